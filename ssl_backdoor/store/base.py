@@ -1,0 +1,342 @@
+"""What a store promises, and what every store shares: names, digests, the manifest.
+
+An artifact is a folder of files and a ``manifest.json`` that is written last: where there is no manifest there is no
+artifact. An artifact is never changed after that. Two runs that race on one key: the first manifest wins and the
+other run adopts it.
+"""
+
+import abc
+import contextlib
+import errno
+import hashlib
+import math
+import os
+import platform
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.specs import Spec, Stage
+
+MANIFEST = "manifest.json"
+CHECKPOINTS = ".checkpoints"
+KEPT_CHECKPOINTS = 2
+_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_CHECKPOINT = re.compile(r"step-(\d+)\.([0-9a-f]{64})\.ckpt")
+_CHUNK_BYTES = 1 << 20
+
+
+class ArtifactRef(Spec):
+    """Immutable pointer to a stage's result, finished or not yet."""
+
+    stage: Stage
+    key: str
+    """``identity.artifact_key`` of the stage."""
+    uri: str
+    """``{root}/{stage}/{key}`` of the store it came from; for people, since a store goes by stage and key."""
+
+
+class FileEntry(BaseModel):
+    """One file of an artifact."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int = Field(ge=0)
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(BaseModel):
+    """What an artifact is made of and made from. Holds no absolute path, host name or secret."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Stage
+    key: str
+    spec: dict[str, Any]
+    inputs: dict[str, str]
+    """Role to the key of an input artifact, or to the digest of a source."""
+    files: dict[str, FileEntry]
+    """Relative posix path to size and digest."""
+    summary: dict[str, Any]
+    """Small results of the stage, plain JSON; a number that is not finite is ``null``."""
+    versions: dict[str, str]
+    seconds: float
+    parts: str = ""
+    """Folder of the files, relative to the artifact: empty on a file system, the winning attempt's on S3."""
+
+    @field_validator("files")
+    @classmethod
+    def _files_inside(cls, files: dict[str, FileEntry]) -> dict[str, FileEntry]:
+        return {check_name(name): entry for name, entry in files.items()}
+
+    @field_validator("parts")
+    @classmethod
+    def _parts_inside(cls, parts: str) -> str:
+        return check_name(parts) if parts else parts
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the files' names and digests: equal for equal content, whoever made it and when."""
+        lines = "".join(f"{entry.sha256}  {name}\n" for name, entry in sorted(self.files.items()))
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+    def choose(self, names: Sequence[str] | None) -> dict[str, FileEntry]:
+        """The entries of ``names`` (all for None); StoreError naming those that the artifact does not hold."""
+        if names is None:
+            return self.files
+        if missing := [name for name in names if name not in self.files]:
+            raise StoreError(
+                f"expected {', '.join(missing)} in {self.stage}/{self.key}, "
+                f"found {', '.join(self.files) or 'nothing'}; ask for a file that it holds"
+            )
+        return {name: self.files[name] for name in names}
+
+
+class ArtifactStore(abc.ABC):
+    """Where finished stages are kept. Every method raises StoreError when the store cannot do its work."""
+
+    root: str
+    """The URI that opens this store again, from any folder; without credentials."""
+
+    def ref(self, stage: Stage, key: str) -> ArtifactRef:
+        """The pointer for ``stage`` and ``key``, whether finished or not. Pure; SpecError for an impossible key."""
+        if stage not in get_args(Stage) or not _KEY.fullmatch(key):
+            raise SpecError(
+                f"expected a stage of {', '.join(get_args(Stage))} and a key of letters, digits, _ and -, "
+                f"found {stage}/{key}; copy both from `ssl-backdoor show`"
+            )
+        return ArtifactRef(stage=stage, key=key, uri=f"{self.root}/{stage}/{key}")
+
+    @abc.abstractmethod
+    def find(self, stage: Stage, key: str) -> ArtifactRef | None:
+        """The pointer when its manifest is present, else None."""
+
+    @abc.abstractmethod
+    def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
+        """Keys of the finished artifacts of ``stage`` that begin with ``prefix``, sorted."""
+
+    @abc.abstractmethod
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        """The manifest of ``ref``; StoreError when it is absent, truncated or another artifact's."""
+
+    @abc.abstractmethod
+    def fetch(self, ref: ArtifactRef, names: Sequence[str] | None = None) -> Path:
+        """A local folder that holds the files ``names`` (all for None) of ``ref``; do not write there.
+
+        A remote file is verified by sha256 when it is downloaded, once; a local one by its size.
+        """
+
+    @abc.abstractmethod
+    def commit(
+        self,
+        stage: Stage,
+        key: str,
+        files: Path,
+        *,
+        spec: dict[str, Any],
+        inputs: dict[str, str],
+        summary: dict[str, Any],
+        seconds: float,
+    ) -> ArtifactRef:
+        """Keep a copy of the folder ``files`` as the result of ``stage`` and ``key``: the parts, then the manifest.
+
+        A crash before the manifest leaves nothing that can be found. When another run was first, its artifact is
+        adopted and this copy dropped. Absolute paths in ``spec``, ``inputs`` and ``summary`` are cut to their last
+        name.
+        """
+
+    @abc.abstractmethod
+    def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:
+        """Keep a copy of ``file`` as the state after ``step`` steps, atomically; only the two newest are kept."""
+
+    @abc.abstractmethod
+    def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
+        """Step and file of the newest checkpoint whose digest holds; a truncated one is skipped for the older."""
+
+    @abc.abstractmethod
+    def drop_checkpoints(self, stage: Stage, key: str) -> None:
+        """Forget all checkpoints of ``stage`` and ``key``, if any."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Write, read and delete a probe; StoreError with one sentence when that fails."""
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint's step and the sha256 that its file must have: both are in its name."""
+
+    step: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Name of its file."""
+        return f"step-{self.step:06d}.{self.sha256}.ckpt"
+
+    @classmethod
+    def parse(cls, name: str) -> "Checkpoint | None":
+        """The checkpoint called ``name``, or None where that is no checkpoint's name."""
+        found = _CHECKPOINT.fullmatch(name)
+        return cls(int(found.group(1)), found.group(2)) if found else None
+
+
+def newest_first(names: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoints among ``names``, by falling step."""
+    return sorted(filter(None, map(Checkpoint.parse, names)), reverse=True)
+
+
+def superseded(checkpoints: Sequence[Checkpoint], saved: Checkpoint) -> list[Checkpoint]:
+    """Those of ``checkpoints`` (newest first) that can go once ``saved`` is there: its step's others, the oldest."""
+    distinct = [each for each in checkpoints if each == saved or each.step != saved.step]
+    kept = set(distinct[:KEPT_CHECKPOINTS]) | {saved}
+    return [each for each in checkpoints if each not in kept]
+
+
+def check_name(name: str) -> str:
+    """``name`` when it is a relative posix path that stays inside its folder and is not the manifest's own.
+
+    Raises:
+        StoreError: otherwise.
+    """
+    escapes = any(part in ("", ".", "..") for part in name.split("/"))
+    if escapes or "\\" in name or not name.isprintable() or name == MANIFEST:
+        raise StoreError(
+            f"expected a relative path inside the artifact, found the file name {name!r}; rename or remove that file"
+        )
+    return name
+
+
+def list_files(folder: Path) -> dict[str, Path]:
+    """Every file below ``folder`` by its checked, relative posix name, sorted; StoreError for links and devices."""
+    if not folder.is_dir():
+        raise StoreError(f"expected a folder of files to keep, found none at {folder}; run the stage again")
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise StoreError(f"expected plain files and folders, found a link or device at {path}; remove it")
+        if path.is_file():
+            found[check_name(path.relative_to(folder).as_posix())] = path
+    return found
+
+
+def digest_file(file: Path) -> FileEntry:
+    """Size and sha256 of ``file``."""
+    digest, size = hashlib.sha256(), 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def copy_file(source: Path, target: Path) -> FileEntry:
+    """Copy ``source`` to the new file ``target``, on the disk when this returns; size and sha256 of what was copied."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with source.open("rb") as reader, target.open("xb") as writer:
+        while chunk := reader.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += writer.write(chunk)
+        writer.flush()
+        os.fsync(writer.fileno())
+    return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def manifest_bytes(
+    ref: ArtifactRef,
+    files: Mapping[str, FileEntry],
+    *,
+    spec: dict[str, Any],
+    inputs: dict[str, str],
+    summary: dict[str, Any],
+    seconds: float,
+    parts: str = "",
+) -> bytes:
+    """The manifest as it is stored."""
+    manifest = Manifest(
+        stage=ref.stage,
+        key=ref.key,
+        spec=_plain(spec),
+        inputs=_plain(inputs),
+        files=dict(files),
+        summary=_plain(summary),
+        versions=versions(),
+        seconds=seconds,
+        parts=parts,
+    )
+    return manifest.model_dump_json(indent=1).encode()
+
+
+def parse_manifest(data: bytes, ref: ArtifactRef) -> Manifest:
+    """The manifest in ``data``; StoreError unless it is whole and that of ``ref``."""
+    try:
+        manifest = Manifest.model_validate_json(data)
+    except ValidationError as error:
+        raise StoreError(
+            f"expected a whole manifest of {ref.uri}, found {len(data)} bytes that are not one; "
+            "delete that artifact and run again"
+        ) from error
+    if (manifest.stage, manifest.key) != (ref.stage, ref.key):
+        raise StoreError(
+            f"expected the manifest of {ref.uri}, found that of {manifest.stage}/{manifest.key}; "
+            "delete that artifact and run again"
+        )
+    return manifest
+
+
+def absent(ref: ArtifactRef) -> StoreError:
+    """The error for an artifact that is not there."""
+    return StoreError(f"expected an artifact at {ref.uri}, found no manifest; run its stage first or check the store")
+
+
+def versions() -> dict[str, str]:
+    """Versions that a result may depend on. Imports nothing."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("ssl-backdoor", "numpy", "torch"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """``value`` as JSON data without absolute paths or non-finite numbers; TypeError for anything else."""
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case str():
+            return PurePosixPath(value).name if value.startswith(("/", "file://")) else value
+        case Mapping():
+            return {str(name): _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    raise TypeError(f"expected plain JSON data for a manifest, found {type(value).__name__}: {value!r}")
+
+
+_ADVICE = {
+    errno.ENOSPC: "disk full; free some space or choose another place",
+    errno.EDQUOT: "disk full (quota); free some space or choose another place",
+    errno.EACCES: "not writable or readable for this user; choose another place or mend its rights",
+    errno.EPERM: "not writable or readable for this user; choose another place or mend its rights",
+    errno.EROFS: "not writable (a read-only file system); choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
+    errno.EEXIST: "a file stands where a folder is needed; choose another place",
+}
+
+
+@contextlib.contextmanager
+def explained(place: str) -> Iterator[None]:
+    """Turn an OSError inside the block into a StoreError about ``place``, with one sentence of advice."""
+    try:
+        yield
+    except OSError as error:
+        reason = _ADVICE.get(error.errno or 0, f"{error.strerror or error}; choose another place")
+        raise StoreError(f"cannot use {place}: {reason}") from error

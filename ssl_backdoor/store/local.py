@@ -1,0 +1,214 @@
+"""A store on a file system: one folder per artifact, moved into place by a single rename."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, final
+from urllib.parse import unquote
+
+from typing_extensions import override  # of typing itself from Python 3.12 on
+
+from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.specs import Stage
+from ssl_backdoor.store.base import (
+    CHECKPOINTS,
+    MANIFEST,
+    ArtifactRef,
+    ArtifactStore,
+    Checkpoint,
+    Manifest,
+    absent,
+    copy_file,
+    digest_file,
+    explained,
+    list_files,
+    manifest_bytes,
+    newest_first,
+    parse_manifest,
+    superseded,
+)
+
+
+def folder_of(uri: str) -> Path:
+    """The folder that a plain path or a ``file://`` URI names; SpecError for another host's."""
+    if not uri.lower().startswith("file://"):
+        if not uri:
+            raise SpecError("expected a path or URI for the store, found an empty one; name a folder")
+        return Path(uri).expanduser().absolute()
+    path = unquote(uri[len("file://") :].removeprefix("localhost"))
+    if not path.startswith("/"):
+        raise SpecError(f"expected file:///absolute/path for the store, found {uri}; write three slashes")
+    return Path(path)
+
+
+@final
+class LocalStore(ArtifactStore):
+    """Artifacts as ``folder/<stage>/<key>/``; unfinished ones are hidden beside them and harmless."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.root = folder.as_uri()
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @override
+    def find(self, stage: Stage, key: str) -> ArtifactRef | None:
+        ref = self.ref(stage, key)
+        with self._explained():
+            return ref if (self._place(ref) / MANIFEST).is_file() else None
+
+    @override
+    def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
+        with self._explained():
+            found = (self._folder / stage).glob(f"*/{MANIFEST}")
+            return tuple(sorted(file.parent.name for file in found if file.parent.name.startswith(prefix)))
+
+    @override
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        ref = self.ref(ref.stage, ref.key)
+        try:
+            with self._explained():
+                data = (self._place(ref) / MANIFEST).read_bytes()
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                raise absent(ref) from error
+            raise
+        return parse_manifest(data, ref)
+
+    @override
+    def fetch(self, ref: ArtifactRef, names: Sequence[str] | None = None) -> Path:
+        place = self._place(ref)
+        for name, entry in self.manifest(ref).choose(names).items():
+            file = place / name
+            with self._explained():
+                found = f"{file.stat().st_size} bytes" if file.is_file() else "none"
+            if found != f"{entry.bytes} bytes":
+                raise StoreError(
+                    f"expected the file {name} of {entry.bytes} bytes in {place.as_uri()}, found {found}; "
+                    "delete that artifact and run again"
+                )
+        return place
+
+    @override
+    def commit(
+        self,
+        stage: Stage,
+        key: str,
+        files: Path,
+        *,
+        spec: dict[str, Any],
+        inputs: dict[str, str],
+        summary: dict[str, Any],
+        seconds: float,
+    ) -> ArtifactRef:
+        ref = self.ref(stage, key)
+        if self.find(stage, key):
+            return ref
+        place = self._place(ref)
+        with self._explained(), _hidden(place) as unfinished:
+            entries = {name: copy_file(source, unfinished / name) for name, source in list_files(files).items()}
+            data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds)
+            _write(unfinished / MANIFEST, data)
+            _sync_folders(unfinished)
+            try:
+                os.rename(unfinished, place)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                if not self.find(stage, key):  # no winner to adopt: something else lies there
+                    raise StoreError(
+                        f"expected no folder or a finished artifact at {ref.uri}, found a folder without a manifest; "
+                        "remove it and run again"
+                    ) from error
+            _sync_folder(place.parent)
+        return ref
+
+    @override
+    def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:
+        folder = self._checkpoints(stage, key)
+        with self._explained():
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = folder / f".{uuid.uuid4().hex}"
+            try:
+                saved = Checkpoint(step, copy_file(file, unfinished).sha256)
+                os.replace(unfinished, folder / saved.name)
+            finally:
+                unfinished.unlink(missing_ok=True)
+            _sync_folder(folder)
+            for old in superseded(newest_first(os.listdir(folder)), saved):
+                (folder / old.name).unlink(missing_ok=True)
+
+    @override
+    def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
+        folder = self._checkpoints(stage, key)
+        with self._explained():
+            for each in newest_first(os.listdir(folder) if folder.is_dir() else ()):
+                if digest_file(folder / each.name).sha256 == each.sha256:
+                    return each.step, folder / each.name
+        return None
+
+    @override
+    def drop_checkpoints(self, stage: Stage, key: str) -> None:
+        folder = self._checkpoints(stage, key)
+        with self._explained():
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    @override
+    def check(self) -> None:
+        probe = self._folder / f".probe-{uuid.uuid4().hex}"
+        with self._explained():
+            try:
+                _write(probe, b"probe")
+                if probe.read_bytes() != b"probe":
+                    raise StoreError(f"expected to read back what was written to {self.root}; choose another place")
+            finally:
+                probe.unlink(missing_ok=True)
+
+    def _place(self, ref: ArtifactRef) -> Path:
+        return self._folder / ref.stage / self.ref(ref.stage, ref.key).key
+
+    def _checkpoints(self, stage: Stage, key: str) -> Path:
+        return self._folder / CHECKPOINTS / stage / self.ref(stage, key).key
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained(f"the store {self.root}")
+
+
+@contextlib.contextmanager
+def _hidden(place: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``place``, of this attempt alone; gone on leaving unless it was renamed."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = place.parent / f".{place.name}.{uuid.uuid4().hex}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a leftover is hidden and harmless; the block's own error matters
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Write the new file ``file``; it is on the disk when this returns."""
+    with file.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the entries of ``folder`` to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folders(folder: Path) -> None:
+    """The same for ``folder`` and all below it."""
+    for path, _, _ in os.walk(folder):
+        _sync_folder(Path(path))

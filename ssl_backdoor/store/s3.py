@@ -1,0 +1,331 @@
+"""A store on any S3-compatible object store (AWS, SeaweedFS, MinIO, Ceph ...).
+
+Every commit uploads its parts under a prefix of its own attempt, ``<stage>/<key>/<attempt>/``, and then puts
+``<stage>/<key>/manifest.json``, which names the attempt, on the condition that none is there (``If-None-Match: *``).
+So two racers never mix, and what a crash leaves behind belongs to no manifest.
+"""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast, final
+from urllib.parse import urlsplit
+
+import boto3
+from boto3.exceptions import Boto3Error, RetriesExceededError
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    CredentialRetrievalError,
+    HTTPClientError,
+    NoCredentialsError,
+    PartialCredentialsError,
+)
+from botocore.exceptions import ConnectionError as EndpointError
+from typing_extensions import override  # of typing itself from Python 3.12 on
+
+from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.specs import Stage
+from ssl_backdoor.store.base import (
+    CHECKPOINTS,
+    MANIFEST,
+    ArtifactRef,
+    ArtifactStore,
+    Checkpoint,
+    Manifest,
+    absent,
+    digest_file,
+    explained,
+    list_files,
+    manifest_bytes,
+    newest_first,
+    parse_manifest,
+    superseded,
+)
+
+_TRIES = 8  # of one request: an outage of up to half a minute or so is bridged
+_PROBE_TRIES = 2
+_TRANSFER = TransferConfig(multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4)
+_CONFLICT_TRIES = 5
+_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
+_NO_ANSWER = (EndpointError, HTTPClientError)
+_FAILURES = (BotoCoreError, ClientError, Boto3Error)
+
+
+class _AlteredError(StoreError):
+    """An object's content does not have the digest it should have."""
+
+
+def cache_folder() -> Path:
+    """Where fetched files are kept: ``$SSL_BACKDOOR_CACHE``, else ``~/.cache/ssl-backdoor``."""
+    return Path(os.environ.get("SSL_BACKDOOR_CACHE") or "~/.cache/ssl-backdoor").expanduser().absolute()
+
+
+@final
+class S3Store(ArtifactStore):
+    """Artifacts as objects under ``s3://bucket/prefix``; settings from the standard AWS chain."""
+
+    def __init__(self, uri: str) -> None:
+        bucket, _, prefix = uri[len("s3://") :].partition("/")
+        if not bucket or "@" in bucket or ":" in bucket:  # the bucket is not shown: a secret may stand there
+            raise SpecError(
+                "expected s3://bucket/prefix for the store, found no bucket or credentials in its place; "
+                "give credentials in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        prefix = prefix.strip("/")
+        self._bucket = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self.root = f"s3://{bucket}/{prefix}".rstrip("/")
+        self._client = _client(_TRIES)
+
+    @override
+    def find(self, stage: Stage, key: str) -> ArtifactRef | None:
+        ref = self.ref(stage, key)
+        return ref if self._read(self._key(ref, MANIFEST)) is not None else None
+
+    @override
+    def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
+        parts = (name.split("/") for name in self._list(f"{self._prefix}{stage}/{prefix}"))
+        return tuple(sorted(part[-2] for part in parts if part[-1] == MANIFEST))
+
+    @override
+    def manifest(self, ref: ArtifactRef) -> Manifest:
+        ref = self.ref(ref.stage, ref.key)
+        data = self._read(self._key(ref, MANIFEST))
+        if data is None:
+            raise absent(ref)
+        return parse_manifest(data, ref)
+
+    @override
+    def fetch(self, ref: ArtifactRef, names: Sequence[str] | None = None) -> Path:
+        manifest = self.manifest(ref)
+        folder = cache_folder() / ref.stage / ref.key / manifest.digest[:16]
+        for name, entry in manifest.choose(names).items():
+            with _cache_explained():
+                held = (folder / name).is_file() and (folder / name).stat().st_size == entry.bytes
+            if not held:
+                self._download(self._key(ref, manifest.parts, name), folder / name, entry.sha256)
+        with _cache_explained():
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    @override
+    def commit(
+        self,
+        stage: Stage,
+        key: str,
+        files: Path,
+        *,
+        spec: dict[str, Any],
+        inputs: dict[str, str],
+        summary: dict[str, Any],
+        seconds: float,
+    ) -> ArtifactRef:
+        ref = self.ref(stage, key)
+        if self.find(stage, key):
+            return ref
+        attempt = uuid.uuid4().hex
+        with explained(f"the folder {files}"):
+            sources = list_files(files)
+            entries = {name: digest_file(source) for name, source in sources.items()}
+        data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds, parts=attempt)
+        keys = {self._key(ref, attempt, name): source for name, source in sources.items()}
+        try:
+            for object_key, source in keys.items():
+                self._upload(source, object_key)
+        except BaseException:
+            self._discard(list(keys))
+            raise
+        # From here on nothing is discarded unless another run's manifest is seen: a put whose answer was lost may
+        # have been carried out, and its own retry then finds the place taken by this very attempt.
+        if not self._put_first(self._key(ref, MANIFEST), data) and self.manifest(ref).parts != attempt:
+            self._discard(list(keys))
+        return ref
+
+    @override
+    def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:
+        folder = self._checkpoints(stage, key)
+        with explained(f"the file {file}"):
+            saved = Checkpoint(step, digest_file(file).sha256)
+        self._upload(file, folder + saved.name)
+        names = [each.removeprefix(folder) for each in self._list(folder)]
+        self._delete([folder + old.name for old in superseded(newest_first(names), saved)])
+
+    @override
+    def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
+        folder = self._checkpoints(stage, key)
+        for each in newest_first([found.removeprefix(folder) for found in self._list(folder)]):
+            file = self._checkpoint_cache(stage, key) / each.name
+            with contextlib.suppress(_AlteredError):  # truncated or altered: the older one serves
+                self._download(folder + each.name, file, each.sha256)
+                return each.step, file
+        return None
+
+    @override
+    def drop_checkpoints(self, stage: Stage, key: str) -> None:
+        self._delete(self._list(self._checkpoints(stage, key)))
+        with _cache_explained():
+            folder = self._checkpoint_cache(stage, key)
+            if folder.exists():
+                shutil.rmtree(folder)
+
+    @override
+    def check(self) -> None:
+        key, client = f"{self._prefix}.probe-{uuid.uuid4().hex}", _client(_PROBE_TRIES)
+        with self._explained():
+            client.put_object(Bucket=self._bucket, Key=key, Body=b"probe", IfNoneMatch="*")
+            try:
+                read = client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
+                conditional = not self._put_first(key, b"probe")
+            finally:
+                client.delete_object(Bucket=self._bucket, Key=key)
+        if read != b"probe" or not conditional:
+            raise StoreError(
+                f"expected {self.root} to give back what was put and to honour If-None-Match, found that it does not; "
+                "use an object store that does (AWS S3, SeaweedFS, MinIO, Ceph)"
+            )
+
+    # ------------------------------------------------------------------------------------------- objects
+
+    def _key(self, ref: ArtifactRef, *names: str) -> str:
+        return self._prefix + "/".join((ref.stage, self.ref(ref.stage, ref.key).key, *filter(None, names)))
+
+    def _checkpoints(self, stage: Stage, key: str) -> str:
+        return f"{self._prefix}{CHECKPOINTS}/{stage}/{self.ref(stage, key).key}/"
+
+    def _checkpoint_cache(self, stage: Stage, key: str) -> Path:
+        store = hashlib.sha256(f"{self._client.meta.endpoint_url} {self.root}".encode()).hexdigest()[:16]
+        return cache_folder() / CHECKPOINTS / store / stage / key
+
+    def _read(self, key: str) -> bytes | None:
+        """The object's bytes, or None where there is no such object (a missing bucket is an error)."""
+        with self._explained():
+            try:
+                return cast(bytes, self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read())
+            except self._client.exceptions.NoSuchKey:
+                return None
+
+    def _upload(self, file: Path, key: str) -> None:
+        with self._explained(), explained(f"the file {file}"):
+            self._client.upload_file(str(file), self._bucket, key, Config=_TRANSFER)
+
+    def _put_first(self, key: str, data: bytes) -> bool:
+        """Put the object unless there is one; whether this put is the one that made it."""
+        with self._explained():
+            for wait_s in (0.1 * 2**i for i in range(_CONFLICT_TRIES)):
+                try:
+                    self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                    return True
+                except ClientError as error:
+                    match _status(error):
+                        case 412:
+                            return False
+                        case 409:  # somebody is writing or deleting it at this moment: S3 asks to try again
+                            time.sleep(wait_s)
+                        case _:
+                            raise
+        raise StoreError(f"cannot write to {self.root}: {_CONFLICT_TRIES} conflicts with other writers; run again")
+
+    def _download(self, key: str, file: Path, sha256: str) -> None:
+        """Bring an object to ``file``, atomically and with the digest ``sha256``."""
+        unfinished = file.parent / f".{uuid.uuid4().hex}"
+        with _cache_explained():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with self._explained():
+                    self._client.download_file(self._bucket, key, str(unfinished), Config=_TRANSFER)
+                found = digest_file(unfinished).sha256
+                if found != sha256:
+                    raise _AlteredError(
+                        f"expected sha256 {sha256} of s3://{self._bucket}/{key}, found {found}: "
+                        "it was altered or cut short; delete that artifact and run again"
+                    )
+                os.replace(unfinished, file)
+            finally:
+                unfinished.unlink(missing_ok=True)
+
+    def _list(self, prefix: str) -> list[str]:
+        with self._explained():
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
+            return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def _delete(self, keys: Sequence[str]) -> None:
+        with self._explained():
+            for key in keys:
+                self._client.delete_object(Bucket=self._bucket, Key=key)
+
+    def _discard(self, keys: Sequence[str]) -> None:
+        """Delete a lost attempt's objects as far as possible; what stays belongs to no manifest and is harmless."""
+        with contextlib.suppress(StoreError), self._explained():
+            client = _client(_PROBE_TRIES)
+            for key in keys:
+                client.delete_object(Bucket=self._bucket, Key=key)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn boto3's exceptions into a StoreError of one sentence, without the server's text (secrets)."""
+        try:
+            yield
+        except _FAILURES as error:
+            raise StoreError(self._sentence(_root_cause(error))) from error
+
+    def _sentence(self, error: BaseException) -> str:
+        address = urlsplit(self._client.meta.endpoint_url)
+        place = f"{self.root} at {address.scheme}://{address.netloc.rpartition('@')[2]}"
+        if isinstance(error, _NO_CREDENTIALS):
+            return f"no credentials for {place}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+        if isinstance(error, _NO_ANSWER):
+            return f"cannot reach {place}; check AWS_ENDPOINT_URL and that the object store runs"
+        if not isinstance(error, ClientError):
+            return f"cannot use {place} ({type(error).__name__}); check the AWS settings and try again"
+        code, status = error.response.get("Error", {}).get("Code", "no code"), _status(error)
+        if code == "NoSuchBucket":
+            return f"expected the bucket of {place}, found none; create it or name another"
+        if status in (401, 403):
+            return (
+                f"{place} refuses these credentials ({code}); "
+                f"check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket"
+            )
+        if status == 404:
+            return f"expected an object in {place}, found it gone; delete the artifact it belongs to and run again"
+        return f"{place} answered {code} ({status}); try again, or look at the object store's log"
+
+
+def _client(tries: int) -> Any:
+    """A boto3 client from the standard AWS chain that makes each request up to ``tries`` times."""
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": tries},
+        s3={"addressing_style": "path"},
+        connect_timeout=5,
+        read_timeout=60,
+    )
+    try:
+        session = boto3.session.Session()
+        return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    except (BotoCoreError, ValueError) as error:
+        raise StoreError(
+            f"cannot set up S3 access ({type(error).__name__}); "
+            "check AWS_ENDPOINT_URL, AWS_PROFILE and the AWS configuration files"
+        ) from error
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """What lies under the errors that boto3's transfers wrap around others."""
+    if isinstance(error, RetriesExceededError):
+        return cast(BaseException, error.last_exception)
+    return error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error
+
+
+def _status(error: ClientError) -> int:
+    return cast(int, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _cache_explained() -> contextlib.AbstractContextManager[None]:
+    return explained(f"the cache folder {cache_folder()} (SSL_BACKDOOR_CACHE)")

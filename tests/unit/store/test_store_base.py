@@ -1,0 +1,126 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+from store_worker import REPOSITORY
+
+from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.store import Manifest, open_store
+from ssl_backdoor.store.base import Checkpoint, check_name, explained, manifest_bytes, newest_first, superseded
+from ssl_backdoor.store.local import folder_of
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a.txt", "shards/train-000000.tar", "..a/b..", ".hidden", "sub/manifest.json", "é"]
+)
+def test_a_name_inside_the_artifact_passes(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/a", "../a", "a/../b", "a//b", "a/", "./a", "a\\b", "a\nb", "a\0b", "\udc80", "manifest.json"]
+)
+def test_a_name_that_escapes_is_refused(name):
+    with pytest.raises(StoreError, match="relative path inside the artifact"):
+        check_name(name)
+
+
+@pytest.mark.parametrize("change", [{"files": {"../x": {"bytes": 1, "sha256": "0" * 64}}}, {"parts": "../other"}])
+def test_a_hostile_manifest_is_refused(change):
+    plain = {"stage": "train", "key": "k", "spec": {}, "inputs": {}, "files": {}, "summary": {}, "versions": {}}
+    assert Manifest(**plain, seconds=1.0).parts == ""
+    with pytest.raises(StoreError, match="relative path"):
+        Manifest(**{**plain, **change}, seconds=1.0)
+
+
+def test_a_manifest_carries_versions_and_no_paths(tmp_path):
+    ref = open_store(str(tmp_path)).ref("poison", "k")
+    data = manifest_bytes(
+        ref,
+        {},
+        spec={"trigger": {"file": "/home/someone/secret place/trigger.png", "size_px": 6}},
+        inputs={"dataset": "0" * 64},
+        summary={"worst": float("nan"), "sizes": (1, 2), "at": f"file://{tmp_path}/x"},
+        seconds=1.5,
+    )
+    found = json.loads(data)
+    assert found["spec"] == {"trigger": {"file": "trigger.png", "size_px": 6}}
+    assert found["summary"] == {"worst": None, "sizes": [1, 2], "at": "x"}
+    assert set(found["versions"]) == {"python", "machine", "ssl-backdoor", "numpy", "torch"}
+    assert found["versions"]["numpy"] == np.__version__
+    assert str(tmp_path) not in data.decode()
+
+
+def test_a_summary_that_is_not_json_is_a_programming_error(tmp_path):
+    ref = open_store(str(tmp_path)).ref("poison", "k")
+    with pytest.raises(TypeError, match="int64"):
+        manifest_bytes(ref, {}, spec={}, inputs={}, summary={"n": np.int64(3)}, seconds=0.0)
+
+
+def test_the_digest_tells_content_and_not_who_made_it():
+    plain = {"stage": "train", "key": "k", "spec": {}, "inputs": {}, "summary": {}, "versions": {}}
+    a, b = {"bytes": 1, "sha256": "a" * 64}, {"bytes": 1, "sha256": "b" * 64}
+    first = Manifest(**plain, files={"x": a, "y": b}, seconds=1.0)
+    assert Manifest(**plain, files={"y": b, "x": a}, seconds=2.0, parts="q").digest == first.digest
+    assert Manifest(**plain, files={"x": b, "y": a}, seconds=1.0).digest != first.digest
+
+
+def test_a_file_entry_needs_a_digest():
+    with pytest.raises(ValidationError):
+        Manifest.model_validate_json('{"stage":"train","key":"k","files":{"x":{"bytes":1,"sha256":"zz"}}}')
+
+
+def test_checkpoints_are_ordered_by_step_and_the_oldest_go():
+    a, b = "a" * 64, "b" * 64
+    names = [f"step-000900.{a}.ckpt", f"step-1000000.{a}.ckpt", f"step-000100.{a}.ckpt", ".unfinished", "step-1.ckpt"]
+    ordered = newest_first(names)
+    assert [each.step for each in ordered] == [1_000_000, 900, 100]
+    assert [each.name for each in ordered] == [names[1], names[0], names[2]]
+    assert [each.step for each in superseded(ordered, ordered[0])] == [100]
+    again = [Checkpoint(300, b), Checkpoint(300, a), Checkpoint(200, a), Checkpoint(100, a)]
+    assert superseded(again, Checkpoint(300, a)) == [Checkpoint(300, b), Checkpoint(100, a)]
+    late = [Checkpoint(300, a), Checkpoint(200, a), Checkpoint(150, a)]
+    assert superseded(late, Checkpoint(150, a)) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("ftp://host/x", "found ftp://"),
+        ("", "empty"),
+        ("file://host/x", "three slashes"),
+        ("s3://", "no bucket"),
+        ("s3:///x", "no bucket"),
+        ("s3://AKIA:hunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+    ],
+)
+def test_an_impossible_uri_is_refused_without_repeating_secrets(uri, sentence):
+    with pytest.raises(SpecError, match=sentence) as caught:
+        open_store(uri)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_plain_paths_and_file_uris_name_the_same_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = tmp_path / "a b#c"
+    assert folder_of("a b#c") == folder_of(str(place)) == folder_of(place.as_uri()) == place
+    assert folder_of("~/x") == tmp_path / "home/x"
+    assert open_store("a b#c").root == open_store(place.as_uri()).root == place.as_uri()
+
+
+def test_a_full_disk_and_others_are_named():
+    for number, words in ((28, "disk full"), (122, "quota"), (30, "read-only"), (13, "rights"), (5, "Input/output")):
+        with pytest.raises(StoreError, match=words), explained("the store x"):
+            raise OSError(number, "Input/output error")
+
+
+def test_the_local_store_imports_neither_boto3_nor_torch(tmp_path):
+    code = (
+        "import sys, ssl_backdoor.store as s; s.open_store(sys.argv[1]); print({'boto3', 'torch'} & set(sys.modules))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.check_output(command, text=True, cwd=REPOSITORY).strip() == "set()"
