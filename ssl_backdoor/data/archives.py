@@ -1,0 +1,262 @@
+"""Files out of a folder, a tar, a tar.gz or a zip, one after the other, whatever the archive tries."""
+
+import gzip
+import io
+import os
+import re
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Protocol
+
+from ssl_backdoor.errors import DataError
+
+MAX_MEMBER_BYTES = 256 * 2**20
+_BUFFER_BYTES = 2**20
+# What tarfile, gzip and zipfile raise on damaged or hostile bytes.
+_DAMAGE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    OverflowError,
+    RuntimeError,
+    NotImplementedError,
+)
+
+
+class Member(NamedTuple):
+    """A regular file: its relative POSIX name, and its bytes where they were wanted and could be had."""
+
+    name: str
+    data: bytes | None = None
+    problem: str = ""
+    """Why ``data`` is missing although it was wanted."""
+
+
+Wanted = Callable[[str], bool]
+
+
+class Files(Protocol):
+    """Regular files under one root, always in the same order; memory holds one at a time."""
+
+    def members(self, wanted: Wanted) -> Iterator[Member]:
+        """Every file in order, once; ``wanted`` is asked for each name, in order, whether to read it."""
+        ...
+
+
+def nothing(_: str) -> bool:
+    """Wants no file: a listing."""
+    return False
+
+
+def is_hidden(name: str) -> bool:
+    """Files that systems leave behind: dot files and macOS resource forks."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+
+
+def open_files(path: Path) -> Files:
+    """The files of the folder or archive at ``path``; an archive is told by its first bytes, not by its name.
+
+    Raises:
+        DataError: ``path`` is neither a folder nor a tar, tar.gz or zip.
+    """
+    if path.is_dir():
+        return FolderFiles(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}): check the path given with --data") from error
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return ZipFiles(path)
+    if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar" or path.suffix == ".tar":
+        return TarFiles(path)
+    raise DataError(f"{path} is neither a folder nor a tar, tar.gz or zip archive")
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Refuse a member name that would leave the folder it is unpacked into."""
+    parts = re.split(r"[/\\]", name)
+    if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
+        raise DataError(f"{path} holds the unsafe member {name!r}, which points outside of it: do not use this archive")
+
+
+def _clean(name: str) -> str:
+    """``name`` without ``.`` and empty parts."""
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turn whatever damaged bytes raise into one sentence."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} is truncated or damaged ({reason}): fetch or pack it again") from error
+
+
+class FolderFiles:
+    """The files below a folder, sorted by name at every level; symbolic links are followed, loops are not."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def members(self, wanted: Wanted) -> Iterator[Member]:
+        """See ``Files``."""
+        for name, path in self.walk():
+            yield self._read(name, path) if wanted(name) else Member(name)
+
+    def walk(self) -> Iterator[tuple[str, str]]:
+        """(relative name, path) of every regular file."""
+        yield from self._walk(str(self.root), "", ())
+
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
+        status = os.stat(folder)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            return
+        try:
+            with os.scandir(folder) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"cannot list the folder {folder} ({error.strerror}): check its permissions") from error
+        for entry in entries:
+            if entry.is_dir():
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
+            elif entry.is_file():
+                yield prefix + entry.name, entry.path
+
+    def _read(self, name: str, path: str) -> Member:
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_MEMBER_BYTES + 1)
+        except OSError as error:
+            return Member(name, problem=f"cannot be read: {error.strerror}")
+        return _limited(name, data, len(data))
+
+
+def _limited(name: str, data: bytes, size: int) -> Member:
+    if size > MAX_MEMBER_BYTES:
+        return Member(name, problem=f"over the limit of {MAX_MEMBER_BYTES} bytes a file")
+    return Member(name, data)
+
+
+class _Forward(io.RawIOBase):
+    """A file for ``tarfile`` that only goes forward, in bounded steps.
+
+    Headers that claim a negative or an enormous size make ``tarfile`` loop or fill the memory; here they stop.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._at = 0
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_MEMBER_BYTES + tarfile.RECORDSIZE:
+            raise ValueError(f"a header claims {size} bytes")
+        self.last = self._file.read(size)
+        self._at += len(self.last)
+        return self.last
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence != os.SEEK_SET or offset < self._at:
+            raise ValueError("a header points backwards")
+        self._at = self._file.seek(offset)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+
+class TarFiles:
+    """The files of a tar or tar.gz in archive order, streamed; links and devices are refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def members(self, wanted: Wanted) -> Iterator[Member]:
+        """See ``Files``."""
+        with _damage_named(self.path), self._open() as raw:
+            forward = _Forward(raw)
+            with tarfile.open(fileobj=forward, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    # tarfile would keep every header it has seen; its stubs hide the public list
+                    tar.members = []  # type: ignore[attr-defined]
+                    self._check(info)
+                    if info.isreg():
+                        name = _clean(info.name)
+                        yield self._read(tar, info, name) if wanted(name) else Member(name)
+            # tarfile takes a damaged header for the end; the true end is a block of zeros
+            if len(forward.last) != tarfile.BLOCKSIZE or any(forward.last):
+                raise EOFError("no end-of-archive mark")
+
+    def _open(self) -> BinaryIO:
+        file = self.path.open("rb")
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        if not is_gzip:
+            return file
+        return io.BufferedReader(_OwningGzip(file), _BUFFER_BYTES)
+
+    def _check(self, info: tarfile.TarInfo) -> None:
+        _check_name(self.path, info.name)
+        if not (info.isreg() or info.isdir()):
+            kind = "link" if info.issym() or info.islnk() else "special file"
+            raise DataError(f"{self.path} holds the {kind} {info.name!r}: pack regular files only")
+
+    def _read(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
+        if info.size > MAX_MEMBER_BYTES:
+            return _limited(name, b"", info.size)
+        content = tar.extractfile(info)
+        return Member(name, content.read() if content is not None else b"")
+
+
+class _OwningGzip(gzip.GzipFile):
+    """A gzip reader that closes the file it was given."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._owned = file
+
+    def close(self) -> None:
+        super().close()
+        self._owned.close()
+
+
+class ZipFiles:
+    """The files of a zip, sorted by name; links and encrypted members are refused."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def members(self, wanted: Wanted) -> Iterator[Member]:
+        """See ``Files``."""
+        with _damage_named(self.path), zipfile.ZipFile(self.path) as archive:
+            for info in sorted(archive.infolist(), key=lambda info: info.filename):
+                self._check(info)
+                if not info.is_dir():
+                    name = _clean(info.filename.replace("\\", "/"))
+                    yield self._read(archive, info, name) if wanted(name) else Member(name)
+
+    def _check(self, info: zipfile.ZipInfo) -> None:
+        _check_name(self.path, info.orig_filename)
+        mode = info.external_attr >> 16
+        if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DataError(f"{self.path} holds the link or special file {info.filename!r}: pack regular files only")
+        if info.flag_bits & 1:
+            raise DataError(f"{self.path} is encrypted (member {info.filename!r}): unpack it first")
+
+    def _read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:
+        if info.file_size > MAX_MEMBER_BYTES:
+            return _limited(name, b"", info.file_size)
+        with archive.open(info) as content:  # never yields more than file_size bytes, then checks the CRC
+            return Member(name, content.read(MAX_MEMBER_BYTES + 1))

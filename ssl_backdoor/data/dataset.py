@@ -1,0 +1,33 @@
+"""An ingested set of images, and the few samples that a poisoning puts in their place."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import pyarrow as pa
+
+from ssl_backdoor.specs import DatasetSpec
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """``samples`` (schema SAMPLES) locates each image inside ``folder``; ``classes[label]`` names a label."""
+
+    folder: Path
+    samples: pa.Table
+    classes: tuple[str, ...]
+    spec: DatasetSpec
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """``rows`` (schema OVERLAY) locates each replacing image inside ``folder``."""
+
+    folder: Path
+    rows: pa.Table
+
+
+def imagenet100() -> tuple[str, ...]:
+    """The 100 wnids of ImageNet-100 as published with CMC (Tian et al. 2020), which Saha et al. use; sorted."""
+    text = resources.files("ssl_backdoor.data").joinpath("imagenet100.txt").read_text(encoding="ascii")
+    return tuple(text.split())

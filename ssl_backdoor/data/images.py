@@ -1,0 +1,141 @@
+"""Pixels from bytes and back. Bytes are hostile: the size is read from the header before anything is decoded."""
+
+import io
+import struct
+import threading
+import warnings
+import zlib
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL.ImageFile import ImageFile
+
+from ssl_backdoor.errors import DataError
+
+UInt8Image = npt.NDArray[np.uint8]
+
+# Pillow warns while it parses odd EXIF blocks. Python 3.11's warning filters are shared by all threads, so the header
+# (which holds the interpreter lock anyway) is parsed under a lock; decoding runs in parallel.
+_HEADER_LOCK = threading.Lock()
+
+
+class Header(NamedTuple):
+    """What an image says of itself; ``suffix`` is that of its true format."""
+
+    suffix: str
+    width: int
+    height: int
+
+
+def _opener(data: bytes) -> tuple[str, type[ImageFile]]:
+    """The suffix and the Pillow class for ``data``, by its first bytes."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "jpg", JpegImagePlugin.JpegImageFile
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png", PngImagePlugin.PngImageFile
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp", WebPImagePlugin.WebPImageFile
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "gif", GifImagePlugin.GifImageFile
+    if data.startswith(b"BM"):
+        return "bmp", BmpImagePlugin.BmpImageFile
+    raise DataError(f"not a JPEG, PNG, WebP, GIF or BMP image ({len(data)} bytes)")
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[str, ImageFile]:
+    """Parse the header; ``Image.open`` is avoided because its own bomb check warns."""
+    suffix, factory = _opener(data)
+    try:
+        with _HEADER_LOCK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = factory(io.BytesIO(data), "")
+    except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
+        raise DataError(f"broken {suffix} header: {_words(error)}") from error
+    if image.width * image.height > max_pixels:
+        raise DataError(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
+    return suffix, image
+
+
+def _load(image: ImageFile) -> None:
+    """Decode every pixel."""
+    try:
+        image.load()
+    except Exception as error:  # as in _open
+        raise DataError(f"cannot be decoded: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def inspect(data: bytes, max_pixels: int) -> Header:
+    """Decode ``data`` fully and return its format and size in px.
+
+    Raises:
+        DataError: not an image, over ``max_pixels``, or it does not decode.
+    """
+    suffix, image = _open(data, max_pixels)
+    _load(image)
+    return Header(suffix, image.width, image.height)
+
+
+def decode(data: bytes, max_pixels: int) -> UInt8Image:
+    """``data`` as uint8 (height, width, 3) RGB; transparency is dropped, EXIF orientation is not applied.
+
+    Raises:
+        DataError: not an image, over ``max_pixels`` (checked in the header, before decoding), or it does not decode.
+    """
+    _, opened = _open(data, max_pixels)
+    _load(opened)
+    image: Image.Image = opened
+    if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.mode in ("P", "PA") and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def to_frame(image: UInt8Image, side_px: int) -> UInt8Image:
+    """Bring uint8 (height, width, 3) to (side_px, side_px, 3): shorter side resized, then centre crop.
+
+    Shrinking averages areas (Pillow's box filter); enlarging is bilinear. 0 or the same size returns ``image`` itself.
+    """
+    height, width = image.shape[:2]
+    if side_px == 0 or (height == width == side_px):
+        return image
+    short = min(height, width)
+    if short != side_px:
+        size = (max(side_px, round(width * side_px / short)), max(side_px, round(height * side_px / short)))
+        resampling = Image.Resampling.BOX if side_px < short else Image.Resampling.BILINEAR
+        image = np.asarray(Image.fromarray(image).resize(size, resampling))
+        height, width = image.shape[:2]
+    top, left = (height - side_px) // 2, (width - side_px) // 2
+    return np.ascontiguousarray(image[top : top + side_px, left : left + side_px])
+
+
+def encode_png(image: UInt8Image) -> bytes:
+    """Lossless PNG of uint8 (height, width, 3): every row as differences to the left, fastest compression.
+
+    Pillow's encoder takes twice as long on small images: it tries all filters on every row.
+    """
+    height, width, _ = image.shape
+    flat = image.reshape(height, 3 * width)
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 1  # the filter "Sub"
+    rows[:, 1:] = flat
+    rows[:, 4:] -= flat[:, :-3]
+    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    chunks = ((b"IHDR", size), (b"IDAT", zlib.compress(rows.tobytes(), 1)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+def encode_jpeg75(image: UInt8Image) -> bytes:
+    """JPEG of uint8 (height, width, 3) at quality 75 with halved chroma, Pillow's default, as Saha et al.'s code."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=75)
+    return file.getvalue()

@@ -1,0 +1,190 @@
+"""A whole split held as one uint8 tensor: read shard by shard, decoded in a few threads, written straight to its place.
+
+Memory beyond the tensor itself is a few chunks of encoded images, whatever the size of the split.
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from PIL import Image
+
+from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.data.images import UInt8Image, decode, to_frame
+from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.errors import DataError
+from ssl_backdoor.progress import OnProgress, Progress, silent
+
+CHUNK_IMAGES = 64
+CHUNK_BYTES = 4 << 20
+"""One task decodes so many images, or fewer when their bytes reach this."""
+MAX_THREADS = 4
+
+
+class Resident(NamedTuple):
+    """A split in memory; row i of each field is the same sample."""
+
+    images: torch.Tensor
+    """(N, 3, H, W) uint8; H = W wherever the spec or the evaluation sets a side."""
+    labels: torch.Tensor
+    """(N,) int64, -1 where there is none."""
+    keys: tuple[str, ...]
+
+
+class _Encoded(NamedTuple):
+    """An image's bytes and the row of the tensor they go to; an empty ``sha256`` is not checked."""
+
+    row: int
+    key: str
+    data: bytes
+    sha256: str
+
+
+def load_resident(
+    dataset: Dataset,
+    split: str,
+    overlay: Overlay | None = None,
+    resize_px: int = 0,
+    crop_px: int = 0,
+    on_progress: OnProgress = silent,
+) -> Resident:
+    """Decode ``split`` into memory, in the order of the samples table.
+
+    Args:
+        dataset: an ingested dataset; ``spec.frame_px`` (or ``resident_px``) is the side the images are brought to.
+        split: "train" or "test".
+        overlay: its images take the place of those they replace. Order, keys and labels stay, so that shuffling cannot
+            reveal which samples came from it.
+        resize_px: then the shorter side is resized to this, as torchvision's ``Resize`` on PIL images; 0 leaves it.
+        crop_px: then a centre crop of this side, as torchvision's ``CenterCrop``; 0 leaves the image whole.
+        on_progress: hears of the images done.
+
+    Raises:
+        DataError: no image in the split, an image that does not decode, images of different sizes where none is set, a
+            crop larger than the image, or an overlay that is damaged or belongs to another dataset.
+    """
+    samples = dataset.samples.filter(pc.equal(dataset.samples["split"], split))
+    if not samples.num_rows:
+        raise DataError(f"the dataset has no {split!r} images, but they are needed here: ingest a source that has some")
+    keys = tuple(samples["key"].to_pylist())
+    side_px = dataset.spec.frame_px or dataset.spec.resident_px
+
+    def pixels(encoded: _Encoded) -> UInt8Image:
+        return _pixels(encoded, dataset.spec.max_image_pixels, side_px, resize_px, crop_px)
+
+    first = pixels(next(_encoded(dataset, samples, keys, overlay)))
+    images = np.empty((len(keys), 3, *first.shape[:2]), dtype=np.uint8)
+    _fill(images, _encoded(dataset, samples, keys, overlay), pixels, on_progress)
+    labels = samples["label"].to_numpy().astype(np.int64)
+    return Resident(torch.from_numpy(images), torch.from_numpy(labels), keys)
+
+
+def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8Image:
+    """Resize, then crop the centre, as torchvision's ``Resize`` and ``CenterCrop`` on PIL images; 0 leaves either out.
+
+    Args:
+        image: uint8 (height, width, 3).
+        resize_px: the shorter side after Pillow's antialiased bilinear resampling.
+        crop_px: side of the centre crop.
+
+    Raises:
+        DataError: ``crop_px`` is larger than a side.
+    """
+    height, width = image.shape[:2]
+    short = min(height, width)
+    if resize_px and short != resize_px:
+        height, width = int(height * resize_px / short), int(width * resize_px / short)
+        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+    if not crop_px:
+        return image
+    if crop_px > min(height, width):
+        raise DataError(
+            f"a centre crop of {crop_px} px needs sides at least as long, but the image has {width} x {height} px: "
+            "lower evaluation.crop_px or raise evaluation.resize_px"
+        )
+    top, left = round((height - crop_px) / 2), round((width - crop_px) / 2)
+    return image[top : top + crop_px, left : left + crop_px]
+
+
+def _encoded(dataset: Dataset, samples: pa.Table, keys: tuple[str, ...], overlay: Overlay | None) -> Iterator[_Encoded]:
+    """Every row of ``samples`` once: first those of the base shards, in order, then those of the overlay."""
+    if overlay is None:
+        yield from map(_Encoded, range(len(keys)), keys, read_bytes(dataset.folder, samples), repeat(""))
+        return
+    replaced = overlay.rows["source_key"].combine_chunks()
+    if strangers := replaced.filter(pc.invert(pc.is_in(replaced, value_set=dataset.samples["key"].combine_chunks()))):
+        raise DataError(
+            f"the overlay replaces {len(strangers)} images that the dataset lacks, such as {strangers[0].as_py()!r}: "
+            "it was made for another dataset; poison this one again"
+        )
+    kept = pc.invert(pc.is_in(samples["key"], value_set=replaced))
+    base, base_rows = samples.filter(kept), np.flatnonzero(kept.to_numpy()).tolist()
+    yield from map(_Encoded, base_rows, base["key"].to_pylist(), read_bytes(dataset.folder, base), repeat(""))
+    places = pc.index_in(replaced, value_set=samples["key"].combine_chunks())
+    here = places.is_valid()
+    own, own_rows = overlay.rows.filter(here), places.drop_null().to_pylist()
+    digests = own["sha256"].to_pylist()
+    yield from map(_Encoded, own_rows, own["source_key"].to_pylist(), read_bytes(overlay.folder, own), digests)
+
+
+def _pixels(encoded: _Encoded, max_pixels: int, side_px: int, resize_px: int, crop_px: int) -> UInt8Image:
+    """Check, decode and frame one image."""
+    if encoded.sha256 and hashlib.sha256(encoded.data).hexdigest() != encoded.sha256:
+        raise DataError(f"the overlay's image {encoded.key!r} is not the one that was recorded: poison the data again")
+    try:
+        return to_evaluated_frame(to_frame(decode(encoded.data, max_pixels), side_px), resize_px, crop_px)
+    except DataError as error:
+        raise DataError(f"image {encoded.key!r}: {error}") from error
+
+
+def _fill(
+    images: np.ndarray, encoded: Iterator[_Encoded], pixels: Callable[[_Encoded], UInt8Image], on_progress: OnProgress
+) -> None:
+    """Write every image to its row of ``images`` (N, 3, H, W); a bounded number of chunks is in flight."""
+
+    def write(chunk: list[_Encoded]) -> int:
+        for one in chunk:
+            image = pixels(one)
+            if image.shape[:2] != images.shape[2:]:
+                raise DataError(_sizes_differ(one.key, image.shape, images.shape))
+            images[one.row] = image.transpose(2, 0, 1)
+        return len(chunk)
+
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    done, running = 0, deque[Future[int]]()
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk in _chunks(encoded):
+            running.append(pool.submit(write, chunk))
+            if len(running) > 2 * threads:
+                done += running.popleft().result()
+                on_progress(Progress(done, len(images), "images"))
+        while running:
+            done += running.popleft().result()
+            on_progress(Progress(done, len(images), "images"))
+
+
+def _chunks(encoded: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:
+    chunk, num_bytes = list[_Encoded](), 0
+    for one in encoded:
+        chunk.append(one)
+        num_bytes += len(one.data)
+        if len(chunk) == CHUNK_IMAGES or num_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
+
+
+def _sizes_differ(key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    return (
+        f"images held in memory need one size, but {key!r} has {found[1]} x {found[0]} px and the first has "
+        f"{expected[3]} x {expected[2]} px: set dataset.resident_px or dataset.frame_px to bring all to one side"
+    )

@@ -1,0 +1,162 @@
+"""Which images of a source are kept, in which split, under which label: decided from names, before any pixel is read.
+
+Chance enters by a number that each image's name gets from the seed, so a choice depends neither on the order of the
+source nor on where it lies. Memory is some thirty bytes an image.
+"""
+
+import difflib
+import hashlib
+import re
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ssl_backdoor.data.items import IMAGE_SUFFIXES, Item
+from ssl_backdoor.errors import DataError, SpecError
+from ssl_backdoor.seeds import sub_seed
+from ssl_backdoor.specs import DatasetSpec
+
+_MAX_KEY = 80
+Ints = npt.NDArray[np.int64]
+
+
+def _raw(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def _fingerprint(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(_raw(text), digest_size=8).digest(), "big")
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(_raw(name)).hexdigest()[:10]
+
+
+def plain_key(name: str) -> str:
+    """``train/cat/0001.jpg`` as ``train-cat-0001``: letters, digits, ``_`` and ``-``, at most 80."""
+    stem, dot, suffix = name.rpartition(".")
+    stem = stem if dot and suffix.lower() in IMAGE_SUFFIXES else name
+    key = re.sub(r"[^A-Za-z0-9_-]", "_", stem.replace("/", "-"))
+    return key if len(key) <= _MAX_KEY else f"{key[: _MAX_KEY - 11]}-{_digest(name)}"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The decision for each image of a listing, in its order."""
+
+    keep: npt.NDArray[np.bool_]
+    is_test: npt.NDArray[np.bool_]
+    labels: npt.NDArray[np.int32]
+    """Index into ``classes``; -1 where there is none."""
+    classes: tuple[str, ...]
+    fingerprints: npt.NDArray[np.uint64]
+    """Of the plain keys."""
+    shared: frozenset[int]
+    """Fingerprints that more than one image has."""
+
+    def named(self, items: Iterable[Item]) -> Iterator[tuple[int, str, Item]]:
+        """(row, unique key, item) of the kept images.
+
+        Raises:
+            DataError: the source is not the one that was listed, or holds one name twice.
+        """
+        rows = np.flatnonzero(self.keep)
+        seen: set[str] = set()
+        count = 0
+        for count, item in enumerate(items, start=1):
+            key = plain_key(item.name)
+            fingerprint = _fingerprint(key)
+            if count > len(rows) or fingerprint != int(self.fingerprints[rows[count - 1]]):
+                raise DataError("the data changed while they were read: start again when nobody writes to them")
+            if fingerprint in self.shared:
+                key = f"{key}-{_digest(item.name)}"
+                if key in seen:
+                    raise DataError(f"two images are named {item.name!r}: rename one of them")
+                seen.add(key)
+            yield int(rows[count - 1]), key, item
+        if count != len(rows):
+            raise DataError("the data changed while they were read: start again when nobody writes to them")
+
+
+def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
+    """Decide by ``spec``'s classes, held-out fraction, caps and kept fraction, in this order.
+
+    Images with a ``problem`` are never kept.
+
+    Raises:
+        SpecError: a class that the data do not have.
+        DataError: no images at all.
+    """
+    draws_test = spec.test_fraction > 0
+    draws_kept = spec.keep_fraction < 1 or spec.max_train_per_class > 0 or spec.max_test_per_class > 0
+    code_of: dict[str | None, int] = {None: 0}
+    codes, tests, usable = array("i"), array("b"), array("b")
+    fingerprints, test_draws, keep_draws = array("Q"), array("Q"), array("Q")
+    for item in listing:
+        codes.append(code_of.setdefault(item.class_name, len(code_of)))
+        tests.append(item.split == "test")
+        usable.append(not item.problem)
+        fingerprints.append(_fingerprint(plain_key(item.name)))
+        if draws_test:
+            test_draws.append(sub_seed(spec.subset_seed, "test", item.name))
+        if draws_kept:
+            keep_draws.append(sub_seed(spec.subset_seed, "keep", item.name))
+    if not codes:
+        raise DataError("no images found: expected files such as train/cat/0001.jpg, an archive of them, or shards")
+
+    classes = _classes(code_of, spec.classes)
+    number = {name: label for label, name in enumerate(classes)}
+    label_of = np.array([number.get(name, -1) if name is not None else -1 for name in code_of], np.int32)
+    labels = label_of[np.frombuffer(codes, np.int32)]
+    is_test = np.frombuffer(tests, np.int8).astype(bool)
+    keep = np.frombuffer(usable, np.int8).astype(bool)
+    if spec.classes:
+        keep &= labels >= 0
+    if draws_test and not is_test[keep].any():
+        for rows in _groups(keep, labels, is_test):
+            is_test[_lowest(test_draws, rows, round(len(rows) * spec.test_fraction))] = True
+    if draws_kept:
+        for rows in _groups(keep, labels, is_test):
+            cap = spec.max_test_per_class if is_test[rows[0]] else spec.max_train_per_class
+            count = min(len(rows), cap) if cap else len(rows)
+            chosen = _lowest(keep_draws, rows, max(1, round(count * spec.keep_fraction)))
+            keep[rows] = False
+            keep[chosen] = True
+    marks = np.frombuffer(fingerprints, np.uint64)
+    values, counts = np.unique(marks, return_counts=True)
+    return Selection(keep, is_test, labels, classes, marks, frozenset(values[counts > 1].tolist()))
+
+
+def _classes(found: Iterable[str | None], wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """The class names in order: by number where all are numbers, else by letter."""
+    names = {name for name in found if name is not None}
+    for name in wanted:
+        if name not in names:
+            near = difflib.get_close_matches(name, sorted(names), n=3, cutoff=0.5) or sorted(names)[:3]
+            hint = f"did you mean {' or '.join(near)}?" if near else "they have no classes at all"
+            raise SpecError(f"the data have no class {name!r} ({len(names)} classes found): {hint}")
+    names = set(wanted) or names
+    if all(name.isdecimal() and name.isascii() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
+
+
+def _groups(
+    keep: npt.NDArray[np.bool_], labels: npt.NDArray[np.int32], is_test: npt.NDArray[np.bool_]
+) -> Iterator[Ints]:
+    """The rows of each split and label among those kept."""
+    rows = np.flatnonzero(keep)
+    group = labels[rows] * 2 + is_test[rows]
+    order = np.argsort(group, kind="stable")
+    for part in np.split(rows[order], np.flatnonzero(np.diff(group[order])) + 1):
+        if len(part):
+            yield part
+
+
+def _lowest(draws: "array[int]", rows: Ints, count: int) -> Ints:
+    """The ``count`` rows that drew the lowest numbers."""
+    drawn = np.frombuffer(draws, np.uint64)[rows]
+    return rows[np.argsort(drawn, kind="stable")[:count]]

@@ -1,0 +1,132 @@
+"""Which source is it, and has it changed? Layouts are told by looking."""
+
+import hashlib
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Literal
+
+from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, nothing, open_files
+from ssl_backdoor.data.cifar import Cifar, is_cifar
+from ssl_backdoor.data.items import IMAGE_SUFFIXES, Source, is_image
+from ssl_backdoor.data.scenes import Scenes
+from ssl_backdoor.data.trees import Tree
+from ssl_backdoor.data.webshards import SIDECARS, WebShards, key_and_field
+from ssl_backdoor.errors import DataError
+from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
+
+_PEEK = 200  # files looked at to tell a layout
+_MAX_SHARDS = 1_000_000
+_BLOCK_BYTES = 2**20
+
+Layout = Literal["folder", "cifar", "webdataset"]
+
+
+def open_source(spec: DatasetSpec, data: str | None) -> Source:
+    """The images that ``spec`` names; ``data`` is a folder, an archive or a brace pattern of shards.
+
+    Raises:
+        DataError: nothing is there, or it has not the layout that the spec demands.
+    """
+    if isinstance(spec.source, ScenesSourceSpec):
+        return Scenes(spec.source)
+    paths = _paths(data)
+    files = open_files(paths[0])
+    layout: Layout = _look(files) if spec.source.layout == "auto" else spec.source.layout
+    if len(paths) > 1 or layout == "webdataset":
+        return WebShards(_shards(paths, files))
+    return Cifar(files) if layout == "cifar" else Tree(files)
+
+
+def source_digest(spec: DatasetSpec, data: str | None) -> str:
+    """Identity of the raw data: sha256 of the archives' content, or of a folder's (path, size, mtime_ns) list.
+
+    Raises:
+        DataError: nothing is there.
+    """
+    if isinstance(spec.source, ScenesSourceSpec):
+        return "scenes"
+    paths = _paths(data)
+    digest = hashlib.sha256()
+    if paths[0].is_dir():
+        for name, file in FolderFiles(paths[0]).walk():
+            status = os.stat(file)
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    elif len(paths) == 1:
+        return _file_digest(paths[0])
+    else:
+        for path in paths:
+            digest.update(f"{path.name}\0{_file_digest(path)}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    except OSError as error:
+        raise DataError(f"cannot read {path} ({error.strerror}): check the path given with --data") from error
+    return digest.hexdigest()
+
+
+def _paths(data: str | None) -> list[Path]:
+    if not data:
+        raise DataError("this recipe needs images of yours: give a folder or an archive with --data")
+    whole = Path(data).expanduser()
+    paths = [whole] if whole.exists() or "{" not in data else [Path(path) for path in expand_braces(str(whole))]
+    if missing := [path for path in paths if not path.exists()]:
+        raise DataError(f"there is nothing at {missing[0]}: check the path given with --data")
+    return paths
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """``a-{000..002}.tar`` and ``{a,b}.tar`` spelt out.
+
+    Raises:
+        DataError: a range of more than a million.
+    """
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    if numbers := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1]):
+        low, high = numbers.groups()
+        if int(high) - int(low) >= _MAX_SHARDS:
+            raise DataError(f"the pattern {pattern} names more than {_MAX_SHARDS} shards")
+        width = len(low) if low.startswith("0") else 0
+        choices = [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
+    else:
+        choices = found[1].split(",")
+    before, after = pattern[: found.start()], pattern[found.end() :]
+    return [path for choice in choices for path in expand_braces(before + choice + after)]
+
+
+def _look(files: Files) -> Layout:
+    """The layout, from the first names. Shards: tars at the top of a folder, or a tar of images beside sidecars."""
+    names = [member.name for member in itertools.islice(files.members(nothing), _PEEK)]
+    if is_cifar(names):
+        return "cifar"
+    if isinstance(files, FolderFiles):
+        is_shards = any(_is_shard(name) for name in names) and not any(is_image(name) for name in names)
+    else:
+        fields: dict[str, set[str]] = {}
+        for key, field in (key_and_field(name) for name in names if "/" not in name):
+            fields.setdefault(key, set()).add(field)
+        is_shards = isinstance(files, TarFiles) and any(
+            found & IMAGE_SUFFIXES and found & SIDECARS for found in fields.values()
+        )
+    return "webdataset" if is_shards else "folder"
+
+
+def _is_shard(name: str) -> bool:
+    return "/" not in name and name.endswith(".tar")
+
+
+def _shards(paths: list[Path], files: Files) -> list[Path]:
+    if isinstance(files, FolderFiles):
+        paths = [Path(path) for name, path in files.walk() if _is_shard(name)]
+    if not paths or not all(isinstance(open_files(path), TarFiles) for path in paths):
+        raise DataError("expected WebDataset shards: tar files, a folder that holds some, or a brace pattern of them")
+    return paths

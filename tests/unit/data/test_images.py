@@ -1,0 +1,125 @@
+import io
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from picture_files import picture
+from PIL import Image
+
+from ssl_backdoor.data.images import decode, encode_jpeg75, encode_png, inspect, to_frame
+from ssl_backdoor.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds no pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("shape", [(9, 14), (1, 1), (3, 1), (1, 300), (200, 100)])
+def test_png_keeps_every_pixel(shape: tuple[int, int]) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    data = encode_png(image)
+    assert np.array_equal(decode(data, 100_000), image)
+    opened = Image.open(io.BytesIO(data))
+    opened.verify()  # Pillow checks the chunks' sums
+    assert (opened.format, opened.mode, opened.size) == ("PNG", "RGB", shape[::-1])
+
+
+def test_jpeg75_has_pillows_tables_and_halved_chroma() -> None:
+    expected = saved(Image.fromarray(PIXELS), "JPEG", quality=75, subsampling="4:2:0")
+    assert encode_jpeg75(PIXELS) == expected
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("PNG", "png"), ("BMP", "bmp"), ("GIF", "gif"), ("WEBP", "webp")])
+def test_every_format_is_told_by_its_bytes(kind: str, suffix: str) -> None:
+    assert inspect(saved(Image.fromarray(PIXELS), kind), 10_000) == (suffix, 14, 9)
+
+
+def test_modes_become_rgb() -> None:
+    grey = np.arange(0, 250, 2, dtype=np.uint8).reshape(5, 25)
+    as_rgb = np.repeat(grey[:, :, None], 3, axis=2)
+    assert np.array_equal(decode(saved(Image.fromarray(grey), "PNG"), 10_000), as_rgb)
+    sixteen = Image.fromarray(grey.astype(np.uint16) * 256 + 17)
+    assert np.array_equal(decode(saved(sixteen, "PNG"), 10_000), as_rgb)
+    with_alpha = np.dstack([as_rgb, np.full_like(grey, 3)])
+    assert np.array_equal(decode(saved(Image.fromarray(with_alpha), "PNG"), 10_000), as_rgb)
+    cmyk = decode(saved(Image.fromarray(PIXELS).convert("CMYK"), "JPEG"), 10_000)
+    assert cmyk.shape == (9, 14, 3)
+
+
+def test_palette_with_transparent_entries_does_not_warn() -> None:
+    palette = Image.fromarray(PIXELS).quantize(8)
+    data = saved(palette, "PNG", transparency=bytes([0, 128, 255, 255, 255, 255, 255, 255]))
+    assert np.array_equal(decode(data, 10_000), np.asarray(palette.convert("RGB")))
+
+
+@pytest.mark.parametrize("side", [7_000, 30_000])
+def test_a_bomb_is_refused_by_its_header_without_a_warning(side: int) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(DataError, match=f"{side} x {side} px is over the limit of 1000000 pixels"):
+            decode(png_header(side, side), 1_000_000)
+        with pytest.raises(DataError, match="over the limit"):
+            inspect(png_header(side, side), 1_000_000)
+    assert not caught
+
+
+def test_pillows_own_limit_does_not_warn_when_ours_is_higher() -> None:
+    data = saved(Image.new("L", (10_000, 9_001)), "PNG")  # over Pillow's 89 million
+    assert inspect(data, 100_000_000) == ("png", 10_000, 9_001)
+
+
+def test_corrupt_exif_does_not_warn() -> None:
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\x00" + bytes(range(7))
+    data = picture(0, kind="JPEG")
+    marker = b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif
+    # without a JFIF resolution, Pillow looks for one in the EXIF block
+    bare = data[:2] + marker + data[2 + 2 + struct.unpack(">H", data[4:6])[0] :]
+    assert inspect(bare, 10_000) == ("jpg", 12, 12)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\xff", b"\xff\xd8\xff", b"GIF89a", b"hello, world", png_header(4, 4), picture(1)[:-40], picture(1)[:30]],
+)
+def test_what_is_no_image_is_a_data_error(data: bytes) -> None:
+    with pytest.raises(DataError):
+        inspect(data, 10_000)
+    with pytest.raises(DataError):
+        decode(data, 10_000)
+
+
+def test_to_frame_averages_areas_and_crops_the_centre() -> None:
+    image = np.zeros((4, 8, 3), np.uint8)
+    image[:, 2:4] = 40  # after shrinking by two: column 1
+    image[:2, 4:6] = 80  # column 2, row 0
+    frame = to_frame(image, 2)
+    assert frame.tolist() == [[[40] * 3, [80] * 3], [[40] * 3, [0] * 3]]
+
+
+def test_to_frame_leaves_the_right_size_alone() -> None:
+    square = PIXELS[:, :9]
+    assert to_frame(PIXELS, 0) is PIXELS
+    assert to_frame(square, 9) is square
+    assert np.array_equal(to_frame(PIXELS, 9), PIXELS[:, 2:11])
+
+
+@pytest.mark.parametrize("shape", [(5, 31), (31, 5), (3, 3), (100, 7), (224, 225)])
+@pytest.mark.parametrize("side", [1, 5, 16])
+def test_to_frame_always_gives_the_side(shape: tuple[int, int], side: int) -> None:
+    assert to_frame(np.full((*shape, 3), 77, np.uint8), side).tolist() == np.full((side, side, 3), 77).tolist()

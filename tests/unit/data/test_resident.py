@@ -1,0 +1,204 @@
+"""Order, replacement by an overlay, framing and misuse of the resident loader."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torchvision.transforms as v1
+from PIL import Image
+
+from ssl_backdoor.data import resident
+from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.data.images import encode_png, to_frame
+from ssl_backdoor.data.resident import load_resident, to_evaluated_frame
+from ssl_backdoor.data.shards import ShardWriter
+from ssl_backdoor.errors import DataError
+from ssl_backdoor.progress import Progress
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import DatasetSpec
+from ssl_backdoor.tables import OVERLAY, SAMPLES
+
+Pixels = dict[str, np.ndarray]
+
+
+def noise(key: str, height: int = 12, width: int = 12) -> np.ndarray:
+    return stream(0, key).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def make_dataset(folder: Path, images: Pixels, spec: DatasetSpec | None = None, num_test: int = 0) -> Dataset:
+    """Shards of five samples; the last ``num_test`` images are the test split; labels are i % 3."""
+    rows = []
+    with ShardWriter(folder, "shards/all", samples_per_shard=5) as writer:
+        for i, (key, image) in enumerate(images.items()):
+            data = encode_png(image)
+            location = writer.write(key, data, "png", {"label": i % 3})
+            height, width = image.shape[:2]
+            row = {"key": key, "split": "train", "label": i % 3, "width": width, "height": height}
+            row |= location._asdict() | {"sha256": hashlib.sha256(data).hexdigest()}
+            row["split"] = "test" if i >= len(images) - num_test else "train"
+            rows.append(row)
+    return Dataset(folder, pa.Table.from_pylist(rows, schema=SAMPLES), ("a", "b", "c"), spec or DatasetSpec())
+
+
+def make_overlay(folder: Path, images: Pixels) -> Overlay:
+    rows = []
+    with ShardWriter(folder, "overlay/overlay", samples_per_shard=5) as writer:
+        for key, image in images.items():
+            data = encode_png(image)
+            row = {"key": key, "source_key": key, "action": "poison", "label": 0, "sub_seed": 1}
+            rows.append(
+                row | writer.write(key, data, "png", {})._asdict() | {"sha256": hashlib.sha256(data).hexdigest()}
+            )
+    return Overlay(folder, pa.Table.from_pylist(rows, schema=OVERLAY))
+
+
+def hwc(images: torch.Tensor) -> np.ndarray:
+    return images.permute(0, 2, 3, 1).numpy()
+
+
+@pytest.fixture
+def images() -> Pixels:
+    return {key: noise(key) for key in (f"s{i:03d}" for i in range(200))}
+
+
+def test_rows_keep_the_order_of_the_table(tmp_path: Path, images: Pixels) -> None:
+    heard: list[Progress] = []
+    loaded = load_resident(make_dataset(tmp_path, images), "train", on_progress=heard.append)
+    assert loaded.keys == tuple(images)
+    assert np.array_equal(hwc(loaded.images), np.stack(list(images.values())))
+    assert loaded.images.dtype == torch.uint8
+    assert loaded.labels.dtype == torch.int64
+    assert loaded.labels.tolist() == [i % 3 for i in range(200)]
+    assert [progress.done for progress in heard] == sorted(progress.done for progress in heard)
+    assert heard[-1] == Progress(200, 200, "images")
+
+
+def test_a_table_in_another_order_than_the_shards(tmp_path: Path, images: Pixels) -> None:
+    dataset = make_dataset(tmp_path, images)
+    order = stream(0, "order").permutation(200)
+    shuffled = Dataset(tmp_path, dataset.samples.take(pa.array(order)), dataset.classes, dataset.spec)
+    loaded = load_resident(shuffled, "train")
+    assert loaded.keys == tuple(f"s{i:03d}" for i in order)
+    assert np.array_equal(hwc(loaded.images), np.stack([images[key] for key in loaded.keys]))
+
+
+def test_splits_are_apart(tmp_path: Path, images: Pixels) -> None:
+    dataset = make_dataset(tmp_path, images, num_test=30)
+    assert load_resident(dataset, "train").keys == tuple(images)[:170]
+    test = load_resident(dataset, "test")
+    assert test.keys == tuple(images)[170:]
+    assert np.array_equal(hwc(test.images), np.stack(list(images.values())[170:]))
+
+
+def test_overlay_takes_the_place_of_what_it_replaces(tmp_path: Path, images: Pixels) -> None:
+    dataset = make_dataset(tmp_path / "base", images, num_test=30)
+    replaced = ("s150", "s003", "s000", "s169")  # not in the table's order
+    poison = {key: noise("poison" + key) for key in replaced}
+    overlay = make_overlay(tmp_path / "poison", poison)
+    loaded, clean = load_resident(dataset, "train", overlay), load_resident(dataset, "train")
+    assert loaded.keys == clean.keys
+    assert torch.equal(loaded.labels, clean.labels)
+    assert np.array_equal(hwc(loaded.images), np.stack([(images | poison)[key] for key in loaded.keys]))
+    assert int((loaded.images != clean.images).flatten(1).any(1).sum()) == len(replaced)
+    assert torch.equal(load_resident(dataset, "test", overlay).images, load_resident(dataset, "test").images)
+
+
+def test_overlay_may_replace_every_image_or_none(tmp_path: Path) -> None:
+    images = {key: noise(key) for key in "abc"}
+    dataset = make_dataset(tmp_path / "base", images)
+    poison = {key: noise("poison" + key) for key in "cab"}
+    loaded = load_resident(dataset, "train", make_overlay(tmp_path / "all", poison))
+    assert np.array_equal(hwc(loaded.images), np.stack([poison[key] for key in "abc"]))
+    loaded = load_resident(dataset, "train", make_overlay(tmp_path / "none", {}))
+    assert np.array_equal(hwc(loaded.images), np.stack([images[key] for key in "abc"]))
+
+
+@pytest.mark.parametrize("spec", [DatasetSpec(frame_px=10), DatasetSpec(resident_px=10)])
+def test_images_of_any_size_are_brought_to_the_spec_s_side(tmp_path: Path, spec: DatasetSpec) -> None:
+    images = {"wide": noise("wide", 20, 33), "tall": noise("tall", 31, 14), "small": noise("small", 5, 6)}
+    dataset = make_dataset(tmp_path / "base", images, spec)
+    overlay = make_overlay(tmp_path / "poison", {"tall": 255 - images["tall"]})
+    loaded = load_resident(dataset, "train", overlay)
+    expected = [to_frame(images["wide"], 10), to_frame(255 - images["tall"], 10), to_frame(images["small"], 10)]
+    assert loaded.images.shape == (3, 3, 10, 10)
+    assert np.array_equal(hwc(loaded.images), np.stack(expected))
+
+
+def test_sizes_that_differ_are_named(tmp_path: Path) -> None:
+    images = {key: noise(key) for key in ("a", "b")} | {"odd": noise("odd", 12, 20)}
+    message = r"'odd' has 20 x 12 px and the first has 12 x 12 px: set dataset\.resident_px or dataset\.frame_px"
+    with pytest.raises(DataError, match=message):
+        load_resident(make_dataset(tmp_path, images), "train")
+
+
+# ------------------------------------------------------------------------------------------- evaluated frame
+
+
+@pytest.mark.parametrize(("height", "width"), [(61, 40), (40, 61), (24, 24), (30, 24), (97, 33), (20, 17)])
+@pytest.mark.parametrize(("resize_px", "crop_px"), [(24, 21), (24, 20), (0, 17), (24, 0), (0, 0)])
+def test_evaluated_frame_is_torchvisions_on_pil(height: int, width: int, resize_px: int, crop_px: int) -> None:
+    image = noise("frame", height, width)
+    transforms = [v1.Resize(resize_px)] * (resize_px > 0) + [v1.CenterCrop(crop_px)] * (crop_px > 0)
+    expected = np.asarray(v1.Compose(transforms)(Image.fromarray(image)))
+    assert np.array_equal(to_evaluated_frame(image, resize_px, crop_px), expected)
+
+
+def test_evaluated_frame_follows_the_resident_frame(tmp_path: Path) -> None:
+    images = {"a": noise("a", 40, 61), "b": noise("b", 33, 50)}
+    dataset = make_dataset(tmp_path, images, DatasetSpec(resident_px=30))
+    loaded = load_resident(dataset, "train", resize_px=24, crop_px=20)
+    expected = [to_evaluated_frame(to_frame(image, 30), 24, 20) for image in images.values()]
+    assert np.array_equal(hwc(loaded.images), np.stack(expected))
+
+
+def test_sizes_need_only_agree_after_the_evaluated_frame(tmp_path: Path) -> None:
+    images = {"a": noise("a", 40, 61), "b": noise("b", 33, 50)}
+    loaded = load_resident(make_dataset(tmp_path, images), "train", resize_px=24, crop_px=20)
+    assert loaded.images.shape == (2, 3, 20, 20)
+
+
+# --------------------------------------------------------------------------------------------------- misuse
+
+
+def test_a_crop_larger_than_the_image_is_refused(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, {"a": noise("a")})
+    with pytest.raises(DataError, match=r"image 'a': a centre crop of 20 px .* has 12 x 12 px"):
+        load_resident(dataset, "train", crop_px=20)
+
+
+def test_a_split_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no 'test' images"):
+        load_resident(make_dataset(tmp_path, {"a": noise("a")}), "test")
+
+
+def test_the_pixel_limit_of_the_spec_holds(tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, {"a": noise("a"), "big": noise("big", 30, 30)}, DatasetSpec(max_image_pixels=200))
+    with pytest.raises(DataError, match=r"image 'big': 30 x 30 px is over the limit of 200 pixels"):
+        load_resident(dataset, "train")
+
+
+def test_an_altered_overlay_image_is_refused(tmp_path: Path, images: Pixels) -> None:
+    dataset = make_dataset(tmp_path / "base", images)
+    overlay = make_overlay(tmp_path / "poison", {"s007": noise("poison")})
+    other = make_overlay(tmp_path / "other", {"s007": noise("another")})
+    swapped = Overlay(other.folder, overlay.rows.drop(["size"]).append_column("size", other.rows["size"]))
+    with pytest.raises(DataError, match="'s007' is not the one that was recorded"):
+        load_resident(dataset, "train", swapped)
+
+
+def test_the_overlay_of_another_dataset_is_refused(tmp_path: Path, images: Pixels) -> None:
+    dataset = make_dataset(tmp_path / "base", images)
+    overlay = make_overlay(tmp_path / "poison", {"s001": noise("poison"), "stranger": noise("poison")})
+    with pytest.raises(DataError, match="replaces 1 images that the dataset lacks, such as 'stranger'"):
+        load_resident(dataset, "train", overlay)
+
+
+def test_large_files_make_smaller_chunks(tmp_path: Path, images: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resident, "CHUNK_BYTES", 1000)
+    heard: list[Progress] = []
+    loaded = load_resident(make_dataset(tmp_path, images), "train", on_progress=heard.append)
+    assert np.array_equal(hwc(loaded.images), np.stack(list(images.values())))
+    assert max(np.diff([0, *(progress.done for progress in heard)])) <= 3
