@@ -1,0 +1,28 @@
+"""One file per paper; ``plan`` is the list of them."""
+
+from collections.abc import Sequence
+from typing import assert_never
+
+import pyarrow as pa
+
+from ssl_backdoor.poison.attacks import saha2022
+from ssl_backdoor.specs import AttackSpec, NoAttackSpec, Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.tables import POISON_PLAN
+
+
+def plan(attack: AttackSpec, samples: pa.Table, classes: Sequence[str], seed: int) -> pa.Table:
+    """The attack's decisions over ``samples`` (SAMPLES) as a POISON_PLAN table sorted by key, without touching a pixel.
+
+    Pure; independent of the order of the rows and of the shards.
+
+    Raises:
+        SpecError: the target class is unknown.
+        DataError: there is no training image to poison.
+    """
+    match attack:
+        case NoAttackSpec():
+            return POISON_PLAN.empty_table()
+        case Saha2022TargetedSpec() | Saha2022UntargetedSpec():
+            return saha2022.plan(attack, samples, classes, seed)
+        case _:
+            assert_never(attack)

@@ -1,0 +1,160 @@
+"""Triggers: small pure functions on uint8 images of shape (height, width, 3).
+
+The frame is the caller's: the stored image when poisoning, the image after resize and crop when testing. Placement and
+pasting follow Saha et al. 2022 (https://arxiv.org/abs/2105.10123), poison-generation/generate_poison.py of
+UMBCvision/SSL-Backdoor at 273ca47.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple, assert_never
+
+import numpy as np
+from PIL import Image
+
+from ssl_backdoor.data.images import UInt8Image, decode
+from ssl_backdoor.errors import DataError, SpecError
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec, TriggerSpec
+
+_MAX_SOURCE_PIXELS = 50_000_000
+
+
+class Box(NamedTuple):
+    """Where a trigger lies, in px of its frame; ``x`` and ``y`` are the left and upper edges."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+
+class Stamped(NamedTuple):
+    """A stamped image and where the trigger went."""
+
+    image: UInt8Image
+    box: Box
+
+
+def size_in(trigger: TriggerSpec, height: int, width: int) -> int:
+    """Side in px of ``trigger`` on an image of ``height`` x ``width`` px, at least 1.
+
+    Raises:
+        SpecError: the trigger is larger than the image.
+    """
+    size = trigger.size_px or max(1, round(trigger.size_frac * min(height, width)))
+    if size > min(height, width):
+        raise SpecError(
+            f"The trigger of {size}x{size} px is larger than the image of {width}x{height} px "
+            "(width x height): lower size_px, or give size_frac."
+        )
+    return size
+
+
+def read_source(trigger: TriggerSpec, kept: Path | None = None) -> bytes | None:
+    """Bytes of an image trigger, from ``kept`` (a poison artifact's copy) or else its own file; None for a drawn one.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if isinstance(trigger, GridTriggerSpec):
+        return None
+    path = kept or Path(trigger.file)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"The trigger image {path} cannot be read ({error.strerror}): give a readable file.") from error
+
+
+@lru_cache(maxsize=32)
+def render(trigger: TriggerSpec, size_px: int, source: bytes | None = None) -> UInt8Image:
+    """The trigger's pixels, uint8 (size_px, size_px, 3), read-only; ``source`` is the file of an image trigger.
+
+    NOTE: an image trigger is resized by PIL's BICUBIC, named here because Pillow's default changed from NEAREST in 7.0
+    and the paper's figures depend on it. It becomes a square, whatever its aspect (the paper's are square).
+
+    Raises:
+        DataError: ``source`` is not a readable image, or not the one whose digest the spec holds.
+    """
+    match trigger:
+        case GridTriggerSpec():
+            pixels = _grid(trigger, size_px)
+        case ImageTriggerSpec():
+            pixels = _picture(trigger, size_px, source)
+        case _:
+            assert_never(trigger)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _grid(trigger: GridTriggerSpec, size_px: int) -> UInt8Image:
+    cells = stream(trigger.seed, "trigger").integers(0, 256, (trigger.cells, trigger.cells, 3), dtype=np.uint8)
+    if trigger.style == "smooth":
+        return np.array(Image.fromarray(cells).resize((size_px, size_px), Image.Resampling.BILINEAR))
+    if trigger.style == "binarised":
+        cells = np.where(cells < 128, 0, 255).astype(np.uint8)
+    cell_of = np.arange(size_px) * trigger.cells // size_px
+    return cells[cell_of][:, cell_of]
+
+
+def _picture(trigger: ImageTriggerSpec, size_px: int, source: bytes | None) -> UInt8Image:
+    if source is None:
+        raise DataError(f"The image trigger {trigger.file} was asked for without its file's content: read it first.")
+    found = hashlib.sha256(source).hexdigest()
+    if trigger.sha256 and found != trigger.sha256:
+        raise DataError(
+            f"The trigger image {trigger.file} has changed: expected sha256 {trigger.sha256}, found {found}; "
+            "restore the file or start a new experiment."
+        )
+    try:
+        pixels = decode(source, _MAX_SOURCE_PIXELS)
+    except DataError as error:
+        raise DataError(f"The trigger image {trigger.file} is unusable ({error}): give a PNG or JPEG.") from error
+    return np.array(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BICUBIC))
+
+
+def place(height: int, width: int, size_px: int, location: tuple[float, float], rng: np.random.Generator) -> Box:
+    """A box whose corner is a uniform integer in [int(low * side), int(high * side - size_px)], per axis, x first.
+
+    Where the upper bound falls below the lower one it is set to the lower one, as upstream.
+
+    NOTE: the corner is then held inside [0, side - size_px]; upstream lets the patch stick out of a small image.
+    """
+    low, high = location
+
+    def corner(side: int) -> int:
+        lower = int(low * side)
+        upper = max(lower, int(high * side - size_px))
+        return min(max(int(rng.integers(lower, upper, endpoint=True)), 0), side - size_px)
+
+    return Box(corner(width), corner(height), size_px, size_px)
+
+
+def paste(image: UInt8Image, patch: UInt8Image, box: Box, opacity: float) -> UInt8Image:
+    """A copy of ``image`` with ``patch`` over ``box``; opacity 1 replaces the pixels."""
+    stamped = image.copy()
+    under = stamped[box.y : box.y + box.height, box.x : box.x + box.width]
+    under[:] = patch if opacity == 1.0 else np.rint((1.0 - opacity) * under + opacity * patch).astype(np.uint8)
+    return stamped
+
+
+def stamp(
+    image: UInt8Image,
+    trigger: TriggerSpec,
+    rng: np.random.Generator,
+    location: tuple[float, float],
+    source: bytes | None = None,
+) -> Stamped:
+    """``image`` (uint8, height x width x 3) with the trigger on it, at a place drawn from ``rng`` within ``location``.
+
+    Pure in its arguments: ``image`` is left as it is. ``source`` is the file of an image trigger.
+
+    Raises:
+        SpecError: the trigger is larger than the image.
+        DataError: the image trigger cannot be used.
+    """
+    height, width = image.shape[:2]
+    size_px = size_in(trigger, height, width)
+    box = place(height, width, size_px, location, rng)
+    return Stamped(paste(image, render(trigger, size_px, source), box, trigger.opacity), box)

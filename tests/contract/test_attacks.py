@@ -1,0 +1,144 @@
+"""What every attack of the union must keep. A new attack joins by a line in EXAMPLES."""
+
+import hashlib
+import typing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tiny_sets import tiny_dataset
+
+from ssl_backdoor.data.dataset import Dataset
+from ssl_backdoor.data.images import decode, encode_jpeg75
+from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.poison.attacks import plan
+from ssl_backdoor.poison.craft import poison
+from ssl_backdoor.poison.triggers import render
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import (
+    AttackSpec,
+    GridTriggerSpec,
+    NoAttackSpec,
+    Saha2022TargetedSpec,
+    Saha2022UntargetedSpec,
+)
+from ssl_backdoor.tables import OVERLAY, POISON_PLAN
+
+TRIGGER = GridTriggerSpec(size_px=6)
+NUM_TRAIN, NUM_TARGET = 30, 10
+LOSSLESS = (
+    (NoAttackSpec(), 0),
+    (Saha2022TargetedSpec(trigger=TRIGGER, target_class="cat", poison_fraction_of_target=0.5), 5),
+    (Saha2022TargetedSpec(trigger=TRIGGER, target_class="cat", poison_fraction_of_target=1.0), 10),
+    (Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=0.1), 3),
+)
+JPEG = tuple((attack.model_copy(update={"codec": "jpeg75"}), count) for attack, count in LOSSLESS[1:])
+EXAMPLES = (*LOSSLESS, *JPEG)
+attacks = pytest.mark.parametrize(("attack", "count"), EXAMPLES, ids=lambda value: getattr(value, "kind", str(value)))
+lossless = pytest.mark.parametrize(("attack", "count"), LOSSLESS, ids=lambda value: getattr(value, "kind", str(value)))
+jpeg = pytest.mark.parametrize(("attack", "count"), JPEG, ids=lambda value: getattr(value, "kind", str(value)))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("base"), train_per_class=NUM_TARGET)
+
+
+def crafted(attack: AttackSpec, dataset: Dataset, out: Path) -> list[dict[str, typing.Any]]:
+    poison(attack, dataset, out, seed=3)
+    overlay = pq.read_table(out / "overlay.parquet")
+    assert overlay.schema == OVERLAY
+    base = {row["key"]: row for row in dataset.samples.to_pylist()}
+    rows = overlay.to_pylist()
+    originals = pa.Table.from_pylist([base[row["source_key"]] for row in rows], schema=dataset.samples.schema)
+    before, after = read_bytes(dataset.folder, originals), read_bytes(out, overlay)
+    return [row | {"before": old, "after": new} for row, old, new in zip(rows, before, after, strict=True)]
+
+
+def test_every_attack_of_the_union_is_examined() -> None:
+    members = typing.get_args(typing.get_args(AttackSpec)[0])
+    assert {type(attack) for attack, _ in EXAMPLES} == set(members)
+
+
+@attacks
+def test_the_count_is_exact_and_the_plan_pure(attack: AttackSpec, count: int, dataset: Dataset) -> None:
+    samples, before = dataset.samples, dataset.samples.to_pylist()
+    first, again = (plan(attack, samples, dataset.classes, 3) for _ in range(2))
+    assert first.schema == POISON_PLAN
+    assert first.equals(again)
+    assert samples.to_pylist() == before
+    assert first["action"].to_pylist().count("poison") == count
+    assert len(set(first["key"].to_pylist())) == first.num_rows
+
+
+@attacks
+def test_the_plan_depends_neither_on_row_order_nor_on_shards(attack: AttackSpec, count: int, dataset: Dataset) -> None:
+    expected = plan(attack, dataset.samples, dataset.classes, 3)
+    for seed in range(3):
+        shuffled = dataset.samples.take(stream(seed, "order").permutation(dataset.samples.num_rows))
+        moved = shuffled.set_column(6, "shard", pa.array([f"other-{seed}"] * shuffled.num_rows))
+        assert plan(attack, moved, dataset.classes, 3).equals(expected)
+    in_pieces = pa.concat_tables([dataset.samples.slice(0, 7), dataset.samples.slice(7)])
+    assert plan(attack, in_pieces, dataset.classes, 3).equals(expected)
+
+
+@attacks
+def test_another_seed_is_another_choice(attack: AttackSpec, count: int, dataset: Dataset) -> None:
+    plans = [plan(attack, dataset.samples, dataset.classes, seed).to_pylist() for seed in range(4)]
+    assert all(one != plans[0] for one in plans[1:]) == (count > 0)
+
+
+@attacks
+def test_poisons_are_training_images_of_the_target_alone(attack: AttackSpec, count: int, dataset: Dataset) -> None:
+    keys = plan(attack, dataset.samples, dataset.classes, 3)["source_key"].to_pylist()
+    prefix = "train-cat-" if isinstance(attack, Saha2022TargetedSpec) else "train-"
+    assert all(key.startswith(prefix) for key in keys)
+
+
+@attacks
+def test_the_overlay_is_what_its_table_says(attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path) -> None:
+    rows = crafted(attack, dataset, tmp_path)
+    assert [{name: row[name] for name in POISON_PLAN.names} for row in rows] == pq.read_table(
+        tmp_path / "plan.parquet"
+    ).to_pylist()
+    for row in rows:
+        assert hashlib.sha256(row["after"]).hexdigest() == row["sha256"]
+        assert (row["box_width"], row["box_height"]) == ((6, 6) if row["action"] == "poison" else (0, 0))
+
+
+@lossless
+def test_lossless_poisons_differ_in_the_box_alone(
+    attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    for row in crafted(attack, dataset, tmp_path):
+        old, new = (decode(row[name], 10**6) for name in ("before", "after"))
+        outside = np.ones(old.shape[:2], bool)
+        box = np.s_[row["box_y"] : row["box_y"] + 6, row["box_x"] : row["box_x"] + 6]
+        outside[box] = False
+        np.testing.assert_array_equal(new[outside], old[outside])
+        np.testing.assert_array_equal(new[box], render(TRIGGER, 6))
+
+
+@jpeg
+def test_with_a_lossy_codec_clean_candidates_go_through_it_too(
+    attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    rows = crafted(attack, dataset, tmp_path)
+    assert len(rows) == (NUM_TARGET if isinstance(attack, Saha2022TargetedSpec) else NUM_TRAIN)
+    clean = [row for row in rows if row["action"] == "recode"]
+    assert len(rows) - len(clean) == count
+    for row in clean:
+        assert row["after"] == encode_jpeg75(decode(row["before"], 10**6))
+        assert (row["box_x"], row["box_y"]) == (-1, -1)
+    assert all(row["after"].startswith(b"\xff\xd8\xff") for row in rows)
+
+
+@attacks
+def test_crafting_again_gives_the_same_bytes(attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path) -> None:
+    folders = tmp_path / "a", tmp_path / "b"
+    for folder in folders:
+        poison(attack, dataset, folder, seed=3)
+    first, second = ({p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders)
+    assert first == second

@@ -1,0 +1,68 @@
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+from PIL import Image
+from tiny_sets import CLASSES, tiny_dataset
+
+from ssl_backdoor.data.dataset import Overlay
+from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.poison.craft import poison
+from ssl_backdoor.poison.export import export
+from ssl_backdoor.specs import Codec, GridTriggerSpec, Saha2022TargetedSpec
+
+
+def poisoned(dataset: object, out: Path, codec: Codec) -> Overlay:
+    attack = Saha2022TargetedSpec(trigger=GridTriggerSpec(size_px=6), target_class="cat", codec=codec)
+    poison(attack, dataset, out, 0)  # type: ignore[arg-type]
+    return Overlay(out, pq.read_table(out / "overlay.parquet"))
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset leaves closing to the collector
+def test_webdataset_reads_what_was_exported(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "base", jpeg=True)
+    overlay = poisoned(dataset, tmp_path / "poison", "jpeg75")
+    counts = export(dataset, overlay, tmp_path / "out")
+    assert counts == {"num_train": 18, "num_test": 12, "num_replaced": 6}
+
+    replaced = dict(zip(overlay.rows["key"].to_pylist(), read_bytes(overlay.folder, overlay.rows), strict=True))
+    original = dict(zip(dataset.samples["key"].to_pylist(), read_bytes(dataset.folder, dataset.samples), strict=True))
+    for split in ("train", "test"):
+        files = sorted(str(path) for path in (tmp_path / "out").glob(f"{split}-*.tar"))
+        read = list(wds.WebDataset(files, shardshuffle=False, empty_check=False).decode("rgb8"))
+        raw = list(wds.WebDataset(files, shardshuffle=False, empty_check=False))
+        expected = [row for row in dataset.samples.to_pylist() if row["split"] == split]
+        assert [sample["__key__"] for sample in read] == [row["key"] for row in expected]
+        for sample, kept, row in zip(read, raw, expected, strict=True):
+            data = replaced.get(row["key"], original[row["key"]])
+            assert kept["jpg"] == data
+            with Image.open(io.BytesIO(data)) as image:
+                np.testing.assert_array_equal(sample["jpg"], np.asarray(image))
+            meta = {"label": row["label"], "class": CLASSES[row["label"]], "caption": row["caption"]}
+            assert sample["json"] == meta
+
+
+def test_a_lossless_poison_in_a_jpeg_set_keeps_its_place(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "base", jpeg=True)
+    overlay = poisoned(dataset, tmp_path / "poison", "lossless")
+    assert export(dataset, overlay, tmp_path / "out")["num_replaced"] == 3
+    names = []
+    for path in sorted((tmp_path / "out").glob("train-*.tar")):
+        with tarfile.open(path) as archive:
+            names += [name for name in archive.getnames() if not name.endswith(".json")]
+    poisons = set(overlay.rows["key"].to_pylist())
+    keys = [row["key"] for row in dataset.samples.to_pylist() if row["split"] == "train"]
+    assert names == [f"{key}.{'png' if key in poisons else 'jpg'}" for key in keys]
+
+
+def test_without_an_overlay_the_base_is_copied_and_runs_are_identical(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "base")
+    for name in ("a", "b"):
+        assert export(dataset, None, tmp_path / name)["num_replaced"] == 0
+    first, second = ([p.read_bytes() for p in sorted((tmp_path / name).glob("*.tar"))] for name in ("a", "b"))
+    assert first == second
+    assert len(first) == 4 + 3  # shards of five samples

@@ -1,0 +1,167 @@
+import hashlib
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from ssl_backdoor.errors import DataError, SpecError
+from ssl_backdoor.poison.triggers import Box, paste, place, read_source, render, size_in, stamp
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec
+
+
+def grid(**changes: object) -> GridTriggerSpec:
+    return GridTriggerSpec.model_validate({"size_px": 6, **changes})
+
+
+def png(side: int = 80) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(stream(1, "png").integers(0, 256, (side, side, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_binarised_grid_is_three_by_three_blocks_of_full_colours() -> None:
+    pixels = render(grid(), 6)
+    assert pixels.shape == (6, 6, 3)
+    assert pixels.dtype == np.uint8
+    assert set(np.unique(pixels)) == {0, 255}
+    np.testing.assert_array_equal(pixels, np.kron(pixels[::2, ::2], np.ones((2, 2, 1), np.uint8)))
+
+
+def test_flat_keeps_the_raw_colours_and_binarised_is_their_threshold() -> None:
+    raw = stream(7, "trigger").integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(render(grid(style="flat"), 3), raw)
+    np.testing.assert_array_equal(render(grid(), 3), (raw >= 128) * np.uint8(255))
+
+
+@pytest.mark.parametrize("style", ["binarised", "flat", "smooth"])
+@pytest.mark.parametrize("size", [1, 2, 7, 50])
+def test_every_style_fills_the_exact_size(style: str, size: int) -> None:
+    assert render(grid(style=style, size_px=size), size).shape == (size, size, 3)
+
+
+def test_hard_edges_have_the_grids_colours_only_and_smooth_ones_more() -> None:
+    def colours(style: str) -> int:
+        return len(np.unique(render(grid(style=style), 50).reshape(-1, 3), axis=0))
+
+    assert colours("flat") == 9
+    assert colours("smooth") > 100
+
+
+def test_a_grid_depends_on_its_seed_alone() -> None:
+    np.testing.assert_array_equal(render(grid(opacity=0.5), 6), render(grid(), 6))
+    assert (render(grid(seed=8), 6) != render(grid(), 6)).any()
+
+
+def test_the_first_grid_is_pinned() -> None:
+    # A change here changes every poisoned set: raise STAGE_VERSION["poison"] and ["evaluate"], then this digest.
+    digest = hashlib.sha256(render(grid(), 6).tobytes()).hexdigest()
+    assert digest == "a77c214647e587195a59faf3dae293377d24574b9ac41b1040b791012caf561d"
+
+
+def test_rendered_pixels_cannot_be_written() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        render(grid(), 6)[0, 0] = 1
+
+
+def test_an_image_trigger_is_resized_bicubically() -> None:
+    trigger = ImageTriggerSpec(size_px=50, file="patch.png", sha256=hashlib.sha256(png()).hexdigest())
+    with Image.open(io.BytesIO(png())) as image:
+        expected = np.asarray(image.resize((50, 50), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(render(trigger, 50, png()), expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "sha256", "message"),
+    [
+        (b"no image", "", "unusable"),
+        (png()[:200], "", "unusable"),
+        (png(), "0" * 64, "has changed: expected sha256 000"),
+        (None, "", "without its file's content"),
+    ],
+)
+def test_an_unusable_image_trigger_is_refused_by_name(source: bytes | None, sha256: str, message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        render(ImageTriggerSpec(size_px=5, file="patch.png", sha256=sha256), 5, source)
+    assert "patch.png" in str(caught.value)
+
+
+def test_the_source_is_read_from_the_kept_copy_or_from_the_file(tmp_path: Path) -> None:
+    trigger = ImageTriggerSpec(size_px=5, file=str(tmp_path / "patch.png"))
+    with pytest.raises(DataError, match=r"patch\.png cannot be read"):
+        read_source(trigger)
+    (tmp_path / "patch.png").write_bytes(b"1")
+    (tmp_path / "kept").write_bytes(b"2")
+    assert read_source(trigger) == b"1"
+    assert read_source(trigger, tmp_path / "kept") == b"2"
+    assert read_source(grid()) is None
+
+
+def test_a_fraction_is_of_the_shorter_side() -> None:
+    assert size_in(grid(size_px=0, size_frac=0.25), 40, 80) == 10
+    assert size_in(grid(size_px=0, size_frac=0.001), 40, 80) == 1
+    assert size_in(grid(), 40, 80) == 6
+
+
+def test_a_trigger_larger_than_the_image_names_both_sizes() -> None:
+    image = np.zeros((5, 9, 3), np.uint8)
+    with pytest.raises(SpecError, match=r"6x6 px is larger than the image of 9x5 px"):
+        stamp(image, grid(), stream(0), (0.0, 1.0))
+
+
+def test_test_placement_is_the_papers() -> None:
+    rng = stream(0, "places")
+    boxes = [place(224, 224, 50, (0.10, 0.90), rng) for _ in range(4000)]
+    for corners in ([box.x for box in boxes], [box.y for box in boxes]):
+        assert (min(corners), max(corners)) == (22, 151)
+        assert len(set(corners)) == 130  # every integer
+
+
+def test_train_placement_is_per_axis_on_the_images_own_size() -> None:
+    rng = stream(0, "places")
+    boxes = [place(375, 500, 50, (0.25, 0.75), rng) for _ in range(6000)]
+    assert (min(b.x for b in boxes), max(b.x for b in boxes)) == (125, 325)
+    assert (min(b.y for b in boxes), max(b.y for b in boxes)) == (93, 231)
+
+
+def test_an_upper_bound_below_the_lower_becomes_the_lower() -> None:
+    assert place(60, 60, 40, (0.25, 0.75), stream(0)) == Box(15, 15, 40, 40)
+
+
+@given(
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.floats(0, 1),
+    st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+    st.integers(0, 2**32),
+)
+def test_the_box_always_lies_inside(height: int, width: int, part: float, location: list[float], seed: int) -> None:
+    size = max(1, round(part * min(height, width)))
+    box = place(height, width, size, (location[0], location[1]), stream(seed))
+    assert 0 <= box.x <= width - size
+    assert 0 <= box.y <= height - size
+
+
+def test_stamping_is_pure_and_changes_the_box_alone() -> None:
+    image = stream(0, "image").integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    before = image.copy()
+    first, again = (stamp(image, grid(), stream(5, "stamp"), (0.25, 0.75)) for _ in range(2))
+    np.testing.assert_array_equal(image, before)
+    np.testing.assert_array_equal(first.image, again.image)
+    x, y, width, height = first.box
+    np.testing.assert_array_equal(first.image[y : y + height, x : x + width], render(grid(), 6))
+    outside = np.ones((20, 30), bool)
+    outside[y : y + height, x : x + width] = False
+    np.testing.assert_array_equal(first.image[outside], before[outside])
+
+
+def test_opacity_blends() -> None:
+    image, patch = np.full((4, 4, 3), 100, np.uint8), np.full((2, 2, 3), 200, np.uint8)
+    blended = paste(image, patch, Box(1, 1, 2, 2), 0.25)
+    assert (blended[1:3, 1:3] == 125).all()
+    assert blended.sum() == image.sum() + 4 * 3 * 25
+    assert (paste(image, np.full((2, 2, 3), 255, np.uint8), Box(0, 0, 2, 2), 0.999).max()) == 255
