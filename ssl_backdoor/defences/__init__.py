@@ -1,0 +1,3 @@
+from ssl_backdoor.defences.build import defend
+
+__all__ = ["defend"]

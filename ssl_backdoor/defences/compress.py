@@ -1,0 +1,179 @@
+"""CompRess (Koohpayegani et al. 2020), https://arxiv.org/abs/2010.14713, as the defence of Saha et al. 2022.
+
+The suspect is the teacher: frozen, in eval mode. A fresh student of the same architecture learns, on trusted images
+alone, to rank a queue of earlier images as the teacher ranks them; what only triggered images excite in the teacher
+is not passed on. Read beside https://github.com/UMBCvision/CompRess: train_student.py (cf33bab, two queues),
+train_student_one_queue.py (c5e57ed) and nn/compress_loss.py (b9ec6ea).
+
+Shapes: b images of this replica, B images of all replicas, Ds and Dt features of student and teacher, K queue.
+"""
+
+import dataclasses
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_backdoor.data.dataset import Dataset
+from ssl_backdoor.data.resident import load_resident
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.methods.losses import similarity_divergence
+from ssl_backdoor.methods.parts import EMACopy, Queue
+from ssl_backdoor.progress import OnProgress, silent
+from ssl_backdoor.seeds import sub_seed, torch_generator
+from ssl_backdoor.specs import CompressSpec, Resources
+from ssl_backdoor.tables import TRUSTED
+from ssl_backdoor.train.checkpoint import Checkpoints, load_backbone
+from ssl_backdoor.train.pretrain import check_workers, train_backbone
+
+
+@final
+class CompRess(SSLMethod):
+    """Frozen teacher, fresh student, and the queues that both are compared on.
+
+    With two queues the student's is filled by a slow copy of the student (BatchNorm in training mode). With one, the
+    teacher's serves both, and a linear layer, dropped at the end, takes the student's features to the teacher's space.
+
+    NOTE: upstream keeps the incomplete last batch of an epoch; here it is dropped, as in every fit of this project.
+    """
+
+    num_views = 1
+
+    def __init__(
+        self, spec: CompressSpec, teacher: ResNet, student: ResNet, seed: int, replicas: Replicas | None = None
+    ):
+        super().__init__()
+        self.spec = spec
+        self.replicas = replicas or Alone()
+        # In a tuple the teacher is no part of this module: not optimised, not saved, never in training mode.
+        self.teacher = (teacher.eval().requires_grad_(False),)
+        self.backbone = student
+        self.teacher_queue = Queue(_first_rows(spec.queue_size, teacher.feature_dim, seed, "teacher_queue"))
+        self.new_rows: tuple[Tensor, ...] = ()
+        self.mapper: nn.Module = nn.Identity()
+        self.student_key: EMACopy | None = None
+        self.student_queue: Queue | None = None
+        if spec.num_queues == 1:
+            dims = student.feature_dim, teacher.feature_dim
+            self.mapper = initialised(lambda: nn.Linear(*dims), torch_generator(seed, "mapper"))
+        else:
+            self.student_key = EMACopy(student)
+            self.student_queue = Queue(_first_rows(spec.queue_size, student.feature_dim, seed, "student_queue"))
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """KL from the teacher's to the student's similarities with the queues as they were before this batch."""
+        (images,) = views_of(batch, self.num_views)
+        with torch.no_grad():
+            teacher = F.normalize(self.teacher[0](images).float(), dim=1)  # (b, Dt)
+        student = F.normalize(self.mapper(self.backbone(images)).float(), dim=1)  # (b, Ds)
+        self.new_rows = (self.replicas.gather(teacher),)
+        student_queue = self.teacher_queue
+        if self.student_key is not None and self.student_queue is not None:
+            key = F.normalize(self.student_key(images).float(), dim=1)
+            self.new_rows = (*self.new_rows, self.replicas.gather(key))
+            student_queue = self.student_queue
+        divergence = similarity_divergence(
+            student, teacher, student_queue.rows, self.teacher_queue.rows, self.spec.temperature
+        )
+        return LossOutput(divergence, {})
+
+    def after_step(self, progress: float) -> None:
+        """The batch enters the queues; the slow copy follows the student."""
+        queues = [queue for queue in (self.teacher_queue, self.student_queue) if queue is not None]
+        for queue, rows in zip(queues, self.new_rows, strict=False):
+            queue.push(rows)
+        self.new_rows = ()
+        if self.student_key is not None:
+            self.student_key.follow((self.backbone,), self.spec.ema_decay)
+
+
+def _first_rows(size: int, dim: int, seed: int, role: str) -> Tensor:
+    """Uniform in +-1 / sqrt(dim / 3), (size, dim): about unit length, not normalised (compress_loss.py, line 41)."""
+    bound = (dim / 3) ** -0.5
+    return torch.empty(size, dim).uniform_(-bound, bound, generator=torch_generator(seed, role))
+
+
+def select(samples: pa.Table, trusted_fraction: float, seed: int) -> pa.Table:
+    """The trusted images: of the training images of each label, ``trusted_fraction`` of them, at least one.
+
+    An image's rank is a hash of seed and key: the choice does not depend on the order of rows, and a larger fraction
+    holds a smaller one. No poison plan is looked at.
+
+    Args:
+        samples: Schema SAMPLES.
+        trusted_fraction: In (0, 1]; the number per label is rounded.
+        seed: Names the choice.
+
+    Returns:
+        Schema TRUSTED, sorted by key.
+    """
+    train = samples.filter(pc.equal(samples["split"], "train"))
+    by_label: dict[int, list[str]] = defaultdict(list)
+    for key, label in zip(train["key"].to_pylist(), train["label"].to_pylist(), strict=True):
+        by_label[label].append(key)
+    trusted: list[str] = []
+    for keys in by_label.values():
+        ranked = sorted(keys, key=lambda key: (sub_seed(seed, "trusted", key), key))
+        trusted += ranked[: max(1, round(trusted_fraction * len(keys)))]
+    return pa.table({"key": sorted(trusted)}, schema=TRUSTED)
+
+
+def defend(
+    spec: CompressSpec,
+    dataset: Dataset,
+    suspect: Path,
+    out: Path,
+    seed: int,
+    resources: Resources,
+    checkpoints: Checkpoints,
+    on_progress: OnProgress = silent,
+) -> dict[str, Any]:
+    """Distil the suspect into a fresh student on the trusted part of ``dataset``, the clean base images.
+
+    Args:
+        spec: The defence.
+        dataset: The ingested images; there is no overlay here.
+        suspect: Folder with ``backbone.safetensors`` and ``backbone.json``; read, never written.
+        out: Existing folder for the files of ``pretrain`` and ``trusted.parquet``.
+        seed: Names every random stream.
+        resources: As in ``pretrain``.
+        checkpoints: As in ``pretrain``.
+        on_progress: Told about once a second.
+
+    Returns:
+        What ``pretrain`` returns, and ``num_trusted``.
+
+    Raises:
+        CheckpointError: The suspect cannot be read.
+        SpecError: There are fewer trusted images than one batch; also as ``pretrain``.
+        DataError: As ``pretrain``.
+        TrainingError: As ``pretrain``.
+    """
+    check_workers(spec.fit, resources)
+    teacher = load_backbone(suspect)
+    trusted = select(dataset.samples, spec.trusted_fraction, seed)
+    if trusted.num_rows < spec.fit.batch_size:
+        raise SpecError(
+            f"one batch of the defence needs {spec.fit.batch_size} trusted images, but trusted_fraction "
+            f"{spec.trusted_fraction} gives {trusted.num_rows}; raise it or lower the batch_size"
+        )
+    chosen = dataset.samples.filter(pc.is_in(dataset.samples["key"], trusted["key"]))
+    images = load_resident(dataclasses.replace(dataset, samples=chosen), "train", on_progress=on_progress).images
+
+    def build(replicas: Replicas, device: torch.device) -> SSLMethod:
+        student = build_backbone(teacher.spec, spec.fit.bn_groups // replicas.count, fit_seed, "student")
+        on_device = teacher.to(device).to(memory_format=torch.channels_last)
+        return CompRess(spec, on_device, student, fit_seed, replicas)
+
+    fit_seed = sub_seed(seed, "compress")
+    tables = {"trusted.parquet": trusted}
+    summary = train_backbone(build, images, spec.fit, out, fit_seed, resources, checkpoints, on_progress, tables)
+    return {**summary, "num_trusted": trusted.num_rows}

@@ -1,0 +1,117 @@
+"""What a self-supervised method is: the networks and the loss of one paper, and nothing about how they are trained."""
+
+import abc
+from collections.abc import Sequence
+from typing import NamedTuple, final
+
+from torch import Tensor, nn
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.methods.backbones import ResNet
+
+
+class Batch(NamedTuple):
+    """One step's images as one replica sees them."""
+
+    views: tuple[Tensor, ...]
+    """Random views of the same images, in the same order: each (B, 3, S, S) float32, ImageNet-normalised."""
+    step: int = 0
+    """Index of the step from 0; names the step's random streams."""
+
+
+class LossOutput(NamedTuple):
+    """What a method says about one batch."""
+
+    loss: Tensor
+    """Scalar float32, the mean over the batch, with gradient."""
+    logs: dict[str, Tensor]
+    """Further scalars worth a curve, detached."""
+
+
+class Replicas(abc.ABC):
+    """The processes that train one network together, each on its contiguous share of the global batch.
+
+    A method only gathers; the rest is the loop's. ``train/collectives.py`` holds the ``torch.distributed`` one.
+    """
+
+    count: int
+    index: int
+
+    @abc.abstractmethod
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows (B, ...) of all replicas, (count * B, ...), in replica order, without gradient."""
+
+    @abc.abstractmethod
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its mean over the replicas, in place."""
+
+    @abc.abstractmethod
+    def share(self, data: bytes) -> bytes:
+        """Replica 0's ``data``; what the others pass is ignored."""
+
+    def slice(self, global_size: int) -> slice:
+        """This replica's part of ``global_size`` rows."""
+        size = global_size // self.count
+        return slice(self.index * size, (self.index + 1) * size)
+
+
+@final
+class Alone(Replicas):
+    """One process: nothing to exchange."""
+
+    count = 1
+    index = 0
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """``rows`` themselves."""
+        return rows.detach()
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Nothing to do."""
+
+    def share(self, data: bytes) -> bytes:
+        """``data`` itself."""
+        return data
+
+
+class SSLMethod(nn.Module, abc.ABC):
+    """Networks and loss of one paper. Owns its slow copy and queue; knows no optimiser, device or logger.
+
+    Concrete classes are final. Parameters with ``requires_grad`` are what the loop optimises; everything that must
+    survive a restart is a parameter or a buffer.
+    """
+
+    backbone: ResNet
+    """What is probed, distilled and published: images (B, 3, S, S) to features (B, ``feature_dim``)."""
+    num_views: int
+
+    @abc.abstractmethod
+    def loss(self, batch: Batch) -> LossOutput:
+        """The loss of ``batch``; changes nothing but BatchNorm's running statistics.
+
+        Raises:
+            SpecError: The batch does not hold ``num_views`` views of equally many images.
+        """
+
+    @abc.abstractmethod
+    def after_step(self, progress: float) -> None:
+        """What follows the update that ``loss`` led to: slow copies move, queues take in the batch's keys.
+
+        Args:
+            progress: Steps done before this one over all steps, in [0, 1).
+        """
+
+
+def views_of(batch: Batch, num_views: int) -> tuple[Tensor, ...]:
+    """The views of ``batch``, checked.
+
+    Raises:
+        SpecError: Their number is not ``num_views``, or they do not hold equally many images.
+    """
+    sizes = [len(view) for view in batch.views]
+    if len(sizes) != num_views or len(set(sizes)) != 1:
+        raise SpecError(
+            f"expected {num_views} view(s) of one batch of images, found views of {sizes} images; "
+            "make each view from the same images"
+        )
+    return batch.views

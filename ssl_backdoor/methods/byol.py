@@ -1,0 +1,69 @@
+"""BYOL (Grill et al. 2020), https://arxiv.org/abs/2006.07733, as in Saha et al.'s code.
+
+Read beside https://github.com/htdt/self-supervised/blob/2740956/methods/byol.py, which Saha et al. train with
+https://github.com/UMBCvision/SSL-Backdoor/blob/e73b3a3/byol/train.py. The online network predicts, from one view, what
+the slow target network says of the other; after training the online backbone is kept.
+"""
+
+import math
+from typing import Literal, final
+
+from torch import Tensor
+
+from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.methods.base import Batch, LossOutput, SSLMethod, views_of
+from ssl_backdoor.methods.losses import byol_regression
+from ssl_backdoor.methods.parts import EMACopy, mlp_with_batch_norm
+from ssl_backdoor.seeds import torch_generator
+from ssl_backdoor.specs import BYOLSpec
+
+
+@final
+class BYOL(SSLMethod):
+    """Online network (backbone, projector, predictor) and target network (backbone, projector).
+
+    Each view passes each network alone: BatchNorm never mixes two views. The target stays in training mode: its
+    statistics are those of its batch, its running ones are its own and unused.
+    """
+
+    num_views = 2
+
+    def __init__(self, spec: BYOLSpec, backbone: ResNet, epochs: int, seed: int):
+        super().__init__()
+        self.spec = spec
+        self.epochs = epochs
+        self.backbone = backbone
+        self.projector = initialised(
+            lambda: mlp_with_batch_norm(
+                backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim, backbone.bn_groups
+            ),
+            torch_generator(seed, "projector"),
+        )
+        self.predictor = initialised(
+            lambda: mlp_with_batch_norm(
+                spec.embedding_dim, spec.predictor_hidden_dim, spec.embedding_dim, backbone.bn_groups
+            ),
+            torch_generator(seed, "predictor"),
+        )
+        self.target = EMACopy(self.backbone, self.projector)
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """The sum over both directions of ``2 - 2 cos(online(view), target(other view))``, in [0, 8]."""
+        first, second = views_of(batch, self.num_views)
+        forward = byol_regression(self._online(first), self.target(second))
+        return LossOutput(forward + byol_regression(self._online(second), self.target(first)), {})
+
+    def after_step(self, progress: float) -> None:
+        """The target follows the online network."""
+        self.target.follow((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
+
+    def _online(self, view: Tensor) -> Tensor:
+        return self.predictor(self.projector(self.backbone(view)))  # type: ignore[no-any-return]  # untyped nn
+
+
+def ema_decay(spec: BYOLSpec, progress: float, epochs: int) -> float:
+    """``1 - (1 - start) * (cos(pi * progress) + 1) / 2``, by epoch with the progress of the epoch's start."""
+    per: Literal["epoch", "step"] = spec.ema_per
+    if per == "epoch":  # the small term mends k * steps_per_epoch / num_steps falling just short of k / epochs
+        progress = math.floor(progress * epochs + 1e-6) / epochs
+    return 1 - (1 - spec.ema_decay_start) * (math.cos(math.pi * progress) + 1) / 2

@@ -1,0 +1,78 @@
+"""MoCo v2 (Chen et al. 2020), https://arxiv.org/abs/2003.04297, as in Saha et al.'s code.
+
+Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/0dfdbda/moco/moco/builder.py. Two encoders, query and key,
+start equal; the key encoder follows the query encoder slowly. A query's positive is the key of its image's other
+view, its negatives are the queue of older keys.
+
+Shapes: b images of this replica, B images of all replicas, D embedding, K queue.
+"""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.losses import info_nce
+from ssl_backdoor.methods.parts import EMACopy, Queue, mlp
+from ssl_backdoor.seeds import torch_generator
+from ssl_backdoor.specs import MoCoV2Spec
+
+
+@final
+class MoCoV2(SSLMethod):
+    """Query and key encoders (backbone and a two-layer projector) and the queue of keys.
+
+    NOTE: upstream moves the key encoder at the start of the next forward pass (builder.py, line 151). Here it moves
+    right after the update, which is the same sequence: the first move upstream is between equal encoders.
+
+    NOTE: upstream needs K % B == 0. Here the queue is a ring (``Queue``) and any size will do.
+    """
+
+    num_views = 2
+
+    def __init__(self, spec: MoCoV2Spec, backbone: ResNet, seed: int, replicas: Replicas | None = None):
+        super().__init__()
+        self.spec = spec
+        self.seed = seed
+        self.replicas = replicas or Alone()
+        self.backbone = backbone
+        self.projector = initialised(
+            lambda: mlp(backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim),
+            torch_generator(seed, "projector"),
+        )
+        self.key_encoder = EMACopy(self.backbone, self.projector)
+        rows = torch.randn(spec.queue_size, spec.embedding_dim, generator=torch_generator(seed, "queue"))
+        self.queue = Queue(F.normalize(rows, dim=1))
+        # With one group over all replicas shuffling permutes the sums of the statistics and nothing else.
+        self.shuffles = spec.shuffle_bn and backbone.bn_groups * self.replicas.count > 1
+        self.new_keys: Tensor | None = None
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """InfoNCE of view 0 as query against view 1 as key and the queue as it was before this batch."""
+        query_view, key_view = views_of(batch, self.num_views)
+        query = F.normalize(self.projector(self.backbone(query_view)).float(), dim=1)  # (b, D)
+        keys = self._keys(key_view, batch.step)  # (B, D)
+        self.new_keys = keys
+        key = keys[self.replicas.slice(len(keys))]  # (b, D)
+        return LossOutput(info_nce(query, key, self.queue.rows, self.spec.temperature), {})
+
+    def after_step(self, progress: float) -> None:
+        """The key encoder follows; the batch's keys enter the queue."""
+        self.key_encoder.follow((self.backbone, self.projector), self.spec.ema_decay)
+        if self.new_keys is not None:
+            self.queue.push(self.new_keys)
+            self.new_keys = None
+
+    @torch.no_grad()
+    def _keys(self, view: Tensor, step: int) -> Tensor:
+        """Unit keys of all replicas' images, (B, D), in their order; BatchNorm saw them shuffled over its groups."""
+        if not self.shuffles:
+            return self.replicas.gather(F.normalize(self.key_encoder(view).float(), dim=1))
+        images = self.replicas.gather(view)
+        order = torch.randperm(len(images), generator=torch_generator(self.seed, "shuffle_bn", step))
+        mine = order[self.replicas.slice(len(images))].to(view.device)
+        shuffled = self.replicas.gather(F.normalize(self.key_encoder(images[mine]).float(), dim=1))
+        return shuffled[order.argsort().to(view.device)]

@@ -1,0 +1,184 @@
+"""Weights on disk: the state of a training that must go on, and the backbone that a training made.
+
+Both are safetensors: tensors and text, nothing that could run. No pickle is read or written anywhere.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol, final
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load, save, save_file
+from torch import Tensor, nn
+
+from ssl_backdoor.errors import CheckpointError
+from ssl_backdoor.identity import canonical_json
+from ssl_backdoor.methods.backbones import ResNet
+from ssl_backdoor.methods.base import SSLMethod
+from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.specs import ResNetSpec
+
+BACKBONE_WEIGHTS = "backbone.safetensors"
+BACKBONE_JSON = "backbone.json"
+
+
+class Checkpoints(Protocol):
+    """Where a training keeps its state."""
+
+    def save(self, step: int, file: Path) -> None:
+        """Keep a copy of ``file``: the state after ``step`` steps."""
+
+    def load(self) -> tuple[int, Path] | None:
+        """The newest state and its number of steps, or None."""
+
+
+@final
+class NoCheckpoints:
+    """Nothing is kept: for notebooks and short runs."""
+
+    def save(self, step: int, file: Path) -> None:
+        """Drop it."""
+
+    def load(self) -> tuple[int, Path] | None:
+        """Nothing to go on from."""
+        return None
+
+
+# ------------------------------------------------------------------------------------------- state of a training
+
+
+def training_state(
+    method: SSLMethod, optimizer: torch.optim.Optimizer, step: int, extra: Mapping[str, Tensor]
+) -> bytes:
+    """The whole state after ``step`` steps as one safetensors file.
+
+    Tensors are named ``method.<name>``, ``optimizer.<parameter index>.<name>`` and ``extra.<name>``; the step is in the
+    header. There is no random state and no data position: both follow from seed and step.
+    """
+    tensors = {f"method.{name}": value for name, value in method.state_dict().items()}
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items() if value is not None}
+    tensors |= {f"extra.{name}": value for name, value in extra.items()}
+    return save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, {"step": str(step)})
+
+
+class Restored(NamedTuple):
+    """What a training state held beside the networks."""
+
+    step: int
+    """Steps done."""
+    extra: dict[str, Tensor]
+
+
+def restore(data: bytes, method: SSLMethod, optimizer: torch.optim.Optimizer) -> Restored:
+    """Put the state in ``data`` back into ``method`` and ``optimizer``.
+
+    Raises:
+        CheckpointError: ``data`` is not such a state, or it belongs to another method or architecture.
+    """
+    origin = "the training checkpoint"
+    parts: dict[str, dict[str, Tensor]] = {"method": {}, "optimizer": {}, "extra": {}}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    tensors = _parse(data, origin)
+    try:
+        for name, value in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = value
+        for name, value in parts["optimizer"].items():
+            index, _, key = name.partition(".")
+            parameter = parameters[int(index)]
+            # The memory layout must be the parameter's, as it was: fused kernels walk both alike.
+            fits = value.shape == parameter.shape
+            state.setdefault(int(index), {})[key] = torch.empty_like(parameter).copy_(value) if fits else value
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        step = int(header["__metadata__"]["step"])
+    except (KeyError, IndexError, ValueError) as error:
+        raise CheckpointError(f"{origin} is a safetensors file of another kind; remove it and train anew") from error
+    _load_weights(method, parts["method"], origin)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return Restored(step, parts["extra"])
+
+
+# ------------------------------------------------------------------------------------------- backbone
+
+
+def save_backbone(backbone: ResNet, bn_groups: int, folder: Path) -> None:
+    """Write ``backbone.safetensors`` (torchvision's names) and ``backbone.json`` (spec and global ``bn_groups``)."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    save_file(weights, folder / BACKBONE_WEIGHTS)
+    text = canonical_json({"backbone": backbone.spec, "bn_groups": bn_groups})
+    (folder / BACKBONE_JSON).write_text(text + "\n", encoding="utf-8")
+
+
+def load_backbone(folder: Path) -> ResNet:
+    """The backbone in ``folder``, on the CPU, in eval mode, without gradient.
+
+    Raises:
+        CheckpointError: A file is missing, truncated, a pickle, or its tensors do not fit the described network.
+    """
+    spec = backbone_spec(folder)
+    file = folder / BACKBONE_WEIGHTS
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"expected the weights {BACKBONE_WEIGHTS} in {folder}, but they cannot be read ({error.strerror}); "
+            "give the folder of a finished training"
+        ) from error
+    backbone = build_backbone(spec, 1, 0)
+    _load_weights(backbone, _parse(data, str(file)), str(file))
+    backbone.eval().requires_grad_(False)
+    return backbone
+
+
+def backbone_spec(folder: Path) -> ResNetSpec:
+    """What ``backbone.json`` in ``folder`` says the network is.
+
+    Raises:
+        CheckpointError: The file is missing or does not describe a network.
+    """
+    file = folder / BACKBONE_JSON
+    try:
+        return ResNetSpec.model_validate(json.loads(file.read_bytes())["backbone"])
+    except OSError as error:
+        raise CheckpointError(
+            f"expected {BACKBONE_JSON} in {folder}, but it cannot be read ({error.strerror}); "
+            "give the folder of a finished training"
+        ) from error
+    except (ValidationError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file} does not describe a backbone; train it again or restore the file") from error
+
+
+def _parse(data: bytes, origin: str) -> dict[str, Tensor]:
+    try:
+        return load(data)
+    except (SafetensorError, ValueError, KeyError) as error:
+        if data.startswith((b"PK\x03\x04", b"\x80")):
+            raise CheckpointError(
+                f"{origin} is a pickle (as torch.save writes), which could run code when loaded; "
+                "convert its state_dict with safetensors.torch.save_file"
+            ) from None
+        raise CheckpointError(
+            f"{origin} ({len(data)} bytes) is not a whole safetensors file ({error}); restore it or make it again"
+        ) from error
+
+
+def _load_weights(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    expected = module.state_dict()
+    missing, unknown = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or unknown:
+        raise CheckpointError(
+            f"{origin} does not fit the network: missing are {missing[:3]} ({len(missing)}), "
+            f"unknown are {unknown[:3]} ({len(unknown)}); use the network it was made with"
+        )
+    for name, value in expected.items():
+        if weights[name].shape != value.shape or weights[name].dtype != value.dtype:
+            raise CheckpointError(
+                f"{origin} does not fit the network: {name} should be {value.dtype} {tuple(value.shape)}, "
+                f"found {weights[name].dtype} {tuple(weights[name].shape)}; use the network it was made with"
+            )
+    module.load_state_dict(dict(weights))

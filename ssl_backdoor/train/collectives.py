@@ -1,0 +1,77 @@
+"""Replicas of one training over ``torch.distributed``: the only file that knows it."""
+
+import atexit
+import datetime
+import os
+from collections.abc import Sequence
+from typing import final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.methods.base import Alone, Replicas
+from ssl_backdoor.specs import Resources
+
+
+@final
+class Group(Replicas):
+    """The processes of the default process group, in rank order."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.count = dist.get_world_size()
+        self.index = dist.get_rank()
+        self.device = device
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all replicas in rank order, without gradient."""
+        mine = rows.detach().contiguous()
+        parts = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(parts, mine)
+        return torch.cat(parts)
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """One all-reduce of the flattened tensors, then each takes its part of the mean."""
+        if not tensors:
+            return
+        with torch.no_grad():
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.all_reduce(flat)
+            parts = torch.split_with_sizes(flat.div_(self.count), [tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def share(self, data: bytes) -> bytes:
+        """Replica 0's ``data``, broadcast."""
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, 0)
+        if not size.item():
+            return b""
+        buffer = torch.empty(int(size.item()), dtype=torch.uint8, device=self.device)
+        if self.index == 0:
+            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(buffer, 0)
+        return buffer.cpu().numpy().tobytes()
+
+
+def connect(resources: Resources, device: torch.device) -> Replicas:
+    """The replicas of this training.
+
+    A process group that is there (Ray Train) is used; under ``torchrun`` one is opened (gloo, or nccl on CUDA) and
+    stays open for the process's life, since torch cannot safely open a second one there; a plain process is alone.
+
+    Raises:
+        SpecError: ``resources.workers`` is not the number of processes that are really there.
+    """
+    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
+        atexit.register(dist.destroy_process_group)
+    together = dist.is_initialized() and dist.get_world_size() > 1
+    replicas = Group(device) if together else Alone()
+    if replicas.count != resources.workers:
+        raise SpecError(
+            f"resources ask for {resources.workers} worker(s), but {replicas.count} process(es) train together; "
+            "start that many (torchrun --nproc-per-node, or Ray) or set workers to what is there"
+        )
+    return replicas

@@ -1,0 +1,64 @@
+"""Optimisers and learning-rate schedules from their specs."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+import torch
+from torch import nn
+
+from ssl_backdoor.specs import AdamSpec, CosineSpec, MilestonesSpec, OptimizerSpec, ScheduleSpec, SGDSpec
+
+Schedule = Callable[[int], float]
+"""Step (from 0) to learning rate; pure."""
+
+
+def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of ``spec``; weight decay acts on all parameters, as in the papers' codes."""
+    parameters = list(parameters)
+    match spec:
+        case SGDSpec():
+            return torch.optim.SGD(
+                parameters,
+                lr=spec.lr,
+                momentum=spec.sgd_momentum,
+                weight_decay=spec.weight_decay,
+                nesterov=spec.nesterov,
+                foreach=True,
+            )
+        case AdamSpec():
+            return torch.optim.Adam(parameters, lr=spec.lr, weight_decay=spec.weight_decay, foreach=True)
+        case _:
+            assert_never(spec)
+
+
+def build_schedule(spec: ScheduleSpec, lr: float, epochs: int, steps_per_epoch: int) -> Schedule:
+    """The schedule of ``spec`` with peak ``lr``.
+
+    cosine: ``lr / 2 * (1 + cos(pi * done))``, where ``done`` is the share of epochs (or steps) completed, after a
+    linear warm-up of ``warmup_epochs`` that the cosine does not count. milestones: ``lr * factor ** n`` once n
+    milestones (epochs from 0) are reached; during warm-up ``lr * (step + 1) / warmup_steps``, as in Saha et al.'s BYOL.
+    """
+    match spec:
+        case CosineSpec():
+            return lambda step: lr * _cosine(spec, step, epochs, steps_per_epoch)
+        case MilestonesSpec():
+            return lambda step: lr * _milestones(spec, step, steps_per_epoch)
+        case _:
+            assert_never(spec)
+
+
+def _cosine(spec: CosineSpec, step: int, epochs: int, steps_per_epoch: int) -> float:
+    warmup_steps = round(spec.warmup_epochs * steps_per_epoch)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    position = step if spec.per == "step" else step // steps_per_epoch * steps_per_epoch
+    done = max(0, position - warmup_steps) / max(1, epochs * steps_per_epoch - warmup_steps)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _milestones(spec: MilestonesSpec, step: int, steps_per_epoch: int) -> float:
+    if step < spec.warmup_steps:
+        return (step + 1) / spec.warmup_steps
+    reached = sum(step // steps_per_epoch >= milestone for milestone in spec.milestones)
+    return float(spec.factor**reached)

@@ -1,0 +1,220 @@
+"""Pre-training from a spec to files; distillation shares everything here but the method."""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.data.resident import load_resident
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.methods.base import Replicas, SSLMethod
+from ssl_backdoor.methods.build import build_method
+from ssl_backdoor.progress import OnProgress, Progress, silent
+from ssl_backdoor.specs import FitSpec, Resources, TrainSpec
+from ssl_backdoor.train.batches import make_batches
+from ssl_backdoor.train.checkpoint import Checkpoints, NoCheckpoints, restore, save_backbone, training_state
+from ssl_backdoor.train.collectives import connect
+from ssl_backdoor.train.curves import Curves
+from ssl_backdoor.train.fit import StepLog, fit
+from ssl_backdoor.train.optim import build_optimizer, build_schedule
+
+BuildMethod = Callable[[Replicas, torch.device], SSLMethod]
+PROGRESS_EVERY_S = 1.0
+
+
+def pretrain(
+    spec: TrainSpec,
+    dataset: Dataset,
+    overlay: Overlay | None,
+    out: Path,
+    seed: int,
+    resources: Resources,
+    checkpoints: Checkpoints,
+    on_progress: OnProgress = silent,
+) -> dict[str, Any]:
+    """Train the method of ``spec`` on the training images, the overlay's in place of those they replace.
+
+    Every replica calls this with the same arguments; replica 0 alone writes. Labels are not looked at.
+
+    Args:
+        spec: What is trained, and how.
+        dataset: The ingested images.
+        overlay: The poison, or None.
+        out: Existing folder for ``backbone.safetensors``, ``backbone.json`` and ``curves.parquet``.
+        seed: Names every random stream.
+        resources: Replicas, device, threads and how often a checkpoint is made.
+        checkpoints: Where the state of an unfinished training is kept; an unfinished training is taken up.
+        on_progress: Told about once a second.
+
+    Returns:
+        ``steps``, ``images_per_second`` (of this process group, since its start) and ``final_loss``.
+
+    Raises:
+        SpecError: Workers do not divide ``bn_groups``, or there are fewer images than one batch.
+        DataError: An image cannot be read or sizes differ.
+        CheckpointError: The state to go on from does not fit.
+        TrainingError: The loss is not finite.
+    """
+    check_workers(spec.fit, resources)
+    images = load_resident(dataset, "train", overlay, on_progress=on_progress).images
+
+    def build(replicas: Replicas, device: torch.device) -> SSLMethod:
+        return build_method(spec, seed, replicas)
+
+    return train_backbone(build, images, spec.fit, out, seed, resources, checkpoints, on_progress)
+
+
+def check_workers(spec: FitSpec, resources: Resources) -> None:
+    """Refuse replicas that cannot hold whole BatchNorm groups.
+
+    Raises:
+        SpecError: ``resources.workers`` does not divide ``spec.bn_groups``.
+    """
+    if spec.bn_groups % resources.workers:
+        raise SpecError(
+            f"workers must divide bn_groups, so that replicas change no statistic: found {resources.workers} workers "
+            f"and bn_groups {spec.bn_groups}; lower workers or set bn_groups to a multiple of them"
+        )
+
+
+def train_backbone(
+    build: BuildMethod,
+    images: Tensor,
+    spec: FitSpec,
+    out: Path,
+    seed: int,
+    resources: Resources,
+    checkpoints: Checkpoints | None = None,
+    on_progress: OnProgress = silent,
+    tables: Mapping[str, pa.Table] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """Fit what ``build`` makes to ``images`` (N, 3, H, W) uint8; files, result and errors as ``pretrain``.
+
+    ``tables`` are written beside the rest, under their file names.
+    """
+    check_workers(spec, resources)
+    if len(images) < spec.batch_size:
+        raise SpecError(
+            f"one batch needs {spec.batch_size} images, but there are only {len(images)}; "
+            "lower batch_size or bring more images"
+        )
+    torch.set_num_threads(resources.threads)
+    device = pick_device(resources)
+    replicas = connect(resources, device)
+    method = build(replicas, device).to(device).to(memory_format=torch.channels_last)
+    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+        images = images.to(device)
+    session = _Session(method, spec, len(images), replicas, checkpoints or NoCheckpoints(), on_progress)
+    summary = session.run(images, seed, resources.checkpoint_every_steps, device)
+    if replicas.index == 0:
+        save_backbone(method.backbone, spec.bn_groups, out)
+        for name, table in {"curves.parquet": session.curves.table(), **tables}.items():
+            pq.write_table(table, out / name)
+    return summary
+
+
+def pick_device(resources: Resources) -> torch.device:
+    """The device of this replica; "auto" is CUDA where there is one.
+
+    Raises:
+        SpecError: CUDA is asked for and not there.
+    """
+    if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise SpecError("device cuda is asked for, but this PyTorch sees no CUDA device; use device auto or cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+class _Session:
+    """One training between its start or resumption and its files."""
+
+    def __init__(
+        self,
+        method: SSLMethod,
+        spec: FitSpec,
+        num_images: int,
+        replicas: Replicas,
+        checkpoints: Checkpoints,
+        on_progress: OnProgress,
+    ):
+        self.method = method
+        self.spec = spec
+        self.replicas = replicas
+        self.checkpoints = checkpoints
+        self.on_progress = on_progress
+        self.steps_per_epoch = num_images // spec.batch_size
+        self.num_steps = spec.epochs * self.steps_per_epoch
+        self.optimizer = build_optimizer(spec.optimizer, (p for p in method.parameters() if p.requires_grad))
+        self.curves = Curves(self.num_steps, self.steps_per_epoch)
+        self.final_loss = float("nan")
+        self.told_at = 0.0
+
+    def run(self, images: Tensor, seed: int, checkpoint_every: int, device: torch.device) -> dict[str, Any]:
+        first_step = self.resume()
+        start = time.perf_counter()
+        fit(
+            self.method,
+            make_batches(images, self.spec, self.method.num_views, seed, self.replicas, device),
+            self.optimizer,
+            build_schedule(self.spec.schedule, self.spec.optimizer.lr, self.spec.epochs, self.steps_per_epoch),
+            first_step=first_step,
+            num_steps=self.num_steps,
+            replicas=self.replicas,
+            autocast=torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"),
+            on_step=self.on_step,
+            on_checkpoint=self.on_checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
+        seconds = time.perf_counter() - start
+        self.average_statistics()
+        num_images = (self.num_steps - first_step) * self.spec.batch_size
+        return {
+            "steps": self.num_steps,
+            "images_per_second": round(num_images / seconds, 1),
+            "final_loss": self.final_loss,
+        }
+
+    def resume(self) -> int:
+        """Steps done already; replica 0 reads the state for all."""
+        found = self.checkpoints.load() if self.replicas.index == 0 else None
+        data = self.replicas.share(found[1].read_bytes() if found else b"")
+        if not data:
+            return 0
+        restored = restore(data, self.method, self.optimizer)
+        self.curves.restore(restored.extra)
+        return restored.step
+
+    def on_step(self, log: StepLog) -> None:
+        self.final_loss = log.loss
+        self.curves.record(log)
+        now = time.monotonic()
+        if now - self.told_at >= PROGRESS_EVERY_S or log.step + 1 == self.num_steps:
+            self.told_at = now
+            self.on_progress(Progress(log.step + 1, self.num_steps, "steps", f"loss {log.loss:.3f}"))
+
+    def on_checkpoint(self, step: int) -> None:
+        self.average_statistics()
+        if self.replicas.index > 0:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "state.safetensors"
+            file.write_bytes(training_state(self.method, self.optimizer, step, self.curves.tensors()))
+            self.checkpoints.save(step, file)
+
+    def average_statistics(self) -> None:
+        """Make BatchNorm's running statistics those of all replicas' groups.
+
+        They follow their batch linearly and steer no training step, so that the mean now is the mean all along.
+        """
+        names = ("running_mean", "running_var")
+        self.replicas.average([b for name, b in self.method.named_buffers() if name.endswith(names)])

@@ -1,0 +1,119 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_training import objective, random_batch
+
+from ssl_backdoor.errors import CheckpointError
+from ssl_backdoor.methods.base import SSLMethod
+from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.specs import AdamSpec, ResNetSpec, SGDSpec
+from ssl_backdoor.train.checkpoint import load_backbone, restore, save_backbone, training_state
+from ssl_backdoor.train.optim import build_optimizer
+
+SPEC = ResNetSpec(depth=10, width=8, stem="small")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    backbone = build_backbone(SPEC, 4, 0).to(memory_format=torch.channels_last)
+    backbone.train()(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    save_backbone(backbone, 4, tmp_path)
+    return tmp_path
+
+
+def test_backbone_comes_back_in_eval_mode_and_equal(folder: Path) -> None:
+    loaded = load_backbone(folder)
+    assert loaded.spec == SPEC
+    assert not loaded.training
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    saved = load_file(folder / "backbone.safetensors")
+    assert all(torch.equal(value, saved[name]) for name, value in loaded.state_dict().items())
+    assert json.loads((folder / "backbone.json").read_text()) == {
+        "backbone": {"kind": "resnet", "depth": 10, "stem": "small", "width": 8},
+        "bn_groups": 4,
+    }
+
+
+def test_missing_files(folder: Path) -> None:
+    (folder / "backbone.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"expected the weights backbone\.safetensors"):
+        load_backbone(folder)
+    with pytest.raises(CheckpointError, match=r"expected backbone\.json in"):
+        load_backbone(folder / "nowhere")
+
+
+@pytest.mark.parametrize("size", [0, 4, 100, -1])
+def test_truncated(folder: Path, size: int) -> None:
+    file = folder / "backbone.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_pickle_is_refused_unread(folder: Path, legacy: bool) -> None:
+    state = build_backbone(SPEC, 1, 0).state_dict()
+    torch.save(state, folder / "backbone.safetensors", _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        load_backbone(folder)
+
+
+def test_tensors_that_do_not_fit(folder: Path) -> None:
+    file = folder / "backbone.safetensors"
+    weights = load_file(file)
+    save_file({**weights, "conv1.weight": weights["conv1.weight"][:4].clone()}, file)
+    with pytest.raises(CheckpointError, match=r"conv1.weight should be torch.float32 \(8, 3, 3, 3\), found .*\(4, 3"):
+        load_backbone(folder)
+    save_file({**weights, "conv1.weight": weights["conv1.weight"].long()}, file)
+    with pytest.raises(CheckpointError, match=r"found torch.int64"):
+        load_backbone(folder)
+    del weights["bn1.bias"]
+    save_file({**weights, "fc.weight": torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match=r"missing are \['bn1.bias'\].*unknown are \['fc.weight'\]"):
+        load_backbone(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"backbone": {"depth": 19}}', "\x80"])
+def test_a_description_that_is_none(folder: Path, text: str) -> None:
+    (folder / "backbone.json").write_text(text, encoding="latin-1")
+    with pytest.raises(CheckpointError, match="does not describe a backbone"):
+        load_backbone(folder)
+
+
+def stepped(method: SSLMethod, optimizer: torch.optim.Optimizer, steps: range) -> None:
+    for step in steps:
+        optimizer.zero_grad()
+        method.loss(random_batch(method, step)).loss.backward()
+        optimizer.step()
+        method.after_step(step / 10)
+
+
+@pytest.mark.parametrize("spec", [SGDSpec(), AdamSpec()])
+def test_training_state_restores_weights_queue_and_optimizer(spec: SGDSpec | AdamSpec) -> None:
+    methods, optimizers = [], []
+    for _ in range(2):
+        methods.append(objective("moco_v2").to(memory_format=torch.channels_last))
+        optimizers.append(build_optimizer(spec, [p for p in methods[-1].parameters() if p.requires_grad]))
+    stepped(methods[0], optimizers[0], range(3))
+    state = training_state(methods[0], optimizers[0], 3, {"steps": torch.tensor([1, 2])})
+    restored = restore(state, methods[1], optimizers[1])
+    assert restored.step == 3
+    assert restored.extra["steps"].tolist() == [1, 2]
+    for method, optimizer in zip(methods, optimizers, strict=True):
+        stepped(method, optimizer, range(3, 6))
+    for name, value in methods[0].state_dict().items():
+        assert torch.equal(value, methods[1].state_dict()[name]), name
+
+
+def test_a_state_of_another_kind(folder: Path) -> None:
+    method = objective("byol")
+    optimizer = build_optimizer(SGDSpec(), [p for p in method.parameters() if p.requires_grad])
+    with pytest.raises(CheckpointError, match="of another kind"):
+        restore((folder / "backbone.safetensors").read_bytes(), method, optimizer)
+    other = objective("moco_v2")
+    state = training_state(other, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), 1, {})
+    with pytest.raises(CheckpointError, match="does not fit the network"):
+        restore(state, method, optimizer)

@@ -1,0 +1,75 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssl_backdoor.seeds import torch_generator
+from ssl_backdoor.specs import AdamSpec, CosineSpec, MilestonesSpec, SGDSpec
+from ssl_backdoor.train.optim import build_optimizer, build_schedule
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [  # 4 epochs of 2 steps, peak 1
+        (CosineSpec(), [0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (0, 0, 1, 1, 2, 2, 3, 3)]),
+        (CosineSpec(per="step"), [0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)]),
+        (
+            CosineSpec(per="step", warmup_epochs=1),
+            [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * done / 6)) for done in range(6))],
+        ),
+        (MilestonesSpec(milestones=(1, 3), factor=0.2), [1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04]),
+        (MilestonesSpec(milestones=(2,), factor=0.5, warmup_steps=3), [1 / 3, 2 / 3, 1, 1, 0.5, 0.5, 0.5, 0.5]),
+    ],
+)
+def test_schedules(spec: CosineSpec | MilestonesSpec, expected: list[float]) -> None:
+    schedule = build_schedule(spec, 2.0, 4, 2)
+    assert [schedule(step) for step in range(8)] == pytest.approx([2 * value for value in expected])
+
+
+def quadratic_path(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> list[float]:
+    path = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        (weight**2).sum().backward()
+        optimizer.step()
+        path.append(weight.item())
+    return path
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_is_the_textbooks(nesterov: bool) -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    spec = SGDSpec(lr=0.1, sgd_momentum=0.9, weight_decay=0.5, nesterov=nesterov)
+    path = quadratic_path(build_optimizer(spec, [weight]), weight)
+    w, velocity, expected = 1.0, 0.0, []
+    for _ in range(3):
+        gradient = 2 * w + 0.5 * w
+        velocity = 0.9 * velocity + gradient
+        w -= 0.1 * (gradient + 0.9 * velocity if nesterov else velocity)
+        expected.append(w)
+    assert path == pytest.approx(expected)
+
+
+def test_adam_is_the_textbooks() -> None:
+    weight = nn.Parameter(torch.tensor([1.0]))
+    path = quadratic_path(build_optimizer(AdamSpec(lr=0.1, weight_decay=0.5), [weight]), weight)
+    w, m, v, expected = 1.0, 0.0, 0.0, []
+    for step in range(1, 4):
+        gradient = 2 * w + 0.5 * w
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        w -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        expected.append(w)
+    assert path == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_reach_a_minimum() -> None:
+    goal = torch.randn(4, generator=torch_generator(0, "goal"))
+    for spec in (SGDSpec(lr=0.05, weight_decay=0), AdamSpec(lr=0.1, weight_decay=0)):
+        weight = nn.Parameter(torch.zeros(4))
+        optimizer = build_optimizer(spec, [weight])
+        for _ in range(300):
+            optimizer.zero_grad()
+            ((weight - goal) ** 2).sum().backward()
+            optimizer.step()
+        torch.testing.assert_close(weight.detach(), goal, atol=1e-2, rtol=0)

@@ -1,0 +1,78 @@
+"""One replica and two give the same training, through the same functions; two are real processes over gloo."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from replica_worker import run_all
+from safetensors.torch import load_file
+from tiny_sets import tiny_dataset
+from tiny_training import METHODS, train_spec
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import Resources
+from ssl_backdoor.train.checkpoint import NoCheckpoints
+from ssl_backdoor.train.pretrain import pretrain
+
+TESTS = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+NAMES = [*METHODS, "compress_1", "compress_2"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of the single process and of the two; byol's two replicas go on from the single one's state."""
+    alone, both = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("both")
+    run_all(alone, 1)
+    shutil.copytree(alone / "states-0" / "byol", both / "states-0" / "byol")
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *("--rdzv-endpoint=127.0.0.1:0", str(TESTS / "replica_worker.py"), str(both)),
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    run = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return alone, both
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_losses(results: tuple[Path, Path], name: str) -> None:
+    alone, both = (pq.read_table(folder / f"{name}-0" / "curves.parquet") for folder in results)
+    assert alone["step"] == both["step"]
+    assert alone.num_rows == 10 if name in METHODS else 8
+    assert both["value"].to_pylist() == pytest.approx(alone["value"].to_pylist(), rel=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_weights_and_statistics(results: tuple[Path, Path], name: str) -> None:
+    alone, both = (load_file(folder / f"{name}-0" / "backbone.safetensors") for folder in results)
+    for key, value in alone.items():
+        torch.testing.assert_close(both[key], value, rtol=1e-3, atol=2e-5, msg=lambda text, key=key: f"{key}: {text}")
+
+
+def test_only_replica_0_writes_but_both_tell(results: tuple[Path, Path]) -> None:
+    _, both = results
+    assert not [file for name in NAMES for file in (both / f"{name}-1").iterdir()]
+    summaries = [json.loads((both / f"summaries-{rank}.json").read_text()) for rank in (0, 1)]
+    for name in NAMES:
+        assert summaries[0][name]["final_loss"] == pytest.approx(summaries[1][name]["final_loss"], rel=1e-6)
+    assert not list((both / "states-1").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("workers", "sentence"),
+    [
+        (3, "workers must divide bn_groups.*found 3 workers and bn_groups 2"),
+        (2, r"resources ask for 2 worker\(s\), but 1 process\(es\) train together"),
+    ],
+)
+def test_workers_that_do_not_fit(tmp_path: Path, workers: int, sentence: str) -> None:
+    dataset = tiny_dataset(tmp_path, size=(12, 12))
+    with pytest.raises(SpecError, match=sentence):
+        pretrain(train_spec("byol"), dataset, None, tmp_path, 0, Resources(workers=workers), NoCheckpoints())
