@@ -1,0 +1,118 @@
+"""What a frozen backbone makes of images, with and without a trigger."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from ssl_backdoor.data.dataset import Dataset
+from ssl_backdoor.data.resident import Resident, load_resident
+from ssl_backdoor.data.views import evaluation_view
+from ssl_backdoor.errors import CheckpointError
+from ssl_backdoor.poison.triggers import paste, place, render, size_in
+from ssl_backdoor.progress import OnProgress, Progress, silent
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import EvaluationSpec, TriggerSpec
+
+_BATCH = 256
+_CHUNK = 4096  # images held as pixels at once
+
+
+class Condition(NamedTuple):
+    """A name of the evaluation's vocabulary and the trigger that makes it (None: clean)."""
+
+    name: str
+    trigger: TriggerSpec | None = None
+    source: bytes | None = None
+
+
+class Features(NamedTuple):
+    """``values[condition]`` float32 (N, D), not normalised; ``labels`` int64 (N,); ``keys`` (N,)."""
+
+    keys: pa.ChunkedArray
+    labels: Tensor
+    values: dict[str, Tensor]
+
+
+def split_features(
+    backbone: nn.Module,
+    dataset: Dataset,
+    split: str,
+    conditions: Sequence[Condition],
+    spec: EvaluationSpec,
+    seed: int,
+    on_progress: OnProgress = silent,
+) -> Features:
+    """Features of the labelled images of ``split``, in the order of the samples table, under each of ``conditions``.
+
+    Images are read once and held a few thousand at a time. ``backbone`` runs on the device it is on.
+
+    Raises:
+        DataError: an image cannot be read, or the sizes differ.
+        SpecError: a trigger is larger than the evaluated frame.
+        CheckpointError: the backbone's features are not finite.
+    """
+    samples = dataset.samples
+    samples = samples.filter(pc.and_(pc.equal(samples["split"], split), pc.greater_equal(samples["label"], 0)))
+    parts: dict[str, list[Tensor]] = {condition.name: [] for condition in conditions}
+    for start in range(0, samples.num_rows, _CHUNK):
+        chunk = replace(dataset, samples=samples.slice(start, _CHUNK))
+        images = load_resident(chunk, split, resize_px=spec.resize_px, crop_px=spec.crop_px)
+        for condition in conditions:
+            parts[condition.name].append(features(backbone, stamped_batches(images, condition, seed)))
+        on_progress(Progress(start + len(images.keys), samples.num_rows, f"{split} images"))
+    labels = torch.from_numpy(samples["label"].to_numpy().astype(np.int64))
+    return Features(samples["key"], labels, {name: torch.cat(chunks) for name, chunks in parts.items()})
+
+
+def features(backbone: nn.Module, batches: Iterator[Tensor]) -> Tensor:
+    """Features float32 (N, D) on the CPU, not normalised, of ``batches`` of images uint8 (B, 3, S, S).
+
+    ``backbone`` must be in eval mode, as load_backbone gives it.
+
+    Raises:
+        CheckpointError: a feature is not finite.
+    """
+    device = next(backbone.parameters()).device
+    with torch.inference_mode():
+        parts = [
+            backbone(evaluation_view(images.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu()
+            for images in batches
+        ]
+    values = torch.cat(parts)
+    if not values.isfinite().all():
+        raise CheckpointError(
+            "The backbone gives features that are not finite: its weights are damaged; train it again."
+        )
+    return values.clone()  # an ordinary tensor again
+
+
+def stamped_batches(images: Resident, condition: Condition, seed: int) -> Iterator[Tensor]:
+    """``images`` in batches uint8 (B, 3, S, S), each image under the condition's trigger (all of them, as upstream).
+
+    The place is drawn within ``test_location`` of the evaluated frame from a stream of the image's key, so every
+    encoder evaluated under one seed sees the same images, and an unseen trigger lies where the attack's would.
+    """
+    trigger = condition.trigger
+    for batch, keys in zip(torch.split(images.images, _BATCH), _blocks(images.keys), strict=True):
+        if trigger is None:
+            yield batch
+            continue
+        height, width = batch.shape[-2:]
+        patch = render(trigger, size_in(trigger, height, width), condition.source)
+        pixels: NDArray[np.uint8] = batch.permute(0, 2, 3, 1).numpy()
+        stamped = []
+        for image, key in zip(pixels, keys, strict=True):
+            box = place(height, width, len(patch), trigger.test_location, stream(seed, "test_trigger", key))
+            stamped.append(paste(image, patch, box, trigger.opacity))
+        yield torch.from_numpy(np.stack(stamped)).permute(0, 3, 1, 2)
+
+
+def _blocks(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH))

@@ -1,0 +1,167 @@
+"""Numbers as pure functions of what was predicted. NumPy and Arrow only: they re-run without a GPU.
+
+Definitions are those of DESIGN.md, section 5. Saha et al. 2022 (https://arxiv.org/abs/2105.10123) count false
+positives; Carlini & Terzis 2022 (https://arxiv.org/abs/2106.09667) define the z-score.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binomtest
+
+from ssl_backdoor.tables import MEASUREMENTS
+
+_WILSON = " Interval: Wilson 95 % over the n images."
+_NO_INTERVAL = " No interval: the pairs share images; compare seeds instead."
+DEFINITION = {
+    "accuracy": "Share of all n test images predicted as their own class; triggered images of the target class count "
+    "as correct when predicted as it." + _WILSON,
+    "target_false_positives": "Number of the n test images NOT of the target class that are predicted as it (column "
+    "sum minus diagonal of the confusion matrix)." + _WILSON,
+    "attack_success_rate": "target_false_positives over the n test images not of the target class." + _WILSON,
+    "attack_success_rate_all": "Share of all n test images, those of the target class included, that are predicted as "
+    "the target class." + _WILSON,
+    "false_positives": "Number of the n test images not of this class that are predicted as it." + _WILSON,
+    "top_class_share": "Share of all n test images in the class that is predicted most often. No interval: the class "
+    "is chosen by the same images.",
+    "z_score_sd": "(mean cosine of distinct triggered pairs - mean cosine of distinct clean pairs) / standard "
+    "deviation of the clean pairs' cosines, over the pairs of n test images." + _NO_INTERVAL,
+    "z_score_variance": "(mean cosine of distinct triggered pairs - mean cosine of distinct clean pairs) / variance of "
+    "the clean pairs' cosines, over the pairs of n test images, as printed in the paper." + _NO_INTERVAL,
+    "similarity_clean": "Mean cosine of distinct pairs of the n clean test images." + _NO_INTERVAL,
+    "similarity_triggered": "Mean cosine of distinct pairs of the n test images under this condition's trigger."
+    + _NO_INTERVAL,
+}
+_FLAT = 1e-12
+
+
+class Measurement(NamedTuple):
+    """One number: a row of MEASUREMENTS. ``low`` and ``high`` are None where no interval applies."""
+
+    name: str
+    condition: str
+    probe: str
+    value: float
+    n: int
+    low: float | None
+    high: float | None
+    definition: str
+
+
+class Similarity(NamedTuple):
+    """Mean and population variance of the cosine over distinct pairs."""
+
+    mean: float
+    variance: float
+
+
+def confusion_matrix(label: ArrayLike, predicted: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """Counts, int64 (num_classes, num_classes): row = true label, column = predicted label."""
+    cell = np.asarray(label, np.int64) * num_classes + np.asarray(predicted, np.int64)
+    return np.bincount(cell, minlength=num_classes**2).reshape(num_classes, num_classes).astype(np.int64)
+
+
+def measure_predictions(
+    predictions: pa.Table, classes: Sequence[str], target_label: int | None
+) -> tuple[Measurement, ...]:
+    """Every number that the PREDICTIONS table gives, for each condition and probe in it.
+
+    A number whose n would be 0 is left out, never 0; so are the target's numbers when there is no target.
+    """
+    groups = predictions.group_by(["condition", "probe"], use_threads=False).aggregate([])
+    rows: list[Measurement] = []
+    for group in groups.to_pylist():
+        condition, probe = group["condition"], group["probe"]
+        here = predictions.filter(
+            pc.and_(pc.equal(predictions["condition"], condition), pc.equal(predictions["probe"], probe))
+        )
+        matrix = confusion_matrix(here["label"].to_numpy(), here["predicted"].to_numpy(), len(classes))
+        for count in _counts(matrix, classes, target_label):
+            rows += [count.measured(condition, probe)] if count.n else []
+    return tuple(rows)
+
+
+class _Count(NamedTuple):
+    """``hits`` of ``n`` images; reported as a share or, where ``as_count``, as it is."""
+
+    name: str
+    hits: int
+    n: int
+    as_count: bool = False
+    has_interval: bool = True
+
+    def measured(self, condition: str, probe: str) -> Measurement:
+        scale = 1 if self.as_count else self.n
+        low = high = None
+        if self.has_interval:
+            interval = binomtest(self.hits, self.n).proportion_ci(confidence_level=0.95, method="wilson")
+            low, high = (float(bound) * self.n / scale for bound in (interval.low, interval.high))
+        definition = DEFINITION[self.name.partition(":")[0]]
+        return Measurement(self.name, condition, probe, self.hits / scale, self.n, low, high, definition)
+
+
+def _counts(matrix: NDArray[np.int64], classes: Sequence[str], target_label: int | None) -> Iterable[_Count]:
+    n = int(matrix.sum())
+    predicted_as = matrix.sum(axis=0)
+    false_positives = predicted_as - matrix.diagonal()
+    not_of = n - matrix.sum(axis=1)
+    yield _Count("accuracy", int(matrix.trace()), n)
+    if target_label is not None:
+        hits, others = int(false_positives[target_label]), int(not_of[target_label])
+        yield _Count("target_false_positives", hits, others, as_count=True)
+        yield _Count("attack_success_rate", hits, others)
+        yield _Count("attack_success_rate_all", int(predicted_as[target_label]), n)
+    yield _Count("top_class_share", int(predicted_as.max()), n, has_interval=False)
+    for label, name in enumerate(classes):
+        yield _Count(f"false_positives:{name}", int(false_positives[label]), int(not_of[label]), as_count=True)
+
+
+def pair_similarity(features: NDArray[np.float32]) -> Similarity | None:
+    """Cosine over all distinct pairs of the rows of ``features`` (N, D), exactly and without forming the pairs.
+
+    With unit rows f and G = F^T F:  sum_{u != v} <u, v> = |sum f|^2 - N  and  sum_{u != v} <u, v>^2 = |G|_F^2 - N.
+    NOTE: DECREE's code counts the pairs of an image with itself; the paper's "distinct pairs" are meant here.
+
+    Returns:
+        None when there is no pair (N < 2).
+    """
+    n = len(features)
+    if n < 2:
+        return None
+    rows = features.astype(np.float64)
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    squared = np.einsum("nd,nd->n", unit, unit)  # 1 each, 0 for a zero row
+    pairs = n * (n - 1)
+    mean = (np.square(unit.sum(axis=0)).sum() - squared.sum()) / pairs
+    second = (np.square(unit.T @ unit).sum() - np.square(squared).sum()) / pairs
+    return Similarity(float(mean), float(max(second - mean**2, 0.0)))
+
+
+def measure_features(
+    clean: NDArray[np.float32], triggered: NDArray[np.float32], condition: str
+) -> tuple[Measurement, ...]:
+    """z-scores and mean similarities of ``triggered`` against ``clean``, both (N, D), as rows of ``condition``.
+
+    Both readings of the z-score are given: the paper's text speaks of deviations, its formula divides by the variance.
+    Left out: everything with fewer than two images, the z-scores when all clean pairs are equally similar.
+    """
+    before, after = pair_similarity(clean), pair_similarity(triggered)
+    if before is None or after is None:
+        return ()
+    values = {"similarity_clean": before.mean, "similarity_triggered": after.mean}
+    if before.variance > _FLAT:
+        values["z_score_sd"] = (after.mean - before.mean) / before.variance**0.5
+        values["z_score_variance"] = (after.mean - before.mean) / before.variance
+    return tuple(
+        Measurement(name, condition, "features", value, len(clean), None, None, DEFINITION[name])
+        for name, value in values.items()
+    )
+
+
+def measurements_table(rows: Iterable[Measurement]) -> pa.Table:
+    """``rows`` as a MEASUREMENTS table."""
+    return pa.Table.from_pylist([row._asdict() for row in rows], schema=MEASUREMENTS)

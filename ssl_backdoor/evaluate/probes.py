@@ -1,0 +1,148 @@
+"""Probes: classifiers on the features of a frozen backbone. Features in, predicted labels out; clean labels only.
+
+Protocol of the linear probes: the MoCo evaluation of UMBCvision/SSL-Backdoor at 273ca47 (moco/eval_linear.py).
+Shapes: N images, D feature dimensions, C classes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from torch import Tensor
+
+from ssl_backdoor.poison.plan import choose
+from ssl_backdoor.seeds import torch_generator
+
+_SGD_EPOCHS = 40
+_SGD_MILESTONES = (15, 30)
+_SGD_BATCH = 256
+_BLOCK_CELLS = 1 << 23  # similarities held at once: 32 MiB of float32
+
+Classify = Callable[[Tensor], Tensor]
+"""Raw features float32 (N, D) -> predicted labels int64 (N,)."""
+
+
+class Standardiser(NamedTuple):
+    """L2-normalise each row, subtract ``mean`` (D,), divide by ``scale`` (D,)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Features (N, D) as a linear head sees them."""
+        return (F.normalize(features, dim=1) - self.mean) / self.scale
+
+
+def standardiser(features: Tensor) -> Standardiser:
+    """Of the L2-normalised ``features`` (N, D): mean and sqrt(unbiased variance + 1e-5) of each dimension."""
+    unit = F.normalize(features, dim=1)
+    return Standardiser(unit.mean(dim=0), (unit.var(dim=0, correction=min(1, len(unit) - 1)) + 1e-5).sqrt())
+
+
+def labelled_subset(keys: pa.ChunkedArray, labels: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.int64]:
+    """Rows, int64 (M,), of a stratified subset: round(fraction * n) of each class, at least one. Pure in the seed.
+
+    An image's place in the ranking depends on its key alone, so the 1 % subset lies within the 10 % subset, and every
+    encoder that is evaluated under one seed sees the same labels.
+    """
+    rows = []
+    for label in np.unique(labels):
+        of_class = np.flatnonzero(labels == label)
+        count = max(1, round(fraction * len(of_class)))
+        rows.append(of_class[choose(keys.take(of_class), count, seed, "labels")])
+    return np.sort(np.concatenate(rows))
+
+
+def knn(features: Tensor, labels: Tensor, num_classes: int, neighbours: int) -> Classify:
+    """Majority vote of the ``neighbours`` nearest training images by cosine; a tie goes to the larger summed cosine.
+
+    ``features`` float32 (N, D), ``labels`` int64 (N,). Similarities are held for a block of test images at a time.
+    """
+    train = F.normalize(features, dim=1)
+    k = min(neighbours, len(train))
+    block = max(1, _BLOCK_CELLS // len(train))
+
+    def classify(test: Tensor) -> Tensor:
+        predicted = []
+        for rows in torch.split(F.normalize(test, dim=1), block):
+            near = (rows @ train.T).topk(k, dim=1)
+            voters = labels[near.indices]
+            votes = torch.zeros(len(rows), num_classes, dtype=torch.float64, device=rows.device)
+            # The summed cosine lies in [-k, k]: divided by 2k + 1 it never outweighs a vote.
+            ballots = 1.0 + near.values.double() / (2 * k + 1)
+            predicted.append(votes.scatter_add_(1, voters, ballots).argmax(dim=1))
+        return torch.cat(predicted)
+
+    return classify
+
+
+def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Classify:
+    """Multinomial logistic regression to convergence: L-BFGS, float64, from zero; the bias is not penalised.
+
+        minimise  mean cross-entropy + l2 / 2 * |weight|^2
+
+    ``features`` float32 (N, D), ``labels`` int64 (N,).
+    """
+    standardise = standardiser(features)
+    inputs = _with_ones(standardise(features).double())
+    shape = (num_classes, inputs.shape[1])
+    penalty = torch.full((inputs.shape[1],), l2, dtype=torch.float64, device=inputs.device)
+    penalty[-1] = 0.0
+
+    def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        head = torch.from_numpy(flat).to(inputs.device).view(shape)
+        loss, gradient = _cross_entropy(inputs, labels, head)
+        loss, gradient = loss + (penalty * head.square()).sum() / 2, gradient + penalty * head
+        return loss.item(), gradient.cpu().numpy().ravel()
+
+    options = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
+    found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
+    return _classifier(standardise, torch.from_numpy(found.x).float().view(shape).to(inputs.device))
+
+
+def linear_sgd(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Classify:
+    """The paper's head: SGD of rate 0.01, momentum 0.9, decay 1e-4, batch 256, 40 epochs, rate x0.1 after 15 and 30.
+
+    NOTE: upstream crops and flips the labelled images anew in each epoch; here the features are those of the evaluated
+    frame, computed once. Initial weights (torch's Linear default) and batches come from the stream "linear_sgd".
+
+    ``features`` float32 (N, D), ``labels`` int64 (N,).
+    """
+    standardise = standardiser(features)
+    inputs = _with_ones(standardise(features))
+    generator, bound = torch_generator(seed, "linear_sgd"), features.shape[1] ** -0.5
+    head = torch.empty(num_classes, inputs.shape[1]).uniform_(-bound, bound, generator=generator).to(inputs.device)
+    velocity = torch.zeros_like(head)
+    for epoch in range(_SGD_EPOCHS):
+        lr = 0.01 * 0.1 ** sum(epoch >= milestone for milestone in _SGD_MILESTONES)
+        order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
+        for batch in torch.split(order, _SGD_BATCH):
+            _, gradient = _cross_entropy(inputs[batch], labels[batch], head)
+            velocity.mul_(0.9).add_(gradient).add_(head, alpha=1e-4)
+            head.sub_(velocity, alpha=lr)
+    return _classifier(standardise, head)
+
+
+def _with_ones(inputs: Tensor) -> Tensor:
+    """``inputs`` (N, D) with a column of ones, so that a head (C, D + 1) holds weights and bias."""
+    return F.pad(inputs, (0, 1), value=1.0)
+
+
+def _cross_entropy(inputs: Tensor, labels: Tensor, head: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy, scalar, of softmax(inputs head^T) and its gradient (C, D + 1) in ``head``.
+
+    By hand: building torch's first optimiser of a process imports its compiler, which takes longer than all probes.
+    """
+    log_share = F.log_softmax(inputs @ head.T, dim=1)
+    error = log_share.exp()
+    error[torch.arange(len(labels), device=labels.device), labels] -= 1.0
+    return F.nll_loss(log_share, labels), error.T @ inputs / len(inputs)
+
+
+def _classifier(standardise: Standardiser, head: Tensor) -> Classify:
+    return lambda features: (_with_ones(standardise(features)) @ head.T).argmax(dim=1)

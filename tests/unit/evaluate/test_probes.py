@@ -1,0 +1,168 @@
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from ssl_backdoor.evaluate import probes
+from ssl_backdoor.evaluate.probes import knn, labelled_subset, linear, linear_sgd, standardiser
+from ssl_backdoor.seeds import stream, torch_generator
+
+
+def clusters(n: int, classes: int = 3, dim: int = 8, noise: float = 1.0, name: str = "train") -> tuple[Tensor, Tensor]:
+    centres = torch.from_numpy(stream(0, "centres").normal(0, 1, (classes, dim)))
+    labels = torch.arange(n) % classes
+    features = centres[labels] + noise * torch.from_numpy(stream(0, name).normal(0, 1, (n, dim)))
+    return features.float(), labels
+
+
+# -------------------------------------------------------------------------- preprocessing
+
+
+def test_the_standardiser_is_the_papers() -> None:
+    features, _ = clusters(50)
+    rows = features.double().numpy()
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = (unit - unit.mean(0)) / np.sqrt(unit.var(0, ddof=1) + 1e-5)
+    np.testing.assert_allclose(standardiser(features)(features).numpy(), expected, atol=1e-4)
+
+
+def test_statistics_are_the_training_features_own() -> None:
+    train, test = clusters(50)[0], 3 * clusters(20, name="test")[0]
+    standardise = standardiser(train)
+    np.testing.assert_allclose(standardise(test).numpy(), standardise(test / 3).numpy(), atol=1e-5)
+    assert standardiser(train[:1])(test).isfinite().all()
+
+
+# -------------------------------------------------------------------------- kNN
+
+
+def slow_knn(train: Tensor, labels: Tensor, test: Tensor, k: int) -> list[int]:
+    predicted = []
+    for row in F.normalize(test, dim=1):
+        similarity = (F.normalize(train, dim=1) @ row).tolist()
+        nearest = sorted(range(len(train)), key=lambda index: -similarity[index])[:k]
+        votes = Counter(int(labels[index]) for index in nearest)
+        sums = {label: sum(similarity[i] for i in nearest if labels[i] == label) for label in votes}
+        predicted.append(max(votes, key=lambda label: (votes[label], sums[label])))
+    return predicted
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 20, 1000])
+def test_knn_equals_the_slow_loop(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_BLOCK_CELLS", 60 * 7)  # several blocks
+    train, labels = clusters(60, classes=4, dim=3, noise=2.0)
+    test, _ = clusters(30, classes=4, dim=3, noise=2.0, name="test")
+    assert knn(train, labels, 4, k)(test).tolist() == slow_knn(train, labels, test, k)
+
+
+def test_a_tie_goes_to_the_larger_summed_similarity_even_if_negative() -> None:
+    train = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0], [-0.6, 0.8]])
+    vote = knn(train, torch.tensor([0, 1, 2, 2]), 3, 2)
+    assert vote(torch.tensor([[0.9, 0.1], [0.5, 0.9], [-1.0, 0.1]])).tolist() == [0, 1, 2]
+    opposite = knn(torch.tensor([[-1.0, 0.0], [-0.9, 0.1]]), torch.tensor([0, 1]), 3, 2)
+    assert opposite(torch.tensor([[1.0, 0.0]])).tolist() == [1]
+
+
+# -------------------------------------------------------------------------- linear
+
+
+def test_linear_agrees_with_scikit_learn() -> None:
+    train, labels = clusters(200, noise=1.5)
+    test, _ = clusters(300, noise=1.5, name="test")
+    standardise, l2 = standardiser(train), 1e-3
+    # scikit-learn minimises 1/2 |W|^2 + C * sum of losses
+    reference = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-8, max_iter=5000)
+    reference.fit(standardise(train).double().numpy(), labels.numpy())
+    expected = reference.predict(standardise(test).double().numpy())
+    assert linear(train, labels, 3, l2)(test).tolist() == expected.tolist()
+
+
+def test_linear_converges_on_separable_data_and_repeats_itself() -> None:
+    train, labels = clusters(12, noise=0.1)
+    first, second = linear(train, labels, 3, 1e-4), linear(train, labels, 3, 1e-4)
+    assert first(train).tolist() == labels.tolist()
+    assert first(train).tolist() == second(train).tolist()
+
+
+def test_classes_without_a_labelled_image_are_not_predicted() -> None:
+    train, labels = clusters(30, classes=2)
+    assert set(linear(train, labels, 5, 1e-4)(train).tolist()) <= {0, 1}
+
+
+def slow_sgd(features: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    """The schedule written out in NumPy, with the gradient of softmax regression by hand."""
+    inputs = standardiser(features)(features).double().numpy()
+    generator, bound = torch_generator(seed, "linear_sgd"), inputs.shape[1] ** -0.5
+    head = torch.empty(classes, inputs.shape[1] + 1).uniform_(-bound, bound, generator=generator).double().numpy()
+    weight, bias = head[:, :-1], head[:, -1]
+    velocity, bias_velocity = np.zeros_like(weight), np.zeros_like(bias)
+    for epoch in range(40):
+        rate = 0.01 * 0.1 ** ((epoch >= 15) + (epoch >= 30))
+        order = torch.randperm(len(inputs), generator=generator).numpy()
+        for start in range(0, len(inputs), 256):
+            rows = order[start : start + 256]
+            logits = inputs[rows] @ weight.T + bias
+            share = np.exp(logits - logits.max(1, keepdims=True))
+            share /= share.sum(1, keepdims=True)
+            error = (share - np.eye(classes)[labels[rows]]) / len(rows)
+            velocity = 0.9 * velocity + error.T @ inputs[rows] + 1e-4 * weight
+            bias_velocity = 0.9 * bias_velocity + error.sum(0) + 1e-4 * bias
+            weight, bias = weight - rate * velocity, bias - rate * bias_velocity
+    return weight, bias
+
+
+def test_linear_sgd_is_the_papers_schedule() -> None:
+    train, labels = clusters(600, noise=2.0)
+    test, _ = clusters(400, noise=2.0, name="test")
+    weight, bias = slow_sgd(train, labels, 3, seed=4)
+    logits = standardiser(train)(test).double().numpy() @ weight.T + bias
+    assert linear_sgd(train, labels, 3, seed=4)(test).tolist() == logits.argmax(1).tolist()
+
+
+def test_the_gradient_by_hand_is_autograds() -> None:
+    inputs, labels = clusters(20)
+    head = torch.from_numpy(stream(0, "head").normal(0, 1, (3, 8))).float().requires_grad_()
+    loss, gradient = probes._cross_entropy(inputs, labels, head)
+    expected = F.cross_entropy(inputs @ head.T, labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, head)[0])
+
+
+def test_linear_sgd_depends_on_its_seed_alone() -> None:
+    train, labels = clusters(300, noise=3.0)
+    test, _ = clusters(500, noise=3.0, name="test")
+    first, again, other = (linear_sgd(train, labels, 3, seed)(test).tolist() for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+# -------------------------------------------------------------------------- label fractions
+
+
+def keys(n: int) -> pa.ChunkedArray:
+    return pa.chunked_array([[f"k{index}" for index in range(n)]])
+
+
+def test_the_subset_is_stratified_nested_and_never_misses_a_class() -> None:
+    labels = np.array([0] * 100 + [1] * 30 + [2], np.int32)
+    small, large, everything = (labelled_subset(keys(131), labels, f, 0) for f in (0.01, 0.1, 1.0))
+    assert Counter(labels[small].tolist()) == {0: 1, 1: 1, 2: 1}
+    assert Counter(labels[large].tolist()) == {0: 10, 1: 3, 2: 1}
+    assert set(small) <= set(large)
+    assert everything.tolist() == list(range(131))
+
+
+def test_the_subset_follows_the_keys_not_the_rows() -> None:
+    labels = np.array([0, 1] * 50, np.int32)
+    order = stream(0, "order").permutation(100)
+    plain = keys(100).take(pa.array(labelled_subset(keys(100), labels, 0.1, 0))).to_pylist()
+    mixed_keys = keys(100).take(pa.array(order))
+    mixed = mixed_keys.take(pa.array(labelled_subset(mixed_keys, labels[order], 0.1, 0))).to_pylist()
+    assert set(plain) == set(mixed)
+    other = keys(100).take(pa.array(labelled_subset(keys(100), labels, 0.1, 1))).to_pylist()
+    assert set(other) != set(plain)
