@@ -1,0 +1,115 @@
+"""How a number, an interval and a name are spelled, the same in every table, figure and sentence."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from ssl_backdoor.report.aggregate import Row
+from ssl_backdoor.report.runs import shown_probes
+
+Kind = Literal["count", "percent", "score"]
+MISSING = "–"
+ARM_LABELS = {
+    "control": "control",
+    "suspect": "suspect",
+    "student": "student",
+    "distilled_control": "distilled control",
+}
+
+
+class Quantity(NamedTuple):
+    """A measured quantity as the page shows it."""
+
+    name: str
+    condition: str
+    probe: str
+    title: str
+    detail: str
+    kind: Kind
+
+
+def effect_quantities(rows: Sequence[Row]) -> tuple[Quantity, ...]:
+    """What judges the attack, on triggered images: target false positives by each shown probe, and the z-score."""
+    probes = shown_probes(row.probe for row in rows)
+    return (
+        *(Quantity("target_false_positives", "triggered", p, "Target FP", probe_label(p), "count") for p in probes),
+        Quantity("z_score_sd", "triggered", "features", "z-score", "features", "score"),
+    )
+
+
+def accuracy_quantities(rows: Sequence[Row]) -> tuple[Quantity, ...]:
+    """Clean and triggered accuracy by the last shown probe."""
+    return tuple(
+        Quantity("accuracy", condition, p, f"{condition.capitalize()} accuracy", probe_label(p), "percent")
+        for condition in ("clean", "triggered")
+        for p in shown_probes(row.probe for row in rows)[-1:]
+    )
+
+
+def share_quantities(rows: Sequence[Row]) -> tuple[Quantity, ...]:
+    """Share of triggered images in their most frequent class, by the first shown probe."""
+    probes = shown_probes(row.probe for row in rows)[:1]
+    return tuple(
+        Quantity("top_class_share", "triggered", p, "Top-class share", probe_label(p), "percent") for p in probes
+    )
+
+
+def headline_quantities(rows: Sequence[Row]) -> tuple[Quantity, ...]:
+    """The columns of the headline table."""
+    effect = effect_quantities(rows)
+    unseen = tuple(
+        Quantity(q.name, "unseen_trigger", q.probe, "FP, unseen trigger", q.detail, q.kind) for q in effect[:-1]
+    )
+    return (*accuracy_quantities(rows), *effect[:-1], *unseen, effect[-1], *share_quantities(rows))
+
+
+def number(value: float | None, kind: Kind, signed: bool = False) -> str:
+    """``value`` with its unit: whole counts, fractions in percent (in points when signed), scores to 0.01."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    sign = "+" if signed else ""
+    match kind:
+        case "count":
+            text = f"{value:{sign},.0f}"
+        case "percent":
+            text = f"{100 * value:{sign}.1f}" + (" pt" if signed else " %")
+        case "score":
+            text = f"{value:{sign}.2f}"
+    return text.replace("-", "−")
+
+
+def span(row: Row, kind: Kind, signed: bool = False) -> str:
+    """The interval of ``row`` as "low to high", empty where there is none; the unit is that of the value."""
+    if row.low is None or row.high is None:
+        return ""
+    low, high = (number(value, kind, signed).removesuffix(" %").removesuffix(" pt") for value in (row.low, row.high))
+    return f"{low} to {high}"
+
+
+def probe_label(probe: str) -> str:
+    """Name of a probe for people: kNN, linear 100 %, linear SGD 1 %."""
+    if probe == "knn":
+        return "kNN"
+    words = {"sgd": "SGD"} | {word: f"{word} %" for word in probe.split("_") if word[:1].isdigit()}
+    return " ".join(words.get(word, word) for word in probe.split("_"))
+
+
+def arm_label(row_arm: str, variant: str = "") -> str:
+    """Name of an arm for people, with its side variant."""
+    name = ARM_LABELS.get(row_arm, row_arm)
+    return f"{name} [{variant}]" if variant else name
+
+
+def to_json_measurements(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as JSON data: null for a number that is not there; a side variant's arm reads ``suspect[variant]``."""
+    records = []
+    for row in rows:
+        record = row._asdict()
+        record["arm"] = f"{row.arm}[{row.variant}]" if row.variant else row.arm
+        records.append(record)
+    return records
+
+
+def listing(parts: Sequence[str]) -> str:
+    """The parts in a row of prose: a, b and c."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
