@@ -1,0 +1,194 @@
+"""The ``ssl-backdoor`` command: parse, call, tell. Exit codes: 0 done, 2 the user can mend it, 130 interrupted."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from flows import settings
+from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
+from ssl_backdoor.specs import Stage
+
+_DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings.embed()
+        code = options.command(options)
+    except UserError as error:
+        print(f"ssl-backdoor: {error}", file=sys.stderr)
+        code = 2
+    except (TrainingError, SslBackdoorError) as error:
+        print(f"ssl-backdoor: {error}", file=sys.stderr)
+        code = 1
+    except ModuleNotFoundError as error:
+        if error.name not in ("prefect", "ray", "mlflow", "rich"):
+            raise
+        print(
+            f"ssl-backdoor: this command needs {error.name}: pip install 'ssl-backdoor[pipeline]', or `make setup`.",
+            file=sys.stderr,
+        )
+        code = 2
+    except KeyboardInterrupt:
+        print(
+            "\nssl-backdoor: interrupted; finished stages and checkpoints are kept, the same command goes on.",
+            file=sys.stderr,
+        )
+        code = 130
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ssl-backdoor", description=_DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
+    for stage in get_args(Stage):
+        _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
+    recipes = commands.add_parser("recipes", help="list the recipes")
+    recipes.set_defaults(command=_recipes)
+    show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")
+    show.add_argument("ref", metavar="STAGE/KEY", help="a unique beginning of the key is enough")
+    show.add_argument("--store", default=None, help="folder, file:// or s3:// (default: the home's store)")
+    show.set_defaults(command=_show)
+    export = commands.add_parser("export", help="write a dataset, poisoned or clean, as plain WebDataset shards")
+    export.add_argument("ref", metavar="STAGE/KEY", help="an ingest or a poison artifact")
+    export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    export.add_argument("--store", default=None)
+    export.set_defaults(command=_export)
+    doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
+    doctor.add_argument("--store", default=None)
+    doctor.set_defaults(command=_doctor)
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`")
+    parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. train.fit.epochs=3"
+    )
+    parser.add_argument(
+        "--store", default=None, metavar="URI", help="folder, file:// or s3:// (default: the home's store)"
+    )
+    parser.add_argument("--seeds", type=_positive, default=None, metavar="N", help="seeds 0 to N-1")
+    parser.add_argument("--pairs", type=_positive, default=None, metavar="N", help="the first N trigger/target pairs")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.set_defaults(command=_run, until=until)
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return number
+
+
+def _run(options: argparse.Namespace) -> int:
+    from flows.console import stdout_reserved
+
+    started = time.perf_counter()
+    with stdout_reserved():
+        result = _execute(options)
+    seconds = round(time.perf_counter() - started, 1)
+    if options.json:
+        result["seconds"] = {"total": seconds, **result["seconds"]}
+        print(json.dumps(result, allow_nan=False))
+        return 0
+    headline = result.pop("text", "")
+    print(headline)
+    for name, place in result["artifacts"].items():
+        print(f"{name}: {place}")
+    print(f"{seconds} s")
+    return 0
+
+
+def _execute(options: argparse.Namespace) -> dict[str, Any]:
+    from flows.overrides import apply
+    from flows.recipes import RECIPES
+    from ssl_backdoor.store import open_store
+
+    recipe = RECIPES.get(options.recipe)
+    if recipe is None:
+        raise SpecError(f"There is no recipe {options.recipe!r}; the recipes are {', '.join(RECIPES)}.")
+    pairs, seeds = options.pairs or recipe.pairs, options.seeds or recipe.seeds
+    if pairs > recipe.max_pairs:
+        raise SpecError(f"{options.recipe} has {recipe.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
+    if recipe.needs_data and options.data is None:
+        raise SpecError(f"{options.recipe} needs --data PATH: a folder, an archive or WebDataset shards of images.")
+    report = apply(recipe.build(pairs, seeds), options.settings)
+    store_uri = options.store or settings.default_store()
+    store = open_store(store_uri)
+    store.check()
+
+    from flows.console import Listener
+    from flows.pipeline import experiment
+    from flows.results import describe
+    from ssl_backdoor.specs import Resources
+
+    with Listener().shown() as listener:
+        page = experiment(
+            report,
+            data=options.data,
+            store_uri=store.root,
+            resources=Resources(workers=options.workers),
+            listen=listener,
+            until=options.until,
+        )
+    return describe(report, page, store, options.until)
+
+
+def _recipes(_: argparse.Namespace) -> int:
+    from flows.recipes import RECIPES
+
+    for name, recipe in RECIPES.items():
+        data = "--data PATH" if recipe.needs_data else "embedded data"
+        print(f"{name:<16}{recipe.summary} ({data}; {recipe.pairs} pair(s), {recipe.seeds} seed(s))")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from flows.results import resolve
+
+    store, ref = resolve(options.ref, options.store or settings.default_store())
+    print(store.manifest(ref).model_dump_json(indent=2))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from flows.results import resolve
+    from ssl_backdoor.poison.export import export
+    from ssl_backdoor.stages import open_dataset, open_overlay
+
+    store, ref = resolve(options.ref, options.store or settings.default_store())
+    if ref.stage not in ("ingest", "poison"):
+        raise SpecError(f"export takes an ingest or a poison artifact, found {ref.stage}/{ref.key[:12]}.")
+    if options.out.exists():
+        raise SpecError(f"--out must not exist yet, found {str(options.out)!r}.")
+    base = ref if ref.stage == "ingest" else store.ref("ingest", store.manifest(ref).inputs["dataset"])
+    overlay = open_overlay(store, ref) if ref.stage == "poison" else None
+    print(json.dumps(export(open_dataset(store, base), overlay, options.out)))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from flows.doctor import examine
+
+    findings = examine(options.store or settings.default_store())
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'MEND'} {finding.name:<10} {finding.text}")
+    return 0 if all(finding.ok for finding in findings) else 2
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""``--set path=value``: change one field of every run of a recipe."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import ReportSpec, RunSpec
+
+
+def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
+    """``report`` with each ``path=value`` set in every run; runs that become equal are kept once.
+
+    A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line.
+
+    Raises:
+        SpecError: an unknown path, or a value that the field refuses.
+    """
+    runs = list(report.runs)
+    for setting in settings:
+        path, separator, text = setting.partition("=")
+        if not separator or not path:
+            raise SpecError(f"--set expects path=value (such as train.fit.epochs=3), found {setting!r}.")
+        runs = [_set(run, path, _value(text)) for run in runs]
+    runs = [_with_trigger_digest(run) for run in runs]
+    return report.model_copy(update={"runs": tuple(dict.fromkeys(runs))})
+
+
+def _value(text: str) -> Any:
+    if text.startswith("@"):
+        try:
+            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise SpecError(f"--set expects a readable file after @, found {text[1:]!r} ({error.strerror}).") from error
+        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _set(run: RunSpec, path: str, value: Any) -> RunSpec:
+    document = run.model_dump(mode="json")
+    place = document
+    *parents, name = path.split(".")
+    for depth, step in enumerate([*parents, name]):
+        if not isinstance(place, dict) or step not in place:
+            known = sorted(place) if isinstance(place, dict) else []
+            near = difflib.get_close_matches(step, known, n=3) or known
+            where = ".".join(path.split(".")[:depth]) or "a run"
+            raise SpecError(f"--set {path}: {where} has no field {step!r}; it has {', '.join(near) or 'no fields'}.")
+        if depth < len(parents):
+            place = place[step]
+    place[name] = value
+    return parse_run(document, f"--set {path}={json.dumps(value)}")
+
+
+def parse_run(document: Any, where: str) -> RunSpec:
+    """A run from plain data, or one sentence on what is wrong with it."""
+    try:
+        return RunSpec.model_validate(document)
+    except ValidationError as error:
+        raise SpecError(f"{where}: {describe(error)}") from error
+
+
+def describe(error: ValidationError) -> str:
+    """Pydantic's findings as one sentence."""
+    findings = [
+        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (found {item['input']!r:.80})"
+        for item in error.errors()
+    ]
+    return "; ".join(findings[:3]) + "."
+
+
+def _with_trigger_digest(run: RunSpec) -> RunSpec:
+    """Fill in the digest of an image trigger, so that the file's content is part of the key."""
+    attack = run.attack
+    if attack.kind == "none" or attack.trigger.kind != "image" or attack.trigger.sha256:
+        return run
+    try:
+        digest = hashlib.sha256(Path(attack.trigger.file).read_bytes()).hexdigest()
+    except OSError as error:
+        raise SpecError(
+            f"attack.trigger.file expects a readable image, found {attack.trigger.file!r} ({error.strerror})."
+        ) from error
+    trigger = attack.trigger.model_copy(update={"sha256": digest})
+    return run.model_copy(update={"attack": attack.model_copy(update={"trigger": trigger})})

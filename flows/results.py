@@ -1,0 +1,58 @@
+"""What a command hands back: references resolved, and a finished report as one JSON object."""
+
+from typing import Any, cast, get_args
+
+import pyarrow.parquet as pq
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.identity import canonical
+from ssl_backdoor.report.aggregate import Row
+from ssl_backdoor.report.text import to_json_measurements
+from ssl_backdoor.report.view import headline_text
+from ssl_backdoor.specs import ReportSpec, Stage
+from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
+
+
+def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
+    """``stage/key`` (or a unique beginning of the key) in the store at ``store_uri``.
+
+    Raises:
+        SpecError: no stage of that name, no such key, or several.
+    """
+    store = open_store(store_uri)
+    stage, separator, prefix = text.rpartition("/")[0].rpartition("/")[2], "/" in text, text.rpartition("/")[2]
+    if not separator or stage not in get_args(Stage):
+        raise SpecError(f"Expected STAGE/KEY with a stage of {', '.join(get_args(Stage))}; found {text!r}.")
+    keys = store.keys(cast(Stage, stage), prefix)
+    if len(keys) != 1:
+        found = "none" if not keys else f"{len(keys)}: {', '.join(key[:12] for key in keys[:4])}"
+        raise SpecError(
+            f"Expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, found {found}."
+        )
+    return store, store.ref(cast(Stage, stage), keys[0])
+
+
+def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until: Stage) -> dict[str, Any]:
+    """The command's result; ``text`` is for people and taken out of the JSON."""
+    result: dict[str, Any] = {
+        "recipe": report.recipe,
+        "runs": [canonical(run) for run in report.runs],
+        "measurements": [],
+        "artifacts": {"store": store.root},
+        "seconds": {},
+    }
+    if until != "report":
+        return result | {"text": f"{report.recipe}: done up to {until}"}
+    folder = store.fetch(page)
+    manifest = store.manifest(page)
+    rows = [Row(**row) for row in pq.read_table(folder / "measurements.parquet").to_pylist()]
+    result["measurements"] = to_json_measurements(rows)
+    result["seconds"] = manifest.summary["seconds"]
+    result["artifacts"] |= {
+        "report": str(folder / "report.html"),
+        "markdown": str(folder / "report.md"),
+        "report_ref": f"report/{page.key}",
+    }
+    answer = manifest.summary["answer"]
+    note = f"{report.note}\n\n" if report.note else ""
+    return result | {"answer": answer, "text": f"{note}{answer}\n\n{headline_text(rows)}\n"}

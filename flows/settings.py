@@ -1,0 +1,45 @@
+"""Where a shell's runs live when nothing else is said: one folder, nothing to start, nobody told.
+
+Imported before prefect, ray and mlflow, which read their settings from the environment at import.
+"""
+
+import os
+from pathlib import Path
+
+from ssl_backdoor.errors import StoreError
+
+HOME = Path(os.environ.get("SSL_BACKDOOR_HOME", ".lab"))
+
+
+def default_store() -> str:
+    """The store of this shell: ``SSL_BACKDOOR_STORE``, or a folder under the home."""
+    return os.environ.get("SSL_BACKDOOR_STORE") or str(HOME / "store")
+
+
+def embed() -> None:
+    """Point every service at the home folder unless the environment names a server; turn telemetry off."""
+    home = HOME.resolve()
+    defaults = {
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_HOME": str(home / "prefect"),
+        "PREFECT_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+        "PREFECT_LOGGING_TO_API_ENABLED": "false",
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }
+    if "MLFLOW_TRACKING_URI" not in os.environ:
+        os.environ.setdefault("SSL_BACKDOOR_MLFLOW_ARTIFACTS", (home / "mlruns").as_uri())
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    try:
+        Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)  # prefect's server does not make it
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"The home folder {str(HOME)!r} cannot be made ({error.strerror}): set SSL_BACKDOOR_HOME to another."
+        ) from error

@@ -1,0 +1,332 @@
+"""Each stage as one pure statement: (spec, input refs) -> ArtifactRef.
+
+``run_stage`` is the only place that decides reuse: an artifact whose manifest exists is returned, else the stage's
+body runs in a scratch folder and its files are committed, manifest last. Flows, Ray workers, the command line and
+notebooks all come through here.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, assert_never
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import Field
+
+from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.identity import artifact_key, canonical
+from ssl_backdoor.progress import OnProgress, silent
+from ssl_backdoor.specs import (
+    AttackSpec,
+    DatasetSpec,
+    DefenceSpec,
+    EvaluationSpec,
+    GridTriggerSpec,
+    ImageTriggerSpec,
+    NoAttackSpec,
+    ReportSpec,
+    Resources,
+    RunSpec,
+    Saha2022TargetedSpec,
+    Spec,
+    Stage,
+    TrainSpec,
+    TriggerSpec,
+)
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
+
+
+class IngestStage(Spec):
+    """raw images -> shards and a samples table."""
+
+    kind: Literal["ingest"] = "ingest"
+    dataset: DatasetSpec
+
+
+class PoisonStage(Spec):
+    """dataset -> poison plan and overlay."""
+
+    kind: Literal["poison"] = "poison"
+    attack: AttackSpec
+    seed: int
+
+
+class TrainStage(Spec):
+    """dataset (and poison) -> backbone."""
+
+    kind: Literal["train"] = "train"
+    train: TrainSpec
+    seed: int
+
+
+class DefendStage(Spec):
+    """dataset and suspect -> student backbone."""
+
+    kind: Literal["defend"] = "defend"
+    defence: DefenceSpec
+    seed: int
+
+
+class EvaluateStage(Spec):
+    """dataset and backbone -> predictions and measurements, under one trigger.
+
+    The attack's trigger and target are named, not its poison fraction: a control is measured once per pair.
+    """
+
+    kind: Literal["evaluate"] = "evaluate"
+    evaluation: EvaluationSpec
+    trigger: TriggerSpec | None
+    target_class: str
+    seed: int
+
+
+StageSpec = Annotated[
+    IngestStage | PoisonStage | TrainStage | DefendStage | EvaluateStage | ReportSpec, Field(discriminator="kind")
+]
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """One stage applied to its inputs; ``key`` is known before any work is done."""
+
+    spec: StageSpec
+    inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
+    """Role -> artifact, e.g. {"dataset": ..., "suspect": ...}."""
+    source: str = ""
+    """Digest of the raw source (ingest only)."""
+    data: str | None = None
+    """Where the raw source lies (ingest only): how, not what."""
+    title: str = ""
+    """For people: "train suspect, pair 3"."""
+
+    @property
+    def stage(self) -> Stage:
+        """The stage's name."""
+        return self.spec.kind
+
+    @property
+    def key(self) -> str:
+        """Identity of the result."""
+        keys = {role: ref.key for role, ref in self.inputs.items()}
+        return artifact_key(self.stage, self.spec, keys | ({"source": self.source} if self.source else {}))
+
+
+class Finished(NamedTuple):
+    """What a stage left behind."""
+
+    ref: ArtifactRef
+    reused: bool
+
+
+def trigger_of(attack: AttackSpec) -> tuple[TriggerSpec | None, str]:
+    """The attack's trigger and target class ("" where it has none)."""
+    if isinstance(attack, NoAttackSpec):
+        return None, ""
+    return attack.trigger, attack.target_class if isinstance(attack, Saha2022TargetedSpec) else ""
+
+
+def run_name(run: RunSpec) -> str:
+    """A run for people: its pair, variant and seed."""
+    trigger, target_class = trigger_of(run.attack)
+    match trigger:
+        case None:
+            stamp = "no attack"
+        case GridTriggerSpec():
+            stamp = f"trigger {trigger.seed}"
+        case ImageTriggerSpec():
+            stamp = Path(trigger.file).name
+    pair = f"{stamp} -> {target_class}" if target_class else stamp
+    return ", ".join(part for part in (pair, run.variant, f"seed {run.seed}") if part)
+
+
+def run_stage(
+    call: StageCall, store: ArtifactStore, resources: Resources | None = None, on_progress: OnProgress = silent
+) -> Finished:
+    """Return the call's artifact from ``store``, making it first if it is not there.
+
+    Raises:
+        UserError: the spec, data or store cannot be used; nothing is committed.
+        TrainingError: the optimisation failed; its last checkpoint stays in the store.
+    """
+    if (found := store.find(call.stage, call.key)) is not None:
+        return Finished(found, reused=True)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
+        summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
+        if not _is_leader():
+            return Finished(store.ref(call.stage, call.key), reused=False)
+        ref = store.commit(
+            call.stage,
+            call.key,
+            Path(scratch),
+            spec=canonical(call.spec),
+            inputs={role: ref.key for role, ref in call.inputs.items()}
+            | ({"source": call.source} if call.source else {}),
+            summary=summary,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+    store.drop_checkpoints(call.stage, call.key)
+    return Finished(ref, reused=False)
+
+
+def _is_leader() -> bool:
+    """Of several replicas (torchrun and Ray Train both set RANK) the first commits."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@dataclass(frozen=True)
+class StoreCheckpoints:
+    """The checkpoints of one training, kept in the store."""
+
+    store: ArtifactStore
+    stage: Stage
+    key: str
+
+    def save(self, step: int, file: Path) -> None:
+        """Keep ``file`` as the state after ``step`` steps."""
+        self.store.save_checkpoint(self.stage, self.key, step, file)
+
+    def load(self) -> tuple[int, Path] | None:
+        """The newest readable state, or None."""
+        return self.store.load_checkpoint(self.stage, self.key)
+
+
+def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
+    """The ingested dataset behind ``ref``."""
+    manifest = store.manifest(ref)
+    folder = store.fetch(ref)
+    return Dataset(
+        folder=folder,
+        samples=pq.read_table(folder / "samples.parquet"),
+        classes=tuple(manifest.summary["classes"]),
+        spec=IngestStage.model_validate(manifest.spec).dataset,
+    )
+
+
+def open_overlay(store: ArtifactStore, ref: ArtifactRef) -> Overlay:
+    """The poison overlay behind ``ref``."""
+    folder = store.fetch(ref)
+    return Overlay(folder=folder, rows=pq.read_table(folder / "overlay.parquet"))
+
+
+def _body(
+    call: StageCall, store: ArtifactStore, out: Path, resources: Resources, on_progress: OnProgress
+) -> dict[str, Any]:
+    """Run the stage's science into ``out``; heavy modules are imported only by the stage that needs them."""
+    spec, inputs = call.spec, call.inputs
+    checkpoints = StoreCheckpoints(store, call.stage, call.key)
+    match spec:
+        case IngestStage():
+            from ssl_backdoor.data.ingest import ingest
+
+            return ingest(spec.dataset, call.data, out, on_progress)
+        case PoisonStage():
+            from ssl_backdoor.poison.craft import poison
+
+            return poison(spec.attack, open_dataset(store, inputs["dataset"]), out, spec.seed, on_progress)
+        case TrainStage():
+            from ssl_backdoor.train.pretrain import pretrain
+
+            dataset = open_dataset(store, inputs["dataset"])
+            overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
+            return pretrain(spec.train, dataset, overlay, out, spec.seed, resources, checkpoints, on_progress)
+        case DefendStage():
+            from ssl_backdoor.defences.build import defend
+
+            dataset = open_dataset(store, inputs["dataset"])
+            suspect = store.fetch(inputs["suspect"])
+            return defend(spec.defence, dataset, suspect, out, spec.seed, resources, checkpoints, on_progress)
+        case EvaluateStage():
+            return _evaluate(spec, inputs, store, out, on_progress)
+        case ReportSpec():
+            return _report(spec, inputs, store, out)
+        case _:
+            assert_never(spec)
+
+
+def _evaluate(
+    spec: EvaluateStage, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path, on_progress: OnProgress
+) -> dict[str, Any]:
+    from ssl_backdoor.evaluate.evaluate import evaluate
+
+    dataset = open_dataset(store, inputs["dataset"])
+    if spec.target_class and spec.target_class not in dataset.classes:
+        raise SpecError(f"target_class {spec.target_class!r} is not one of the classes {', '.join(dataset.classes)}.")
+    return evaluate(
+        spec.evaluation,
+        dataset,
+        store.fetch(inputs["model"], ["backbone.safetensors", "backbone.json"]),
+        trigger=spec.trigger,
+        trigger_file=store.fetch(inputs["poison"], ["trigger.png"]) / "trigger.png" if "poison" in inputs else None,
+        target_label=dataset.classes.index(spec.target_class) if spec.target_class else None,
+        out=out,
+        seed=spec.seed,
+        on_progress=on_progress,
+    )
+
+
+def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path) -> dict[str, Any]:
+    """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
+    from ssl_backdoor.report.page import write_report
+    from ssl_backdoor.report.runs import ARMS, Scored
+
+    scored, poisons = [], {}
+    for index, run in enumerate(spec.runs):
+        poisons[run_name(run)] = store.manifest(inputs[f"{index:03d}/poison"]).summary
+        for arm in ARMS:
+            if f"{index:03d}/{arm}/scores" not in inputs:
+                continue
+            model, scores = inputs[f"{index:03d}/{arm}/model"], inputs[f"{index:03d}/{arm}/scores"]
+            folder = store.fetch(scores)
+            scored.append(
+                Scored(
+                    run=run,
+                    arm=arm,
+                    measurements=pq.read_table(folder / "measurements.parquet"),
+                    predictions=pq.read_table(folder / "predictions.parquet"),
+                    map_file=folder / "map.npz",
+                    seconds=store.manifest(model).seconds + store.manifest(scores).seconds,
+                    curves=pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet"),
+                )
+            )
+    seconds = _seconds(inputs, store)
+    examples = _examples(inputs["000/poison"], store)
+    return write_report(spec, scored, examples, poisons, out, seconds) | {"seconds": seconds}
+
+
+def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[str, float]:
+    """Wall-clock of the distinct artifacts behind a report, summed by stage."""
+    total: dict[str, float] = {}
+    for ref in dict.fromkeys(inputs.values()):
+        total[ref.stage] = round(total.get(ref.stage, 0.0) + store.manifest(ref).seconds, 3)
+    return total
+
+
+def _examples(poison: ArtifactRef, store: ArtifactStore, count: int = 6) -> list[Any]:
+    """The first poisoned images beside their originals, in the stored frame."""
+    from ssl_backdoor.data.images import decode, to_frame
+    from ssl_backdoor.data.shards import read_bytes
+    from ssl_backdoor.report.figures import Example
+
+    dataset = open_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
+    overlay = open_overlay(store, poison)
+    rows = overlay.rows.filter(pc.equal(overlay.rows["action"], "poison")).slice(0, count)
+    by_key = pc.index_in(rows["source_key"], value_set=dataset.samples["key"])
+    originals = dataset.samples.take(by_key)
+    limit, frame_px = dataset.spec.max_image_pixels, dataset.spec.frame_px
+    return [
+        Example(
+            original=to_frame(decode(original, limit), frame_px),
+            poisoned=decode(poisoned, limit),
+            box=(row["box_x"], row["box_y"], row["box_width"], row["box_height"]),
+            caption=row["source_key"],
+        )
+        for original, poisoned, row in zip(
+            read_bytes(dataset.folder, originals), read_bytes(overlay.folder, rows), rows.to_pylist(), strict=True
+        )
+    ]

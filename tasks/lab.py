@@ -1,0 +1,119 @@
+"""The bench a flow works at: states each stage once, starts it as soon as its inputs are there.
+
+A stage's key is known before its work is done, so two runs that share a stage (one clean encoder for ten pairs)
+share the task as well.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prefect.client.schemas import State
+from prefect.futures import PrefectFuture, as_completed
+
+from ssl_backdoor.data.ingest import source_digest
+from ssl_backdoor.specs import (
+    AttackSpec,
+    DatasetSpec,
+    DefenceSpec,
+    EvaluationSpec,
+    ImageTriggerSpec,
+    ReportSpec,
+    Stage,
+    TrainSpec,
+)
+from ssl_backdoor.stages import (
+    DefendStage,
+    EvaluateStage,
+    IngestStage,
+    PoisonStage,
+    StageCall,
+    StageSpec,
+    TrainStage,
+    trigger_of,
+)
+from ssl_backdoor.store import ArtifactRef, open_store
+from tasks.stages import TASKS, Place
+
+ORDER: tuple[Stage, ...] = ("ingest", "poison", "train", "defend", "evaluate", "report")
+
+
+class Lab:
+    """Six verbs; each returns the reference its stage will have, and starts the stage once."""
+
+    def __init__(self, place: Place, data: str | None, until: Stage = "report") -> None:
+        self._place = place
+        self._data = data
+        self._store = open_store(place.store_uri)
+        self._until = ORDER.index(until)
+        self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
+        self._digests: dict[str, str] = {}
+
+    def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
+        """The images."""
+        kind = dataset.source.model_dump_json()
+        if kind not in self._digests:
+            self._digests[kind] = source_digest(dataset, self._data)
+        spec = IngestStage(dataset=dataset)
+        return self._start(StageCall(spec, {}, source=self._digests[kind], data=self._data, title="ingest"))
+
+    def poison(self, attack: AttackSpec, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
+        """The plan of an attack and its overlay."""
+        return self._state(PoisonStage(attack=attack, seed=seed), f"poison {title}", dataset=images)
+
+    def train(self, train: TrainSpec, seed: int, title: str, **inputs: ArtifactRef) -> ArtifactRef:
+        """An encoder, from ``dataset`` and perhaps ``poison``."""
+        return self._state(TrainStage(train=train, seed=seed), f"train {title}", **inputs)
+
+    def defend(
+        self, defence: DefenceSpec, suspect: ArtifactRef, images: ArtifactRef, seed: int, title: str
+    ) -> ArtifactRef:
+        """A repaired encoder."""
+        return self._state(DefendStage(defence=defence, seed=seed), f"defend {title}", dataset=images, suspect=suspect)
+
+    def evaluate(
+        self,
+        evaluation: EvaluationSpec,
+        attack: AttackSpec,
+        seed: int,
+        title: str,
+        **inputs: ArtifactRef,
+    ) -> ArtifactRef:
+        """The measurements of ``model`` on ``dataset`` under the attack's trigger."""
+        trigger, target_class = trigger_of(attack)
+        if not isinstance(trigger, ImageTriggerSpec):
+            inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
+        spec = EvaluateStage(evaluation=evaluation, trigger=trigger, target_class=target_class, seed=seed)
+        return self._state(spec, f"evaluate {title}", **inputs)
+
+    def report(self, report: ReportSpec, evidence: Mapping[str, ArtifactRef]) -> ArtifactRef:
+        """The page, the tables, the answer."""
+        return self._start(StageCall(report, dict(evidence), title="report"))
+
+    def wait(self) -> None:
+        """Wait for every stage; the first failure ends the wait, so that a mistake is told at once.
+
+        Raises:
+            SslBackdoorError: what a stage raised.
+        """
+        for future in as_completed(list(self._futures.values())):
+            if (error := _failure(future.state)) is not None:
+                raise error
+
+    def _state(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
+        return self._start(StageCall(spec, inputs, title=title))
+
+    def _start(self, call: StageCall) -> ArtifactRef:
+        ref = self._store.ref(call.stage, call.key)
+        if ref not in self._futures and ORDER.index(call.stage) <= self._until:
+            before = [self._futures[ref] for ref in call.inputs.values() if ref in self._futures]
+            stage_task = TASKS[call.stage].with_options(task_run_name=call.title)
+            self._futures[ref] = stage_task.submit(call, self._place, wait_for=before)
+        return ref
+
+
+def _failure(state: State[Any]) -> BaseException | None:
+    """The exception behind a failed state; None for success and for states that only follow another failure."""
+    if state.is_completed() or state.name in ("NotReady", "Pending"):
+        return None
+    result = state.result(raise_on_failure=False)
+    return result if isinstance(result, BaseException) else RuntimeError(f"{state.name}: {state.message}")

@@ -1,0 +1,157 @@
+"""The MLflow record of a finished report: the only MLflow code of the project.
+
+Everything is read back from the store, so the record can be made at any time and made again: a parent run for the
+experiment, a child for each arm of each run, with specs as parameters, manifest digests as dataset inputs, training
+curves per step and the same metric names on every child, so that MLflow's compare page is useful at once.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.parquet as pq
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from ssl_backdoor.specs import ReportSpec, RunSpec
+from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
+
+_REPORT_KEY = "ssl_backdoor.report_key"
+_BATCH = 900  # MLflow takes at most 1,000 metrics a call
+_CURVE_POINTS = 200
+
+
+@task(name="record", cache_policy=NO_CACHE, persist_result=False)
+def record(report: ArtifactRef, store: ArtifactStore) -> str:
+    """Write ``report`` to MLflow unless it is there already; return the parent run's id."""
+    client = mlflow.MlflowClient()
+    spec = ReportSpec.model_validate(store.manifest(report).spec)
+    experiment = _experiment(client, spec.recipe)
+    known = client.search_runs(
+        [experiment], f"tags.`{_REPORT_KEY}` = '{report.key}' and status = 'FINISHED'", max_results=1
+    )
+    if known:
+        return str(known[0].info.run_id)
+    manifest = store.manifest(report)
+    parent = client.create_run(experiment, run_name=f"{spec.recipe} {report.key[:8]}", tags={"recipe": spec.recipe})
+    parent_id = str(parent.info.run_id)
+    for index, run in enumerate(spec.runs):
+        for arm in sorted(_arms(manifest, index)):
+            _child(client, experiment, parent_id, _Evidence(store, manifest, index, arm), run)
+    _summary(client, parent_id, spec, store.fetch(report))
+    client.set_tag(parent_id, _REPORT_KEY, report.key)
+    client.set_terminated(parent_id, "FINISHED")
+    return parent_id
+
+
+def _experiment(client: mlflow.MlflowClient, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = os.environ.get("SSL_BACKDOOR_MLFLOW_ARTIFACTS")
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def _arms(manifest: Manifest, index: int) -> set[str]:
+    prefix = f"{index:03d}/"
+    return {
+        role[len(prefix) :].split("/")[0] for role in manifest.inputs if role.startswith(prefix) and "/scores" in role
+    }
+
+
+class _Evidence:
+    """What one arm of one run left in the store."""
+
+    def __init__(self, store: ArtifactStore, report: Manifest, index: int, arm: str) -> None:
+        inputs = report.inputs
+        self.arm, self.index = arm, index
+        self.store = store
+        self.model = store.ref(
+            "defend" if arm in ("student", "distilled_control") else "train", inputs[f"{index:03d}/{arm}/model"]
+        )
+        self.scores = store.ref("evaluate", inputs[f"{index:03d}/{arm}/scores"])
+
+    def curves(self) -> Iterator[Metric]:
+        """Training curves, thinned."""
+        table = pq.read_table(self.store.fetch(self.model, ["curves.parquet"]) / "curves.parquet").to_pydict()
+        by_name: dict[str, list[tuple[int, float]]] = {}
+        for step, name, value in zip(table["step"], table["name"], table["value"], strict=True):
+            by_name.setdefault(name, []).append((step, value))
+        for name, points in by_name.items():
+            stride = max(1, len(points) // _CURVE_POINTS)
+            for step, value in points[::stride]:
+                yield Metric(f"curve/{name}", value, 0, step)
+
+
+def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidence: _Evidence, run: RunSpec) -> None:
+    store = evidence.store
+    scores, model = store.manifest(evidence.scores), store.manifest(evidence.model)
+    tags = {
+        "mlflow.parentRunId": parent_id,
+        "arm": evidence.arm,
+        "variant": run.variant or "main",
+        "model_key": evidence.model.key,
+        "scores_key": evidence.scores.key,
+    }
+    child = client.create_run(experiment, run_name=f"{evidence.index:03d} {evidence.arm}", tags=tags)
+    run_id = str(child.info.run_id)
+    metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in scores.summary["measurements"].items()]
+    metrics += [Metric("seconds/train", model.seconds, 0, 0), Metric("seconds/evaluate", scores.seconds, 0, 0)]
+    metrics += evidence.curves()
+    params = [Param(name, str(value)[:500]) for name, value in flatten(run.model_dump(mode="json"))]
+    client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm)])
+    for start in range(_BATCH, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    _log_inputs(client, run_id, scores, store)
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _log_inputs(client: mlflow.MlflowClient, run_id: str, scores: Manifest, store: ArtifactStore) -> None:
+    ref = store.ref("ingest", scores.inputs["dataset"])
+    source = json.dumps({"uri": ref.uri})
+    dataset = Dataset(
+        name="dataset", digest=store.manifest(ref).digest[:36], source_type="artifact_store", source=source
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+
+
+def _summary(client: mlflow.MlflowClient, run_id: str, spec: ReportSpec, folder: Path) -> None:
+    rows = json.loads((folder / "measurements.json").read_text())
+    metrics = [
+        Metric(_metric_name(f"{row['arm']}/{row['name']}/{row['condition']}/{row['probe']}"), row["value"], 0, 0)
+        for row in rows
+        if row["value"] is not None and not row["name"].startswith("false_positives:")
+    ]
+    for start in range(0, len(metrics), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    params = [
+        Param("recipe", spec.recipe),
+        Param("num_runs", str(len(spec.runs))),
+        *(
+            Param(name, str(value)[:500])
+            for name, value in flatten(spec.runs[0].train.model_dump(mode="json"), "train.")
+        ),
+    ]
+    client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", spec.question)])
+    for name in ("report.html", "report.md", "measurements.json"):
+        client.log_artifact(run_id, str(folder / name), "report")
+    for figure in sorted((folder / "figures").glob("*.png")):
+        client.log_artifact(run_id, str(figure), "report/figures")
+
+
+def _metric_name(name: str) -> str:
+    """MLflow takes letters, digits, and _ - . : / and blanks."""
+    return "".join(character if character.isalnum() or character in "_-.:/ " else "_" for character in name)
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``{"a": {"b": 1}}`` as ``("a.b", 1)``."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from flatten(inner, f"{prefix}{name}." if isinstance(inner, Mapping) else f"{prefix}{name}")
+    else:
+        yield prefix, value

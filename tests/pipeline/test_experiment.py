@@ -1,0 +1,110 @@
+"""The whole chain through the command line: real Prefect, Ray and MLflow, tiny training."""
+
+import json
+import sqlite3
+from html.parser import HTMLParser
+
+import pytest
+from command_server import TINY
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def first(lab):
+    run, folder = lab
+    outcome = run("run", "demo", *TINY, "--json")
+    assert outcome.code == 0, outcome.stderr
+    return json.loads(outcome.stdout), folder
+
+
+def test_json_is_one_object_with_every_arm(first):
+    result, _ = first
+    assert {"recipe", "runs", "measurements", "artifacts", "seconds"} <= set(result)
+    rows = result["measurements"]
+    assert {row["arm"] for row in rows} == {"control", "suspect", "student", "distilled_control"}
+    assert {row["condition"] for row in rows} >= {"clean", "triggered", "unseen_trigger"}
+    assert {"accuracy", "target_false_positives", "z_score_sd", "z_score_sd_excess"} <= {row["name"] for row in rows}
+    for row in rows:
+        assert {"name", "arm", "condition", "probe", "value", "n", "low", "high", "definition"} <= set(row)
+        assert row["definition"]
+
+
+def test_one_clean_encoder_and_each_stage_is_kept(first):
+    _, folder = first
+    counts = {
+        stage.name: len(list(stage.iterdir())) for stage in (folder / "home/store").iterdir() if stage.name[0] != "."
+    }
+    assert counts == {"ingest": 1, "poison": 1, "train": 2, "defend": 2, "evaluate": 4, "report": 1}
+
+
+def test_second_run_reuses_everything_and_says_the_same(first, lab):
+    result, folder = first
+    run, _ = lab
+    with sqlite3.connect(folder / "home/prefect/prefect.db") as database:
+        before = database.execute("select count(*) from task_run").fetchone()[0]
+    again = run("run", "demo", *TINY, "--json")
+    assert again.code == 0, again.stderr
+    assert json.loads(again.stdout)["measurements"] == result["measurements"]
+    with sqlite3.connect(folder / "home/prefect/prefect.db") as database:
+        rows = database.execute("select name, state_name from task_run order by created").fetchall()[before:]
+    assert {state for name, state in rows if not name.startswith("record")} <= {"Reused"}, rows
+
+
+def test_report_is_one_file_that_asks_for_nothing(first):
+    result, _ = first
+    with open(result["artifacts"]["report"], encoding="utf-8") as file:
+        page = file.read()
+    wanted = []
+
+    class Links(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            wanted.extend(value for name, value in attributes if name in ("src", "href") and tag != "a")
+
+    Links().feed(page)
+    assert wanted
+    assert all(link.startswith("data:") for link in wanted)
+    assert "<script" not in page
+    assert result["answer"].split(":")[0] in page
+
+
+def test_mlflow_holds_one_parent_and_its_arms(first):
+    _, folder = first
+    with sqlite3.connect(folder / "home/mlflow.db") as database:
+        children = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
+        arms = {row[0] for row in database.execute("select value from params where key = 'arm'")}
+        curves = database.execute("select count(*) from metrics where key = 'curve/loss'").fetchone()[0]
+        inputs = database.execute("select count(*) from inputs").fetchone()[0]
+    assert children == 4
+    assert arms == {"control", "suspect", "student", "distilled_control"}
+    assert curves >= 8
+    assert inputs == 4
+
+
+def test_show_and_export_take_a_short_reference(first, lab):
+    run, folder = lab
+    key = next((folder / "home/store/poison").iterdir()).name
+    shown = run("show", f"poison/{key[:10]}")
+    assert shown.code == 0
+    assert json.loads(shown.stdout)["summary"]["num_poisons"] == 40
+    exported = run("export", f"poison/{key[:10]}", "--out", folder / "plain")
+    assert exported.code == 0, exported.stderr
+    assert json.loads(exported.stdout)["num_replaced"] == 40
+    assert list((folder / "plain").rglob("*.tar"))
+
+
+def test_stage_by_stage(lab):
+    run, _ = lab
+    for stage in ("ingest", "poison"):
+        outcome = run(stage, "demo", *TINY, "--set", "dataset.source.seed=5")
+        assert outcome.code == 0, outcome.stderr
+        assert stage in outcome.stdout
+
+
+def test_recipes_are_listed_and_doctor_is_content(lab):
+    run, _ = lab
+    listing = run("recipes")
+    assert listing.code == 0
+    assert "cifar10_byol" in listing.stdout
+    examined = run("doctor")
+    assert examined.code == 0, examined.stdout
