@@ -144,8 +144,8 @@ def defend(
         suspect: Folder with ``backbone.safetensors`` and ``backbone.json``; read, never written.
         out: Existing folder for the files of ``pretrain`` and ``trusted.parquet``.
         seed: Names every random stream.
-        resources: As in ``pretrain``.
-        checkpoints: As in ``pretrain``.
+        resources: As in ``pretrain``; so are ``checkpoints`` and ``on_progress``.
+        checkpoints: Where the state of an unfinished distillation is kept.
         on_progress: Told about once a second.
 
     Returns:
@@ -153,9 +153,7 @@ def defend(
 
     Raises:
         CheckpointError: The suspect cannot be read.
-        SpecError: There are fewer trusted images than one batch; also as ``pretrain``.
-        DataError: As ``pretrain``.
-        TrainingError: As ``pretrain``.
+        SpecError: There are fewer trusted images than one batch; this and the other errors also as ``pretrain``.
     """
     check_workers(spec.fit, resources)
     teacher = load_backbone(suspect)

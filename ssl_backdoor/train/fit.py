@@ -37,29 +37,16 @@ def fit(
     on_checkpoint: Callable[[int], None],
     checkpoint_every: int,
 ) -> None:
-    """Train ``method`` in place from ``first_step`` to ``num_steps``.
+    """Train ``method`` in place from ``first_step`` (the steps done already) to ``num_steps``.
 
     All randomness is a pure function of seed and step (``batches``, and the method's own streams), so a training
     stopped at a checkpoint and one that was not go through the same states: bitwise on the CPU with one thread count.
-
-    Args:
-        method: Networks and loss, on their device.
-        batches: This replica's batch of a step.
-        optimizer: Over the method's trainable parameters.
-        schedule: Learning rate of a step.
-        first_step: Steps done already.
-        num_steps: Steps in all.
-        replicas: Who trains along; gradients and loss are averaged over them.
-        autocast: Arithmetic of the forward pass; ``enabled=False`` for float32.
-        on_step: Called after each step.
-        on_checkpoint: Called on every replica with the number of steps done, each ``checkpoint_every`` steps, except
-            after the last: then the result itself is about to be written.
-        checkpoint_every: Positive.
+    Gradients and loss are averaged over ``replicas``. ``on_checkpoint`` hears, on every replica, the number of steps
+    done, each ``checkpoint_every`` steps except after the last: then the result itself is about to be written.
 
     Raises:
         TrainingError: The loss is not finite. The message names the step; weights, slow copies and queues are as
-            before it. On CUDA the look at the loss waits for the backward pass of each step; the next forward pass is
-            launched while the update runs.
+            before it. On CUDA this look at the loss waits for the step's backward pass.
     """
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     method.train()

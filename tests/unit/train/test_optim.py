@@ -63,6 +63,23 @@ def test_adam_is_the_textbooks() -> None:
     assert path == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("spec", [SGDSpec(lr=0.1), AdamSpec(lr=0.1)])
+def test_memory_layout_does_not_matter(spec: SGDSpec | AdamSpec) -> None:
+    """Fused kernels walk weight, gradient and state side by side: they must lie alike in channels-last too."""
+    images = torch.randn(2, 4, 5, 5, generator=torch_generator(0, "images"))
+    start = torch.randn(3, 4, 3, 3, generator=torch_generator(0, "weight"))
+    results = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        weight = nn.Parameter(start.clone(memory_format=layout))
+        optimizer = build_optimizer(spec, [weight])
+        for _ in range(3):
+            optimizer.zero_grad()
+            nn.functional.conv2d(images.contiguous(memory_format=layout), weight).square().mean().backward()
+            optimizer.step()
+        results.append(weight.detach())
+    torch.testing.assert_close(results[1], results[0])
+
+
 def test_both_reach_a_minimum() -> None:
     goal = torch.randn(4, generator=torch_generator(0, "goal"))
     for spec in (SGDSpec(lr=0.05, weight_decay=0), AdamSpec(lr=0.1, weight_decay=0)):
