@@ -1,8 +1,10 @@
 """The ``ssl-backdoor`` command: parse, call, tell. Exit codes: 0 done, 2 the user can mend it, 130 interrupted."""
 
 import argparse
+import importlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -133,8 +135,10 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     from flows.console import Listener
     from flows.pipeline import experiment
-    from flows.results import describe
     from ssl_backdoor.specs import Resources
+
+    # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
+    threading.Thread(target=_warm, daemon=True).start()
 
     with Listener().shown() as listener:
         page = experiment(
@@ -145,7 +149,14 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
             listen=listener,
             until=options.until,
         )
+    from flows.results import describe
+
     return describe(report, page, store, options.until)
+
+
+def _warm() -> None:
+    for name in ("tasks.tracking", "flows.results"):
+        importlib.import_module(name)
 
 
 def _recipes(_: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from ssl_backdoor.store import ArtifactRef, open_store
 from tasks.lab import Lab
 from tasks.ray_fit import Listener, Watcher, disconnect
 from tasks.stages import Place
-from tasks.tracking import record
 
 
 def attack_and_defence(lab: Lab, run: RunSpec) -> Iterator[tuple[str, ArtifactRef]]:
@@ -71,5 +70,7 @@ def experiment(
         watcher.close()
         disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
     if until == "report":
+        from tasks.tracking import record  # MLflow takes seconds to import
+
         record(page, open_store(store_uri))
     return page

@@ -218,7 +218,7 @@ class AdamSpec(Spec):
     weight_decay: float = Field(default=1e-6, ge=0.0)
 
 
-OptimizerSpec = Annotated[SGDSpec | AdamSpec, Field(discriminator="kind")]
+OptimizerSpec = Annotated[AdamSpec | SGDSpec, Field(discriminator="kind")]
 
 
 class CosineSpec(Spec):

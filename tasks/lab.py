@@ -96,6 +96,7 @@ class Lab:
             SslBackdoorError: what a stage raised.
         """
         for future in as_completed(list(self._futures.values())):
+            future.wait()  # until then its state may still be the one before the last
             if (error := _failure(future.state)) is not None:
                 raise error
 

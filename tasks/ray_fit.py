@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,10 @@ class Watcher:
         """Stop polling; stages that have not started are called off."""
         self._stop.set()
 
-    @property
-    def closed(self) -> bool:
-        """Whether the flow has ended."""
-        return self._stop.is_set()
+    def check(self) -> None:
+        """Raise CancelledError once the flow has ended, so that no thread waits for a cluster that is gone."""
+        if self._stop.is_set():
+            raise CancelledError("another stage failed, or the flow was interrupted")
 
     def _poll(self) -> None:
         seen: dict[str, Progress] = {}
@@ -137,17 +138,21 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
     Raises:
         SslBackdoorError: what the stage raised, as itself.
         TrainingError: the worker process died more often than ``max_retries``.
+        CancelledError: the flow has ended meanwhile.
     """
+    watcher.check()
     connect(resources)
     board = watcher.board()
     replicas = resources.workers if call.stage in ("train", "defend") else 1
     try:
         if replicas > 1:
-            return _run_group(call, store_uri, resources, board)
+            return _run_group(call, store_uri, resources, watcher)
         num_gpus = 1 if resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
         work = _run.options(
             num_cpus=resources.threads, num_gpus=num_gpus, max_retries=resources.max_retries, name=call.title
         ).remote(call, store_uri, resources, board)
+        while not ray.wait([work], timeout=_POLL_S)[0]:
+            watcher.check()
         finished: Finished = ray.get(work)
         return finished
     except ray.exceptions.RayTaskError as error:
@@ -159,7 +164,7 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
         ) from error
 
 
-def _run_group(call: StageCall, store_uri: str, resources: Resources, board: Any) -> Finished:
+def _run_group(call: StageCall, store_uri: str, resources: Resources, watcher: Watcher) -> Finished:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -174,7 +179,7 @@ def _run_group(call: StageCall, store_uri: str, resources: Resources, board: Any
     with tempfile.TemporaryDirectory(prefix="ssl-backdoor-train-") as folder:
         trainer = TorchTrainer(
             _run_replica,
-            train_loop_config={"call": call, "store_uri": store_uri, "resources": resources, "board": board},
+            train_loop_config={"call": call, "store_uri": store_uri, "resources": resources, "board": watcher.board()},
             scaling_config=ScalingConfig(
                 num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker={"CPU": resources.threads}
             ),
@@ -184,10 +189,16 @@ def _run_group(call: StageCall, store_uri: str, resources: Resources, board: Any
                 failure_config=FailureConfig(max_failures=resources.max_retries),
             ),
         )
+        pool = ThreadPoolExecutor(1)
         try:
-            trainer.fit()
+            fitting = pool.submit(trainer.fit)
+            while not wait([fitting], timeout=_POLL_S).done:
+                watcher.check()
+            fitting.result()
         except TrainingFailedError as error:
             raise _cause(error) from error
+        finally:
+            pool.shutdown(wait=False)
     ref = open_store(store_uri).find(call.stage, call.key)
     if ref is None:
         raise TrainingError(f"{call.title}: the worker group ended without an artifact; see the Ray logs.")

@@ -10,7 +10,7 @@ from typing import Any
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State
-from prefect.states import Cancelled, Completed
+from prefect.states import Completed
 
 from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
@@ -35,8 +35,7 @@ class Place:
 
 
 def _run(call: StageCall, place: Place) -> State[ArtifactRef]:
-    if place.watcher.closed:
-        return Cancelled(message="another stage failed, or the flow was interrupted")
+    place.watcher.check()
     store = open_store(place.store_uri)
     found = store.find(call.stage, call.key)
     if found is not None:

@@ -1,0 +1,106 @@
+import json
+from collections import Counter
+from typing import get_args
+
+import pytest
+from PIL import Image
+
+from flows.overrides import apply
+from flows.recipes import RECIPES
+from ssl_backdoor import specs
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import ReportSpec
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_a_question_and_distinct_runs(name):
+    recipe = RECIPES[name]
+    report = recipe.build(recipe.pairs, recipe.seeds)
+    assert report.recipe == name
+    assert report.question.endswith("?")
+    assert len(set(report.runs)) == len(report.runs)
+    assert ReportSpec.model_validate_json(report.model_dump_json()) == report
+
+
+def test_pairs_and_seeds_only_add_runs():
+    build = RECIPES["cifar10_byol"].build
+    few, many = build(2, 1).runs, build(10, 3).runs
+    assert set(few) < set(many)
+    assert len(many) == 2 * 10 * 3
+    assert Counter(run.attack.target_class for run in build(10, 1).runs if not run.variant) == dict.fromkeys(
+        ("airplane", "automobile", "cat", "frog", "horse"), 2
+    )
+
+
+def test_the_demo_points_to_the_evidence():
+    report = RECIPES["demo"].build(1, 1)
+    assert "no evidence" in report.note
+    assert "cifar10_byol" in report.note
+
+
+def test_paper_scale_is_the_papers():
+    moco = RECIPES["saha2022_moco"].build(10, 1).runs[0]
+    assert len(moco.dataset.classes) == 100
+    assert (moco.train.backbone.depth, moco.train.backbone.stem) == (18, "imagenet")
+    fit, method = moco.train.fit, moco.train.method
+    assert (fit.epochs, fit.batch_size, fit.bn_groups, fit.schedule) == (200, 256, 2, specs.CosineSpec(per="epoch"))
+    assert (fit.optimizer.lr, fit.optimizer.sgd_momentum, fit.optimizer.weight_decay) == (0.06, 0.9, 1e-4)
+    assert (method.queue_size, method.embedding_dim, method.temperature, method.ema_decay) == (65_536, 128, 0.2, 0.999)
+    assert (moco.attack.trigger.size_px, moco.attack.poison_fraction_of_target) == (50, 0.5)
+    assert moco.attack.trigger.train_location == (0.25, 0.75)
+    byol = RECIPES["saha2022_byol"].build(1, 1).runs[0].train
+    assert (byol.fit.batch_size, byol.fit.optimizer.lr, byol.fit.views.grey_p) == (512, 2e-3, 0.1)
+    assert byol.fit.schedule == specs.MilestonesSpec(milestones=(150, 175), factor=0.2, warmup_steps=500)
+    defence = moco.defence
+    assert (defence.num_queues, defence.queue_size, defence.temperature, defence.fit.epochs) == (2, 128_000, 0.04, 130)
+
+
+def test_set_reaches_every_run_and_equal_runs_are_kept_once():
+    report = apply(RECIPES["cifar10_byol"].build(2, 1), ["train.fit.epochs=3", 'dataset.classes=["cat","dog"]'])
+    assert {run.train.fit.epochs for run in report.runs} == {3}
+    assert {run.dataset.classes for run in report.runs} == {("cat", "dog")}
+    once = apply(
+        report, ["variant=", "attack.trigger.seed=1", "attack.target_class=cat", "attack.poison_fraction_of_target=1.0"]
+    )
+    assert len(once.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("train.fit.epoch=3", "epochs"),
+        ("trian.fit.epochs=3", "train"),
+        ("train.fit.epochs.x=3", "epochs"),
+        ("train.fit.epochs", "path=value"),
+        ("attack.poison_fraction_of_target=1.5", "1.5"),
+        ("train.fit.epochs=many", "many"),
+        ("dataset.classes=@nowhere.txt", "nowhere.txt"),
+        ('attack.trigger={"kind":"image","file":"nowhere.png","size_px":4}', "nowhere.png"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(setting, expected):
+    with pytest.raises(SpecError) as caught:
+        apply(RECIPES["demo"].build(1, 1), [setting])
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lists_from_files_and_digests_of_triggers(tmp_path):
+    (tmp_path / "classes.txt").write_text("# two\ncat\n\ndog\n")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "patch.png")
+    trigger = json.dumps({"kind": "image", "file": str(tmp_path / "patch.png"), "size_px": 4})
+    report = apply(
+        RECIPES["cifar10_byol"].build(1, 1), [f"dataset.classes=@{tmp_path}/classes.txt", f"attack.trigger={trigger}"]
+    )
+    assert report.runs[0].dataset.classes == ("cat", "dog")
+    assert len(report.runs[0].attack.trigger.sha256) == 64
+
+
+def test_no_member_of_a_union_hides_another():
+    """Prefect's form picks the member that shares most field names: none may equal, or hold all of, a later one's."""
+    for union in (specs.SourceSpec, specs.TriggerSpec, specs.AttackSpec, specs.OptimizerSpec, specs.ScheduleSpec,
+                  specs.MethodSpec, specs.DefenceSpec):  # fmt: skip
+        members = [set(member.model_fields) for member in get_args(get_args(union)[0])]
+        for index, fields in enumerate(members):
+            for later in members[index + 1 :]:
+                assert not fields >= later, (union, fields, later)
