@@ -3,8 +3,8 @@
 from flows.recipes import small
 from ssl_backdoor.specs import DatasetSpec, ReportSpec, RunSpec, ScenesSourceSpec
 
-TRIGGER_SEED = 11
-TARGET = "disc"
+TRIGGER_SEED = 34
+TARGET = "cross"
 
 
 def demo(pairs: int, seeds: int) -> ReportSpec:

@@ -1,4 +1,4 @@
-"""Ingestion: `python -m tests.benchmarks.bench_ingest [--data ARCHIVE] [--quick]`, against reading and rewriting the archive.
+"""Ingestion against a plain copy: `python -m tests.benchmarks.bench_ingest [--data ARCHIVE] [--quick]`.
 
 Ours decodes and hashes every image and writes shards and tables; the floor only copies every member into a new tar
 with the standard library. Drawn scenes stand in where no archive is given. No timed assertion.
