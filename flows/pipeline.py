@@ -1,5 +1,6 @@
 """The whole experiment, one direction: ingest -> poison -> train -> defend -> evaluate -> report."""
 
+import logging
 from collections.abc import Iterator
 
 from prefect import flow
@@ -72,5 +73,10 @@ def experiment(
     if until == "report":
         from tasks.tracking import record  # MLflow takes seconds to import
 
-        record(page, open_store(store_uri))
+        recorded = record(page, open_store(store_uri), return_state=True)
+        if not recorded.is_completed():
+            logging.getLogger("ssl_backdoor").warning(
+                "MLflow could not be written (%s); the report is in the store, the same command records it later.",
+                recorded.message,
+            )
     return page

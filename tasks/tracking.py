@@ -39,10 +39,14 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     manifest = store.manifest(report)
     parent = client.create_run(experiment, run_name=f"{spec.recipe} {report.key[:8]}", tags={"recipe": spec.recipe})
     parent_id = str(parent.info.run_id)
-    for index, run in enumerate(spec.runs):
-        for arm in sorted(_arms(manifest, index)):
-            _child(client, experiment, parent_id, _Evidence(store, manifest, index, arm), run)
-    _summary(client, parent_id, spec, store.fetch(report))
+    try:
+        for index, run in enumerate(spec.runs):
+            for arm in sorted(_arms(manifest, index)):
+                _child(client, experiment, parent_id, _Evidence(store, manifest, index, arm), run)
+        _summary(client, parent_id, spec, store.fetch(report))
+    except BaseException:
+        client.set_terminated(parent_id, "FAILED")
+        raise
     client.set_tag(parent_id, _REPORT_KEY, report.key)
     client.set_terminated(parent_id, "FINISHED")
     return parent_id

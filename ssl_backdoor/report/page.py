@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.aggregate import Row, aggregate, find, per_pair
 from ssl_backdoor.report.answer import answer
-from ssl_backdoor.report.figures import Example, draw_all
+from ssl_backdoor.report.figures import Example, Picture, draw_all
 from ssl_backdoor.report.runs import Scored, variants_of
 from ssl_backdoor.report.text import headline_quantities, to_json_measurements
 from ssl_backdoor.report.view import (
@@ -91,10 +91,6 @@ def write_report(
     rows, pairs = aggregate(scored), per_pair(scored)
     sentence = answer(rows, pairs, spec.note)
     pictures = draw_all(scored, rows, pairs, examples)
-    folder = out / "figures"
-    folder.mkdir(exist_ok=True)
-    for picture in pictures:
-        (folder / f"{picture.name}.png").write_bytes(picture.png)
     full, definitions = full_table(rows)
     spec_json = json.dumps(canonical(spec), indent=1, sort_keys=True, ensure_ascii=False)
     context = {
@@ -115,14 +111,25 @@ def write_report(
         "spec_fence": Verbatim(spec_json.replace("<", "\\u003c")),
         "verbatim": Verbatim,
     }
+    _write_pages(context, out)
+    _write_figures(pictures, out / "figures")
+    _write_numbers(rows, out)
+    return {"question": spec.question, "answer": sentence, "headline": headline(rows)}
+
+
+def _write_pages(context: Mapping[str, Any], out: Path) -> None:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     options: dict[str, Any] = {"loader": loader, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
     html = jinja2.Environment(autoescape=True, lstrip_blocks=True, **options)
     text = jinja2.Environment(autoescape=False, lstrip_blocks=True, finalize=markdown, **options)  # noqa: S701  escaped by finalize
     for environment, name in ((html, "report.html"), (text, "report.md")):
         (out / name).write_text(environment.get_template(f"{name}.j2").render(context) + "\n", encoding="utf-8")
-    _write_numbers(rows, out)
-    return {"question": spec.question, "answer": sentence, "headline": headline(rows)}
+
+
+def _write_figures(pictures: Sequence[Picture], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for picture in pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
 
 
 def headline(rows: Sequence[Row]) -> dict[str, float]:

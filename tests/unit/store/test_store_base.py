@@ -41,7 +41,7 @@ def test_a_manifest_carries_versions_and_no_paths(tmp_path):
     data = manifest_bytes(
         ref,
         {},
-        spec={"trigger": {"file": "/home/someone/secret place/trigger.png", "size_px": 6}},
+        spec={"trigger": {"file": "/srv/someone/secret place/trigger.png", "size_px": 6}},
         inputs={"dataset": "0" * 64},
         summary={"worst": float("nan"), "sizes": (1, 2), "at": f"file://{tmp_path}/x"},
         seconds=1.5,
