@@ -89,13 +89,12 @@ def write_report(
         SpecError: two results for one arm, variant, pair and seed.
     """
     rows, pairs = aggregate(scored), per_pair(scored)
-    sentence = answer(rows, pairs, spec.note)
     pictures = draw_all(scored, rows, pairs, examples)
     full, definitions = full_table(rows)
     spec_json = json.dumps(canonical(spec), indent=1, sort_keys=True, ensure_ascii=False)
     context = {
         "spec": spec,
-        "answer": sentence,
+        "answer": (sentence := answer(rows, pairs, spec.note)),
         "headline": headline_table(rows),
         "sides": [headline_table(rows, variant) for variant in variants_of(scored) if variant],
         "excesses": [table for variant in variants_of(scored) if (table := excess_table(rows, variant)).lines],
