@@ -136,19 +136,23 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from flows.console import Listener
     from flows.pipeline import experiment
     from ssl_backdoor.specs import Resources
+    from tasks.ray_fit import disconnect
 
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
     threading.Thread(target=_warm, daemon=True).start()
 
-    with Listener().shown() as listener:
-        page = experiment(
-            report,
-            data=options.data,
-            store_uri=store.root,
-            resources=Resources(workers=options.workers),
-            listen=listener,
-            until=options.until,
-        )
+    try:
+        with Listener().shown() as listener:
+            page = experiment(
+                report,
+                data=options.data,
+                store_uri=store.root,
+                resources=Resources(workers=options.workers),
+                listen=listener,
+                until=options.until,
+            )
+    finally:
+        disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
     from flows.results import describe
 
     return describe(report, page, store, options.until)

@@ -10,7 +10,7 @@ from ssl_backdoor.specs import NoDefenceSpec, ReportSpec, Resources, RunSpec, St
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, open_store
 from tasks.lab import Lab
-from tasks.ray_fit import Listener, Watcher, disconnect
+from tasks.ray_fit import Listener, Watcher
 from tasks.stages import Place
 
 
@@ -69,7 +69,6 @@ def experiment(
         lab.wait()
     finally:
         watcher.close()
-        disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
     if until == "report":
         from tasks.tracking import record  # MLflow takes seconds to import
 

@@ -242,7 +242,7 @@ def _body(
             suspect = store.fetch(inputs["suspect"])
             return defend(spec.defence, dataset, suspect, out, spec.seed, resources, checkpoints, on_progress)
         case EvaluateStage():
-            return _evaluate(spec, inputs, store, out, on_progress)
+            return _evaluate(spec, inputs, store, out, resources, on_progress)
         case ReportSpec():
             return _report(spec, inputs, store, out)
         case _:
@@ -250,9 +250,15 @@ def _body(
 
 
 def _evaluate(
-    spec: EvaluateStage, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path, on_progress: OnProgress
+    spec: EvaluateStage,
+    inputs: Mapping[str, ArtifactRef],
+    store: ArtifactStore,
+    out: Path,
+    resources: Resources,
+    on_progress: OnProgress,
 ) -> dict[str, Any]:
     from ssl_backdoor.evaluate.evaluate import evaluate
+    from ssl_backdoor.train.pretrain import pick_device
 
     dataset = open_dataset(store, inputs["dataset"])
     if spec.target_class and spec.target_class not in dataset.classes:
@@ -267,6 +273,7 @@ def _evaluate(
         out=out,
         seed=spec.seed,
         on_progress=on_progress,
+        device=str(pick_device(resources)),
     )
 
 
