@@ -18,18 +18,20 @@ LONGER = (*TINY, "--set", "train.fit.batch_size=16", "--set", "train.fit.epochs=
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    with shell(tmp_path_factory.mktemp("faults")) as run:
-        yield run
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, Path]]:
+    folder = tmp_path_factory.mktemp("faults")
+    with shell(folder) as run:
+        yield run, folder
 
 
-def processes(title: str) -> list[int]:
-    """Ids of the processes whose title begins so."""
+def processes(title: str, folder: Path) -> list[int]:
+    """Ids of the processes whose title begins so and that belong to the shell in ``folder``."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if (entry / "cmdline").read_bytes().decode(errors="replace").startswith(title):
+                titled = (entry / "cmdline").read_bytes().startswith(title.encode())
+                if titled and f"SSL_BACKDOOR_HOME={folder}/".encode() in (entry / "environ").read_bytes():
                     found.append(int(entry.name))
     return found
 
@@ -58,10 +60,11 @@ def encoders(store: Path) -> dict[str, str]:
     [((), "ray::train"), (("--workers", "2", "--set", "train.fit.bn_groups=2"), "ray::RayTrainWorker")],
     ids=["one replica", "two replicas"],
 )
-def test_killed_worker_resumes_and_changes_nothing(run, tmp_path, arguments, title):
+def test_killed_worker_resumes_and_changes_nothing(lab, tmp_path, arguments, title):
+    run, folder = lab
     store, calm = tmp_path / "store", tmp_path / "calm"
     with ThreadPoolExecutor(1) as pool:
-        killed = pool.submit(kill_once, store, lambda: processes(title))
+        killed = pool.submit(kill_once, store, lambda: processes(title, folder))
         outcome = run("train", "demo", *LONGER, *arguments, "--store", store)
         assert outcome.code == 0, outcome.stderr
         assert killed.result(timeout=1) > 0
@@ -85,6 +88,6 @@ def test_interrupt_keeps_what_is_done(tmp_path):
         assert outcome.code == 130, outcome
         assert "the same command goes on" in outcome.stderr
         assert list(store.glob(".checkpoints/train/*/*.ckpt"))
-        wait_until(lambda: not processes("ray::train"), timeout_s=20, what="the workers to end")
+        wait_until(lambda: not processes("ray::train", tmp_path), timeout_s=20, what="the workers to end")
         assert run("train", "demo", *LONGER, "--store", store).code == 0
         assert len(encoders(store)) == 2
