@@ -211,3 +211,10 @@ def test_every_measurement_of_every_arm_has_a_row(fake_rows):
         assert find(fake_rows, "z_score_sd", arm, "triggered", "features") is not None
         assert find(fake_rows, "false_positives:cat", arm, "clean", "linear_10") is not None
     assert len({row[:5] for row in fake_rows}) == len(fake_rows)
+
+
+def test_one_encoder_for_all_pairs_has_no_interval_between_them():
+    runs = [one for i in range(3) for one in arms((100, 200 + i), trigger_seed=i)]
+    got = row(aggregate(runs), FP[0], "control")
+    assert (got.value, got.n, got.low, got.high, got.interval) == (100.0, 3, None, None, "none")
+    assert "no spread" in got.definition
