@@ -60,6 +60,9 @@ def experiment(
     watcher = Watcher(listen)
     lab = Lab(Place(store_uri, resources, watcher), data, until)
     try:
+        for run in report.runs:
+            lab.poison(run.attack, lab.ingest(run.dataset), run.seed, run_name(run))
+        lab.wait()  # a mistake in the data or the attack is told before any training begins
         evidence = {
             f"{index:03d}/{role}": ref
             for index, run in enumerate(report.runs)

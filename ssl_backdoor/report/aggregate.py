@@ -187,7 +187,9 @@ def _how(units: _Units) -> str:
 def _replicated(head: tuple[str, str, str, str, str], units: _Units, definition: str, control: bool) -> Row:
     """A row over two units or more; ``control`` says whether the clean-trained encoder is part of it."""
     if units.values[:, 0].min() == units.values[:, 0].max():
-        text = f"{definition} One encoder on the same images stands for all {units.kind}s: there is no spread to measure."
+        text = (
+            f"{definition} One encoder on the same images stands for all {units.kind}s: there is no spread to measure."
+        )
         return Row(*head, float(units.values[0, 0]), len(units.values), None, None, text, "none")
     mean, low, high = t_interval(units.values[:, 0])
     text = f"{definition} {_how(units)}; 95 % t interval over {units.kind}s."

@@ -11,10 +11,8 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def first(lab):
-    run, folder = lab
-    outcome = run("run", "demo", *TINY, "--json")
-    assert outcome.code == 0, outcome.stderr
+def first(experiment):
+    outcome, folder = experiment
     return json.loads(outcome.stdout), folder
 
 

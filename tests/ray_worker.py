@@ -1,0 +1,59 @@
+"""`python ray_worker.py STORE WORKERS`: one small training through the Ray adapter, with many checkpoints."""
+
+import sys
+
+from ssl_backdoor.progress import Progress
+from ssl_backdoor.specs import (
+    BYOLSpec,
+    DatasetSpec,
+    FitSpec,
+    ResNetSpec,
+    Resources,
+    ScenesSourceSpec,
+    SGDSpec,
+    TrainSpec,
+    ViewsSpec,
+)
+from ssl_backdoor.stages import IngestStage, StageCall, TrainStage, run_stage
+from ssl_backdoor.store import ArtifactStore, open_store
+
+EVERY_STEPS = 10
+
+
+def training(store: ArtifactStore, bn_groups: int) -> StageCall:
+    """120 steps of BYOL on 128 drawn images."""
+    source = ScenesSourceSpec(num_classes=2, train_per_class=64, test_per_class=0, side_px=16)
+    images = run_stage(StageCall(IngestStage(dataset=DatasetSpec(source=source)), source="scenes"), store).ref
+    train = TrainSpec(
+        method=BYOLSpec(projector_hidden_dim=32, embedding_dim=16, predictor_hidden_dim=32),
+        backbone=ResNetSpec(depth=8, width=16, stem="small"),
+        fit=FitSpec(
+            epochs=30,
+            batch_size=32,
+            views=ViewsSpec(size_px=16, blur_p=0.0),
+            optimizer=SGDSpec(lr=0.01),
+            bn_groups=bn_groups,
+        ),
+    )
+    return StageCall(TrainStage(train=train, seed=0), {"dataset": images}, title="train under test")
+
+
+def main(root: str, workers: int) -> None:
+    from tasks.ray_fit import Watcher, disconnect, run_on_ray
+
+    def listen(title: str, progress: Progress) -> None:
+        print(title, progress.done, flush=True)
+
+    store = open_store(root)
+    watcher = Watcher(listen)
+    try:
+        resources = Resources(workers=workers, device="cpu", checkpoint_every_steps=EVERY_STEPS)
+        finished = run_on_ray(training(store, workers), store.root, resources, watcher)
+        print("finished", finished.ref.key)
+    finally:
+        watcher.close()
+        disconnect()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
