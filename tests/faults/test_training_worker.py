@@ -68,7 +68,7 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
 
 def test_interrupt_keeps_what_is_done(tmp_path):
     store = tmp_path / "store"
-    longer = (*TINY, "--set", "train.fit.batch_size=16", "--set", "train.fit.epochs=30", "--store", store)
+    longer = (*TINY, "--set", "train.fit.batch_size=16", "--set", "train.fit.epochs=100", "--store", store)
     with shell(tmp_path) as run, ThreadPoolExecutor(1) as pool:
 
         def interrupt() -> None:
