@@ -75,7 +75,7 @@ def everything() -> Iterator[bool]:
 
 
 def files_spec(layout: str = "auto") -> DatasetSpec:
-    return DatasetSpec(source=FilesSourceSpec(layout=layout))  # type: ignore[arg-type]  # parametrised by name
+    return DatasetSpec(source=FilesSourceSpec(layout=layout))
 
 
 def read_source(path: object, layout: str = "auto") -> list[Item]:

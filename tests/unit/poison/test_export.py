@@ -18,7 +18,7 @@ from ssl_backdoor.specs import Codec, GridTriggerSpec, Saha2022TargetedSpec
 
 def poisoned(dataset: object, out: Path, codec: Codec) -> Overlay:
     attack = Saha2022TargetedSpec(trigger=GridTriggerSpec(size_px=6), target_class="cat", codec=codec)
-    poison(attack, dataset, out, 0)  # type: ignore[arg-type]
+    poison(attack, dataset, out, 0)
     return Overlay(out, pq.read_table(out / "overlay.parquet"))
 
 
