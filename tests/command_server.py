@@ -88,6 +88,8 @@ def _captured(arguments: Sequence[str]) -> Outcome:
 
 
 def main() -> None:
+    # A test run in the background of a shell inherits an ignored SIGINT, and Python would then never be interrupted.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         answers.write(json.dumps(_captured(json.loads(line))) + "\n")
