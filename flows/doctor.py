@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ssl_backdoor.errors import UserError
 from ssl_backdoor.store import open_store
 
-_NEEDED = ("torch", "pyarrow", "pydantic", "pillow", "prefect", "ray", "mlflow", "fastapi")
+_NEEDED = ("torch", "pyarrow", "pydantic", "pillow", "prefect", "ray", "mlflow", "fastapi", "open-clip-torch", "timm")
 _MIN_FREE_BYTES = 2 * 1024**3
 
 

@@ -8,11 +8,12 @@ notebooks all come through here.
 import os
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
@@ -23,6 +24,8 @@ from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
     AttackSpec,
+    Carlini2022BackdoorSpec,
+    Carlini2022TargetedSpec,
     DatasetSpec,
     DefenceSpec,
     EvaluationSpec,
@@ -33,8 +36,10 @@ from ssl_backdoor.specs import (
     Resources,
     RunSpec,
     Saha2022TargetedSpec,
+    Saha2022UntargetedSpec,
     Spec,
     Stage,
+    TargetsSpec,
     TrainSpec,
     TriggerSpec,
 )
@@ -73,15 +78,16 @@ class DefendStage(Spec):
 
 
 class EvaluateStage(Spec):
-    """dataset and backbone -> predictions and measurements, under one trigger.
+    """dataset and backbone -> predictions and measurements, under one trigger or for the targets x'.
 
-    The attack's trigger and target are named, not its poison fraction: a control is measured once per pair.
+    The attack's trigger and targets are named, not its number of poisons: a control is measured once per pair.
     """
 
     kind: Literal["evaluate"] = "evaluate"
     evaluation: EvaluationSpec
     trigger: TriggerSpec | None
     target_class: str
+    targets: TargetsSpec | None = None
     seed: int
 
 
@@ -125,13 +131,24 @@ class Finished(NamedTuple):
 
 def trigger_of(attack: AttackSpec) -> tuple[TriggerSpec | None, str]:
     """The attack's trigger and target class ("" where it has none)."""
-    if isinstance(attack, NoAttackSpec):
-        return None, ""
-    return attack.trigger, attack.target_class if isinstance(attack, Saha2022TargetedSpec) else ""
+    match attack:
+        case NoAttackSpec() | Carlini2022TargetedSpec():
+            return None, ""
+        case Saha2022UntargetedSpec():
+            return attack.trigger, ""
+        case Saha2022TargetedSpec() | Carlini2022BackdoorSpec():
+            return attack.trigger, attack.target_class
+        case _:
+            assert_never(attack)
+
+
+def targets_of(attack: AttackSpec) -> TargetsSpec | None:
+    """Which images the attack aims at (None where it aims at none in particular)."""
+    return attack.targets if isinstance(attack, Carlini2022TargetedSpec) else None
 
 
 def run_name(run: RunSpec) -> str:
-    """A run for people: its pair, variant and seed."""
+    """A run for people: its pair, number of poisons, variant and seed."""
     trigger, target_class = trigger_of(run.attack)
     match trigger:
         case None:
@@ -140,8 +157,14 @@ def run_name(run: RunSpec) -> str:
             stamp = f"trigger {trigger.seed}"
         case ImageTriggerSpec():
             stamp = Path(trigger.file).name
-    pair = f"{stamp} -> {target_class}" if target_class else stamp
-    return ", ".join(part for part in (pair, run.variant, f"seed {run.seed}") if part)
+    pair, count = f"{stamp} -> {target_class}" if target_class else stamp, ""
+    match run.attack:
+        case Carlini2022TargetedSpec(targets=TargetsSpec(num_targets=targets), num_poisons=poisons):
+            pair = f"{targets} target image{'s' * (targets != 1)}"
+            count = f"{poisons} poison{'s' * (poisons != 1)}{' each' * (targets != 1)}"
+        case Carlini2022BackdoorSpec(num_poisons=poisons):
+            count = f"{poisons} poison{'s' * (poisons != 1)}"
+    return ", ".join(part for part in (pair, count, run.variant, f"seed {run.seed}") if part)
 
 
 def run_stage(
@@ -266,30 +289,46 @@ def _evaluate(
     return evaluate(
         spec.evaluation,
         dataset,
-        store.fetch(inputs["model"], ["backbone.safetensors", "backbone.json"]),
+        store.fetch(inputs["model"], _model_files(spec.evaluation, store.manifest(inputs["model"]).files)),
         trigger=spec.trigger,
         trigger_file=store.fetch(inputs["poison"], ["trigger.png"]) / "trigger.png" if "poison" in inputs else None,
         target_label=dataset.classes.index(spec.target_class) if spec.target_class else None,
         out=out,
         seed=spec.seed,
+        targets=spec.targets,
         on_progress=on_progress,
         device=str(pick_device(resources)),
     )
 
 
+def _model_files(evaluation: EvaluationSpec, held: Container[str]) -> list[str]:
+    """What a model's evaluation reads of it; where there is no text tower, evaluate() says so."""
+    text = ("text.safetensors", "text.json") if "zero_shot" in evaluation.probes else ()
+    return ["backbone.safetensors", "backbone.json", *(name for name in text if name in held)]
+
+
 def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path) -> dict[str, Any]:
     """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
+    from ssl_backdoor.report.facts import facts_of
     from ssl_backdoor.report.page import write_report
     from ssl_backdoor.report.runs import ARMS, Scored
 
     scored, poisons = [], {}
+    first: dict[str, ArtifactRef] = {}  # by kind of attack
+    figures = {figure.attack for figure in spec.figures}
     for index, run in enumerate(spec.runs):
-        poisons[run_name(run)] = store.manifest(inputs[f"{index:03d}/poison"]).summary
+        poison = inputs[f"{index:03d}/poison"]
+        crafted = store.manifest(poison)
+        images = store.manifest(store.ref("ingest", crafted.inputs["dataset"]))
+        first.setdefault(run.attack.kind, poison)
+        if run.attack.kind not in figures:  # a figure's own table says how many
+            poisons[run_name(run)] = crafted.summary
         for arm in ARMS:
             if f"{index:03d}/{arm}/scores" not in inputs:
                 continue
             model, scores = inputs[f"{index:03d}/{arm}/model"], inputs[f"{index:03d}/{arm}/scores"]
-            folder = store.fetch(scores)
+            folder, made = store.fetch(scores), store.manifest(model)
+            histogram = folder / "similarity.parquet"
             scored.append(
                 Scored(
                     run=run,
@@ -297,12 +336,14 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
                     measurements=pq.read_table(folder / "measurements.parquet"),
                     predictions=pq.read_table(folder / "predictions.parquet"),
                     map_file=folder / "map.npz",
-                    seconds=store.manifest(model).seconds + store.manifest(scores).seconds,
+                    seconds=made.seconds + store.manifest(scores).seconds,
                     curves=pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet"),
+                    facts=facts_of(run, arm, made, crafted, images),
+                    similarity=pq.read_table(histogram) if histogram.exists() else None,
                 )
             )
     seconds = _seconds(inputs, store)
-    examples = _examples(inputs["000/poison"], store)
+    examples = [example for kind, poison in first.items() for example in _examples(poison, store, kind)]
     return write_report(spec, scored, examples, poisons, out, seconds) | {"seconds": seconds}
 
 
@@ -314,15 +355,15 @@ def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[st
     return total
 
 
-def _examples(poison: ArtifactRef, store: ArtifactStore, count: int = 6) -> list[Any]:
-    """The first poisoned images beside their originals, in the stored frame."""
+def _examples(poison: ArtifactRef, store: ArtifactStore, attack: str, count: int = 6) -> list[Any]:
+    """The first poisoned images beside their originals, in the stored frame; added pairs with their captions."""
     from ssl_backdoor.data.images import decode, to_frame
     from ssl_backdoor.data.shards import read_bytes
     from ssl_backdoor.report.figures import Example
 
     dataset = open_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
     overlay = open_overlay(store, poison)
-    rows = overlay.rows.filter(pc.equal(overlay.rows["action"], "poison")).slice(0, count)
+    rows = overlay.rows.filter(pc.is_in(overlay.rows["action"], pa.array(["poison", "add"]))).slice(0, count)
     by_key = pc.index_in(rows["source_key"], value_set=dataset.samples["key"])
     originals = dataset.samples.take(by_key)
     limit, frame_px = dataset.spec.max_image_pixels, dataset.spec.frame_px
@@ -330,8 +371,10 @@ def _examples(poison: ArtifactRef, store: ArtifactStore, count: int = 6) -> list
         Example(
             original=to_frame(decode(original, limit), frame_px),
             poisoned=decode(poisoned, limit),
-            box=(row["box_x"], row["box_y"], row["box_width"], row["box_height"]),
+            box=(row["box_x"], row["box_y"], max(row["box_width"], 0), row["box_height"]),
             caption=row["source_key"],
+            text=(row["caption"] or "") if row["action"] == "add" else "",
+            attack=attack,
         )
         for original, poisoned, row in zip(
             read_bytes(dataset.folder, originals), read_bytes(overlay.folder, rows), rows.to_pylist(), strict=True

@@ -21,14 +21,21 @@ SAMPLES = pa.schema(
 # One row per image that was refused.
 REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string())])
 
-# One row per decision. "replace": the overlay's image takes the place of source_key's.
+# One row per decision. "poison" and "recode" rows take the place of source_key's image, "add" rows are new samples.
 POISON_PLAN = pa.schema(
     [
-        ("key", pa.string()),  # key of the overlay sample; equals source_key for a replacement
-        ("source_key", pa.string()),
-        ("action", pa.string()),  # "poison" (stamped) or "recode" (clean, but through the same codec)
-        ("label", pa.int32()),
-        ("sub_seed", pa.int64()),  # seeds the placement
+        (
+            "key",
+            pa.string(),
+        ),  # of the overlay sample; a replacement's equals source_key, an added one is "poison-000000"
+        ("source_key", pa.string()),  # the image it is made from; an added one's may be of either split
+        (
+            "action",
+            pa.string(),
+        ),  # "poison" (altered), "recode" (clean, but through the same codec) or "add" (a new pair)
+        ("label", pa.int32()),  # the source's own
+        ("sub_seed", pa.int64()),  # seeds the placement, or the pixel noise
+        ("caption", pa.string()),  # of an added pair; null: the source's own stay
     ]
 )
 
@@ -62,6 +69,23 @@ PREDICTIONS = pa.schema(
         ("probe", pa.string()),  # e.g. "knn", "linear_100", "linear_sgd_1"
         ("predicted", pa.int32()),
     ]
+)
+
+# One row per target image x' and probe.
+TARGETS = pa.schema(
+    [
+        ("key", pa.string()),  # of x', a test image
+        ("label", pa.int32()),  # its own class
+        ("target_label", pa.int32()),  # y'
+        ("probe", pa.string()),
+        ("predicted", pa.int32()),
+        ("rank", pa.int32()),  # of y' among the probe's scores; 1 is first
+    ]
+)
+
+# A histogram of the cosine over distinct pairs of test images: one row per condition and bin [low, high).
+SIMILARITY = pa.schema(
+    [("condition", pa.string()), ("low", pa.float64()), ("high", pa.float64()), ("num_pairs", pa.int64())]
 )
 
 # One row per number. low and high may be null: then no interval applies, and the definition says why.

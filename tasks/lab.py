@@ -29,6 +29,7 @@ from ssl_backdoor.stages import (
     StageCall,
     StageSpec,
     TrainStage,
+    targets_of,
     trigger_of,
 )
 from ssl_backdoor.store import ArtifactRef, open_store
@@ -78,11 +79,17 @@ class Lab:
         title: str,
         **inputs: ArtifactRef,
     ) -> ArtifactRef:
-        """The measurements of ``model`` on ``dataset`` under the attack's trigger."""
+        """The measurements of ``model`` on ``dataset`` under the attack's trigger, or for its target images."""
         trigger, target_class = trigger_of(attack)
         if not isinstance(trigger, ImageTriggerSpec):
             inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
-        spec = EvaluateStage(evaluation=evaluation, trigger=trigger, target_class=target_class, seed=seed)
+        spec = EvaluateStage(
+            evaluation=evaluation,
+            trigger=trigger,
+            target_class=target_class,
+            targets=targets_of(attack),
+            seed=seed,
+        )
         return self._state(spec, f"evaluate {title}", **inputs)
 
     def report(self, report: ReportSpec, evidence: Mapping[str, ArtifactRef]) -> ArtifactRef:

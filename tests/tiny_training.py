@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow as pa
 import torch
 
 from ssl_backdoor.defences.compress import CompRess
@@ -12,10 +13,12 @@ from ssl_backdoor.methods.base import Alone, Batch, Replicas, SSLMethod
 from ssl_backdoor.methods.build import build_backbone, build_method
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import (
+    CLIPSpec,
     CompressSpec,
     FitSpec,
     MethodSpec,
     MilestonesSpec,
+    OpenCLIPSpec,
     ResNetSpec,
     Resources,
     SGDSpec,
@@ -23,8 +26,10 @@ from ssl_backdoor.specs import (
     ViewsSpec,
 )
 from ssl_backdoor.train.pretrain import train_backbone
+from ssl_backdoor.train.training_set import TrainingSet
 
 BACKBONE = ResNetSpec(depth=8, width=4, stem="small")
+TOWERS = OpenCLIPSpec(config="tiny-resnet8-w8")
 BATCH = 8
 STEPS_PER_EPOCH = 4
 NUM_IMAGES = BATCH * STEPS_PER_EPOCH + 3
@@ -33,7 +38,7 @@ SMALL = {"projector_hidden_dim": 16, "embedding_dim": 8, "predictor_hidden_dim":
 METHODS: Mapping[str, Any] = {
     kind.model_fields["kind"].default: kind(**{name: SMALL[name] for name in kind.model_fields if name in SMALL})
     for kind in get_args(get_args(MethodSpec)[0])
-}
+} | {"clip_micro": CLIPSpec(micro_batch_size=4)}
 
 
 def fit_spec(**changes: Any) -> FitSpec:
@@ -48,7 +53,8 @@ def fit_spec(**changes: Any) -> FitSpec:
 
 
 def train_spec(kind: str, **changes: Any) -> TrainSpec:
-    return TrainSpec(method=METHODS[kind], backbone=BACKBONE, fit=fit_spec(**changes))
+    backbone = TOWERS if kind.startswith("clip") else BACKBONE
+    return TrainSpec(method=METHODS[kind], backbone=backbone, fit=fit_spec(**changes))
 
 
 def compress_spec(num_queues: Any, **changes: Any) -> CompressSpec:
@@ -81,9 +87,20 @@ def tiny_images() -> torch.Tensor:
     return (colours + 90 * torch.rand(NUM_IMAGES, 3, 12, 12, generator=generator)).to(torch.uint8)
 
 
+def tiny_captions() -> pa.ChunkedArray:
+    """Of the images of ``tiny_images``: one or two each."""
+    colours = ("red", "green", "blue", "grey")
+    texts = [f"a photo of {colours[i % 4]} noise, number {i}" for i in range(NUM_IMAGES)]
+    return pa.chunked_array([[text + ("\nonly noise" if i % 3 == 0 else "") for i, text in enumerate(texts)]])
+
+
 def random_batch(method: SSLMethod, step: int, size: int = BATCH) -> Batch:
     generator = torch_generator(step, "batch")
-    return Batch(tuple(torch.randn(size, 3, 12, 12, generator=generator) for _ in range(method.num_views)), step)
+    views = tuple(torch.randn(size, 3, 12, 12, generator=generator) for _ in range(method.num_views))
+    tokens = None
+    if method.text_tower is not None:
+        tokens = method.text_tower.tokenize([f"noise number {step * size + i}" for i in range(size)])
+    return Batch(views, step, tokens)
 
 
 def train(name: str, out: Path, checkpoints: Any = None, **changes: Any) -> dict[str, Any]:
@@ -92,7 +109,7 @@ def train(name: str, out: Path, checkpoints: Any = None, **changes: Any) -> dict
     resources = Resources(device="cpu", checkpoint_every_steps=10)
     return train_backbone(
         lambda replicas, _: OBJECTIVES[name](replicas),
-        tiny_images(),
+        TrainingSet(tiny_images(), tiny_captions()),
         fit_spec(**changes),
         out,
         0,

@@ -112,7 +112,7 @@ class FolderFiles:
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
         for name, path in self.walk():
-            yield self._read(name, path) if wanted(name) else Member(name)
+            yield self.read(name, path) if wanted(name) else Member(name)
 
     def walk(self) -> Iterator[tuple[str, str]]:
         """(relative name, path) of every regular file."""
@@ -134,7 +134,9 @@ class FolderFiles:
             elif entry.is_file():
                 yield prefix + entry.name, entry.path
 
-    def _read(self, name: str, path: str) -> Member:
+    @staticmethod
+    def read(name: str, path: str) -> Member:
+        """The file at ``path``, called ``name``."""
         try:
             with open(path, "rb") as file:
                 data = file.read(MAX_MEMBER_BYTES + 1)

@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ssl_backdoor.data import captioner
+from ssl_backdoor.data.captions import clean_captions
 from ssl_backdoor.data.images import Header, encode_png, inspect
 from ssl_backdoor.data.items import Item, printable
 from ssl_backdoor.data.selection import Selection, select
@@ -22,7 +24,7 @@ from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
 from ssl_backdoor.errors import DataError, StoreError
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.specs import DatasetSpec
+from ssl_backdoor.specs import DatasetSpec, TemplateCaptionsSpec
 from ssl_backdoor.tables import REJECTED, SAMPLES
 
 __all__ = ["ingest", "source_digest"]
@@ -59,11 +61,12 @@ def ingest(spec: DatasetSpec, data: str | None, out: Path, on_progress: OnProgre
     left in ``out``.
 
     Returns:
-        ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images).
+        ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``captioner``, the whole
+        grammar, where captions were written from templates.
 
     Raises:
         DataError: the source cannot be used: missing, empty, damaged, unsafe, too many unreadable images, or a class
-            without training images.
+            without training images; images without a class where captions are to be written from it.
         SpecError: a class that the source does not have.
         StoreError: ``out`` cannot be written.
     """
@@ -92,10 +95,11 @@ def _ingest(spec: DatasetSpec, data: str | None, output: "_Output", on_progress:
             yield item
 
     selection = select(listed(), spec)
+    _check_captions(selection, spec)
     total = int(selection.keep.sum()) + output.num_rejected
     kept = (_Named(*named) for named in selection.named(source.read(iter(selection.keep.tolist()))))
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
-    for done, checked in enumerate(_checked(kept, spec.max_image_pixels), start=output.num_rejected + 1):
+    for done, checked in enumerate(_checked(kept, spec), start=output.num_rejected + 1):
         if checked.reason:
             output.reject(checked.item.name, checked.reason)
         else:
@@ -112,7 +116,22 @@ def _ingest(spec: DatasetSpec, data: str | None, output: "_Output", on_progress:
         "num_test": int(counts[1].sum()),
         "num_rejected": output.num_rejected,
         "bytes": output.num_bytes,
+        **_recorded(selection, spec),
     }
+
+
+def _recorded(selection: Selection, spec: DatasetSpec) -> dict[str, Any]:
+    is_written = isinstance(spec.captions, TemplateCaptionsSpec)
+    return {"captioner": captioner.grammar(selection.classes)} if is_written else {}
+
+
+def _check_captions(selection: Selection, spec: DatasetSpec) -> None:
+    unnamed = int((selection.labels[selection.keep] < 0).sum())
+    if unnamed and isinstance(spec.captions, TemplateCaptionsSpec):
+        raise DataError(
+            f"captions of kind templates are written from an image's class, but {unnamed} of "
+            f"{int(selection.keep.sum())} images have none: bring labelled images or set dataset.captions to source"
+        )
 
 
 def _check_rejected(output: "_Output", total: int, allowed: float) -> None:
@@ -138,13 +157,13 @@ def _check_classes(selection: Selection, counts: Any) -> None:
 # ------------------------------------------------------------------------------------------------ decoding
 
 
-def _checked(kept: Iterable[_Named], max_pixels: int) -> Iterator[_Checked]:
+def _checked(kept: Iterable[_Named], spec: DatasetSpec) -> Iterator[_Checked]:
     """Decode on a few threads, in order, with a bounded number of bytes in flight."""
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads, "decode") as pool:
         waiting: deque[Future[list[_Checked]]] = deque()
         for batch in _batches(kept):
-            waiting.append(pool.submit(_check_batch, batch, max_pixels))
+            waiting.append(pool.submit(_check_batch, batch, spec))
             if len(waiting) > threads:
                 yield from waiting.popleft().result()
         while waiting:
@@ -165,24 +184,35 @@ def _batches(kept: Iterable[_Named]) -> Iterator[list[_Named]]:
         yield batch
 
 
-def _check_batch(batch: list[_Named], max_pixels: int) -> list[_Checked]:
-    return [_check(named, max_pixels) for named in batch]
+def _check_batch(batch: list[_Named], spec: DatasetSpec) -> list[_Checked]:
+    return [_check(named, spec) for named in batch]
 
 
-def _check(named: _Named, max_pixels: int) -> _Checked:
+def _check(named: _Named, spec: DatasetSpec) -> _Checked:
     image = named.item.image
     item = named.item._replace(image=None)
     if image is None or named.item.problem:
         return _Checked(named.row, named.key, item, reason=named.item.problem or "could not be read")
-    if isinstance(image, bytes):
-        try:
-            header = inspect(image, max_pixels)
-        except DataError as error:
-            return _Checked(named.row, named.key, item, reason=str(error))
-        data = image
-    else:
-        header, data = Header("png", image.shape[1], image.shape[0]), encode_png(image)
+    try:
+        item = item._replace(caption=_caption(item, named.key, spec))
+        if isinstance(image, bytes):
+            header, data = inspect(image, spec.max_image_pixels), image
+        else:
+            header, data = Header("png", image.shape[1], image.shape[0]), encode_png(image)
+    except DataError as error:
+        return _Checked(named.row, named.key, item, reason=str(error))
     return _Checked(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())
+
+
+def _caption(item: Item, key: str, spec: DatasetSpec) -> str | None:
+    """The cleaned captions, one a line."""
+    found = item.caption
+    if isinstance(spec.captions, TemplateCaptionsSpec) and item.class_name is not None:
+        found = "\n".join(captioner.write_captions(item.class_name, key, spec.captions))
+    caption = clean_captions(found, spec.max_caption_chars)
+    if caption is None and spec.captions_required:
+        raise DataError("has no caption left after cleaning" if found else "has no caption")
+    return caption
 
 
 # ------------------------------------------------------------------------------------------------ writing

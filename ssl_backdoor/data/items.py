@@ -9,6 +9,7 @@ from ssl_backdoor.data.images import UInt8Image
 # A folder, shard or record of this name is that split.
 SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
+_MAX_CLASS_NAME = 200  # characters
 
 
 class Item(NamedTuple):
@@ -19,6 +20,7 @@ class Item(NamedTuple):
     split: str
     class_name: str | None = None
     caption: str | None = None
+    """As found; of several captions one a line."""
     image: bytes | UInt8Image | None = None
     """Bytes as found, or pixels where there never were any; None in a listing."""
     problem: str = ""
@@ -50,3 +52,11 @@ def is_image(name: str) -> bool:
 def printable(text: str) -> str:
     """``text`` without the lone surrogates that undecodable bytes leave."""
     return text.encode("utf-8", "replace").decode()
+
+
+def class_name_of(value: object) -> str | None:
+    """The class that a label names by text or number; None for none: empty, -1, too long, neither text nor number."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return None
+    name = printable(str(value)).strip()
+    return name if name and name != "-1" and len(name) <= _MAX_CLASS_NAME else None

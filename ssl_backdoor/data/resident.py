@@ -8,18 +8,19 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from PIL import Image
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.images import UInt8Image, decode, to_frame
-from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.data.rows import Encoded as Encoded  # these are had from here too
+from ssl_backdoor.data.rows import captions_of as captions_of
+from ssl_backdoor.data.rows import encoded_rows as encoded_rows
+from ssl_backdoor.data.rows import rows_of as rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 
@@ -37,15 +38,8 @@ class Resident(NamedTuple):
     labels: torch.Tensor
     """(N,) int64, -1 where there is none."""
     keys: tuple[str, ...]
-
-
-class _Encoded(NamedTuple):
-    """An image's bytes and the row of the tensor they go to; an empty ``sha256`` is not checked."""
-
-    row: int
-    key: str
-    data: bytes
-    sha256: str
+    captions: pa.ChunkedArray
+    """(N,) strings as ``captions_of`` gives them: some 60 bytes each, never all of them Python objects at once."""
 
 
 def load_resident(
@@ -56,13 +50,12 @@ def load_resident(
     crop_px: int = 0,
     on_progress: OnProgress = silent,
 ) -> Resident:
-    """Decode ``split`` into memory, in the order of the samples table.
+    """Decode ``split`` into memory, in the order of ``rows_of``.
 
     Args:
         dataset: an ingested dataset; ``spec.frame_px`` (or ``resident_px``) is the side the images are brought to.
         split: "train" or "test".
-        overlay: its images take the place of those they replace. Order, keys and labels stay, so that shuffling cannot
-            reveal which samples came from it.
+        overlay: its images take the place of those they replace, and those it adds come after all others.
         resize_px: then the shorter side is resized to this, as torchvision's ``Resize`` on PIL images; 0 leaves it.
         crop_px: then a centre crop of this side, as torchvision's ``CenterCrop``; 0 leaves the image whole.
         on_progress: hears of the images done.
@@ -71,20 +64,17 @@ def load_resident(
         DataError: no image in the split, an image that does not decode, images of different sizes where none is set, a
             crop larger than the image, or an overlay that is damaged or belongs to another dataset.
     """
-    samples = dataset.samples.filter(pc.equal(dataset.samples["split"], split))
-    if not samples.num_rows:
-        raise DataError(f"the dataset has no {split!r} images, but they are needed here: ingest a source that has some")
-    keys = tuple(samples["key"].to_pylist())
+    rows = rows_of(dataset, split, overlay)
     side_px = dataset.spec.frame_px or dataset.spec.resident_px
 
-    def pixels(encoded: _Encoded) -> UInt8Image:
-        return _pixels(encoded, dataset.spec.max_image_pixels, side_px, resize_px, crop_px)
+    def pixels(encoded: Encoded) -> UInt8Image:
+        return decode_framed(encoded, dataset.spec.max_image_pixels, side_px, resize_px, crop_px)
 
-    first = pixels(next(_encoded(dataset, samples, keys, overlay)))
-    images = np.empty((len(keys), 3, *first.shape[:2]), dtype=np.uint8)
-    _fill(images, _encoded(dataset, samples, keys, overlay), pixels, on_progress)
-    labels = samples["label"].to_numpy().astype(np.int64)
-    return Resident(torch.from_numpy(images), torch.from_numpy(labels), keys)
+    first = pixels(next(encoded_rows(dataset, overlay, rows)))
+    images = np.empty((rows.num_rows, 3, *first.shape[:2]), dtype=np.uint8)
+    _fill(images, encoded_rows(dataset, overlay, rows), pixels, on_progress)
+    labels = rows["label"].to_numpy().astype(np.int64)
+    return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()), rows["caption"])
 
 
 def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8Image:
@@ -114,29 +104,12 @@ def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8
     return image[top : top + crop_px, left : left + crop_px]
 
 
-def _encoded(dataset: Dataset, samples: pa.Table, keys: tuple[str, ...], overlay: Overlay | None) -> Iterator[_Encoded]:
-    """Every row of ``samples`` once: first those of the base shards, in order, then those of the overlay."""
-    if overlay is None:
-        yield from map(_Encoded, range(len(keys)), keys, read_bytes(dataset.folder, samples), repeat(""))
-        return
-    replaced = overlay.rows["source_key"].combine_chunks()
-    if strangers := replaced.filter(pc.invert(pc.is_in(replaced, value_set=dataset.samples["key"].combine_chunks()))):
-        raise DataError(
-            f"the overlay replaces {len(strangers)} images that the dataset lacks, such as {strangers[0].as_py()!r}: "
-            "it was made for another dataset; poison this one again"
-        )
-    kept = pc.invert(pc.is_in(samples["key"], value_set=replaced))
-    base, base_rows = samples.filter(kept), np.flatnonzero(kept.to_numpy()).tolist()
-    yield from map(_Encoded, base_rows, base["key"].to_pylist(), read_bytes(dataset.folder, base), repeat(""))
-    places = pc.index_in(replaced, value_set=samples["key"].combine_chunks())
-    here = places.is_valid()
-    own, own_rows = overlay.rows.filter(here), places.drop_null().to_pylist()
-    digests = own["sha256"].to_pylist()
-    yield from map(_Encoded, own_rows, own["source_key"].to_pylist(), read_bytes(overlay.folder, own), digests)
+def decode_framed(encoded: Encoded, max_pixels: int, side_px: int, resize_px: int = 0, crop_px: int = 0) -> UInt8Image:
+    """Check, decode and frame one image: uint8 (height, width, 3).
 
-
-def _pixels(encoded: _Encoded, max_pixels: int, side_px: int, resize_px: int, crop_px: int) -> UInt8Image:
-    """Check, decode and frame one image."""
+    Raises:
+        DataError: it is not the image that was recorded, or it does not decode.
+    """
     if encoded.sha256 and hashlib.sha256(encoded.data).hexdigest() != encoded.sha256:
         raise DataError(f"the overlay's image {encoded.key!r} is not the one that was recorded: poison the data again")
     try:
@@ -146,11 +119,11 @@ def _pixels(encoded: _Encoded, max_pixels: int, side_px: int, resize_px: int, cr
 
 
 def _fill(
-    images: np.ndarray, encoded: Iterator[_Encoded], pixels: Callable[[_Encoded], UInt8Image], on_progress: OnProgress
+    images: np.ndarray, encoded: Iterator[Encoded], pixels: Callable[[Encoded], UInt8Image], on_progress: OnProgress
 ) -> None:
     """Write every image to its row of ``images`` (N, 3, H, W); a bounded number of chunks is in flight."""
 
-    def write(chunk: list[_Encoded]) -> int:
+    def write(chunk: list[Encoded]) -> int:
         for one in chunk:
             image = pixels(one)
             if image.shape[:2] != images.shape[2:]:
@@ -171,8 +144,8 @@ def _fill(
             on_progress(Progress(done, len(images), "images"))
 
 
-def _chunks(encoded: Iterator[_Encoded]) -> Iterator[list[_Encoded]]:
-    chunk, num_bytes = list[_Encoded](), 0
+def _chunks(encoded: Iterator[Encoded]) -> Iterator[list[Encoded]]:
+    chunk, num_bytes = list[Encoded](), 0
     for one in encoded:
         chunk.append(one)
         num_bytes += len(one.data)

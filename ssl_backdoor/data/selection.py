@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ssl_backdoor.data.items import IMAGE_SUFFIXES, Item
+from ssl_backdoor.data.items import IMAGE_SUFFIXES, Item, printable
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import DatasetSpec
@@ -27,7 +27,8 @@ def _raw(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def _fingerprint(text: str) -> int:
+def fingerprint(text: str) -> int:
+    """64 bits that stand for ``text``."""
     return int.from_bytes(hashlib.blake2b(_raw(text), digest_size=8).digest(), "big")
 
 
@@ -68,10 +69,10 @@ class Selection:
         count = 0
         for count, item in enumerate(items, start=1):
             key = plain_key(item.name)
-            fingerprint = _fingerprint(key)
-            if count > len(rows) or fingerprint != int(self.fingerprints[rows[count - 1]]):
+            mark = fingerprint(key)
+            if count > len(rows) or mark != int(self.fingerprints[rows[count - 1]]):
                 raise DataError("the data changed while they were read: start again when nobody writes to them")
-            if fingerprint in self.shared:
+            if mark in self.shared:
                 key = f"{key}-{_digest(item.name)}"
                 if key in seen:
                     raise DataError(f"two images are named {item.name!r}: rename one of them")
@@ -99,11 +100,11 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
         codes.append(code_of.setdefault(item.class_name, len(code_of)))
         tests.append(item.split == "test")
         usable.append(not item.problem)
-        fingerprints.append(_fingerprint(plain_key(item.name)))
+        fingerprints.append(fingerprint(plain_key(item.name)))
         if draws_test:
-            test_draws.append(sub_seed(spec.subset_seed, "test", item.name))
+            test_draws.append(sub_seed(spec.subset_seed, "test", printable(item.name)))
         if draws_kept:
-            keep_draws.append(sub_seed(spec.subset_seed, "keep", item.name))
+            keep_draws.append(sub_seed(spec.subset_seed, "keep", printable(item.name)))
     if not codes:
         raise DataError("no images found: expected files such as train/cat/0001.jpg, an archive of them, or shards")
 

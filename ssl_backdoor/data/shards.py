@@ -1,4 +1,4 @@
-"""WebDataset shards: USTAR archives of two members a sample, byte-identical on a second run."""
+"""WebDataset shards: USTAR archives of two or three members a sample, byte-identical on a second run."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -37,8 +37,8 @@ def _header(name: str, size: int) -> bytes:
     return bytes(block)
 
 
-def _padding(size: int) -> bytes:
-    return bytes(-size % BLOCK)
+def _member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+    return _header(name, len(data)), data, bytes(-len(data) % BLOCK)
 
 
 class ShardWriter:
@@ -62,19 +62,18 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._finish()
 
-    def write(self, key: str, image_bytes: bytes, suffix: str, meta: Mapping[str, Any]) -> Location:
-        """Append ``{key}.{suffix}`` and ``{key}.json``; returns where the image's bytes lie."""
+    def write(
+        self, key: str, image_bytes: bytes, suffix: str, meta: Mapping[str, Any], text: str | None = None
+    ) -> Location:
+        """Append ``{key}.{suffix}``, ``{key}.json`` and, unless ``text`` is None, ``{key}.txt``.
+
+        Returns where the image's bytes lie.
+        """
         file = self._shard()
-        head = _header(f"{key}.{suffix}", len(image_bytes))
-        text = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        parts = (
-            head,
-            image_bytes,
-            _padding(len(image_bytes)),
-            _header(f"{key}.json", len(text)),
-            text,
-            _padding(len(text)),
-        )
+        about = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        parts = [*_member(f"{key}.{suffix}", image_bytes), *_member(f"{key}.json", about)]
+        if text is not None:
+            parts += _member(f"{key}.txt", text.encode())
         location = Location(self._name, self._offset + BLOCK, len(image_bytes))
         self._offset += file.write(b"".join(parts))
         self._count += 1

@@ -10,21 +10,22 @@ from typing import Literal
 from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, nothing, open_files
 from ssl_backdoor.data.cifar import Cifar, is_cifar
 from ssl_backdoor.data.items import IMAGE_SUFFIXES, Source, is_image
+from ssl_backdoor.data.pair_table import SUFFIXES, PairTable
 from ssl_backdoor.data.scenes import Scenes
 from ssl_backdoor.data.trees import Tree
 from ssl_backdoor.data.webshards import SIDECARS, WebShards, key_and_field
 from ssl_backdoor.errors import DataError
-from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
+from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec
 
 _PEEK = 200  # files looked at to tell a layout
 _MAX_SHARDS = 1_000_000
 _BLOCK_BYTES = 2**20
 
-Layout = Literal["folder", "cifar", "webdataset"]
+Layout = Literal["folder", "cifar", "webdataset", "pairs"]
 
 
 def open_source(spec: DatasetSpec, data: str | None) -> Source:
-    """The images that ``spec`` names; ``data`` is a folder, an archive or a brace pattern of shards.
+    """The images that ``spec`` names; ``data`` is a folder, an archive, a table or a brace pattern of shards.
 
     Raises:
         DataError: nothing is there, or it has not the layout that the spec demands.
@@ -32,6 +33,8 @@ def open_source(spec: DatasetSpec, data: str | None) -> Source:
     if isinstance(spec.source, ScenesSourceSpec):
         return Scenes(spec.source)
     paths = _paths(data)
+    if _is_table(spec.source, paths):
+        return PairTable(paths[0], spec.source)
     files = open_files(paths[0])
     layout: Layout = _look(files) if spec.source.layout == "auto" else spec.source.layout
     if len(paths) > 1 or layout == "webdataset":
@@ -41,6 +44,8 @@ def open_source(spec: DatasetSpec, data: str | None) -> Source:
 
 def source_digest(spec: DatasetSpec, data: str | None) -> str:
     """Identity of the raw data: sha256 of the archives' content, or of a folder's (path, size, mtime_ns) list.
+
+    A table of pairs: its content and the (path, size, mtime_ns) of the images it lists.
 
     Raises:
         DataError: nothing is there.
@@ -53,6 +58,13 @@ def source_digest(spec: DatasetSpec, data: str | None) -> str:
         for name, file in FolderFiles(paths[0]).walk():
             status = os.stat(file)
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    elif _is_table(spec.source, paths):
+        table = PairTable(paths[0], spec.source)
+        digest.update(_file_digest(paths[0]).encode())
+        for item in table.listing():
+            if not item.problem:
+                size, changed = table.status(item.name)
+                digest.update(f"{item.name}\0{size}\0{changed}\n".encode("utf-8", "surrogateescape"))
     elif len(paths) == 1:
         return _file_digest(paths[0])
     else:
@@ -101,6 +113,19 @@ def expand_braces(pattern: str) -> list[str]:
         choices = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
     return [path for choice in choices for path in expand_braces(before + choice + after)]
+
+
+def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:
+    """Whether the data are a table of pairs, told by its name.
+
+    Raises:
+        DataError: the spec demands a table and the data are something else.
+    """
+    if spec.layout != "pairs":
+        return spec.layout == "auto" and paths[0].suffix.lower() in SUFFIXES and paths[0].is_file()
+    if len(paths) > 1 or paths[0].is_dir():
+        raise DataError(f"expected one CSV, TSV or Parquet table of image paths and captions, but found {paths[0]}")
+    return True
 
 
 def _look(files: Files) -> Layout:

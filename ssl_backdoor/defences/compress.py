@@ -8,19 +8,15 @@ train_student_one_queue.py (c5e57ed) and nn/compress_loss.py (b9ec6ea).
 Shapes: b images of this replica, B images of all replicas, Ds and Dt features of student and teacher, K queue.
 """
 
-import dataclasses
-from collections import defaultdict
 from pathlib import Path
 from typing import Any, final
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_backdoor.data.dataset import Dataset
-from ssl_backdoor.data.resident import load_resident
+from ssl_backdoor.defences.trusted import open_trusted
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import ResNet, initialised
 from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
@@ -30,9 +26,9 @@ from ssl_backdoor.methods.parts import EMACopy, Queue
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed, torch_generator
 from ssl_backdoor.specs import CompressSpec, Resources
-from ssl_backdoor.tables import TRUSTED
 from ssl_backdoor.train.checkpoint import Checkpoints, load_backbone
 from ssl_backdoor.train.pretrain import check_workers, train_backbone
+from ssl_backdoor.train.training_set import load_training_set
 
 
 @final
@@ -101,31 +97,6 @@ def _first_rows(size: int, dim: int, seed: int, role: str) -> Tensor:
     return torch.empty(size, dim).uniform_(-bound, bound, generator=torch_generator(seed, role))
 
 
-def select(samples: pa.Table, trusted_fraction: float, seed: int) -> pa.Table:
-    """The trusted images: of the training images of each label, ``trusted_fraction`` of them, at least one.
-
-    An image's rank is a hash of seed and key: the choice does not depend on the order of rows, and a larger fraction
-    holds a smaller one. No poison plan is looked at.
-
-    Args:
-        samples: Schema SAMPLES.
-        trusted_fraction: In (0, 1]; the number per label is rounded.
-        seed: Names the choice.
-
-    Returns:
-        Schema TRUSTED, sorted by key.
-    """
-    train = samples.filter(pc.equal(samples["split"], "train"))
-    by_label: dict[int, list[str]] = defaultdict(list)
-    for key, label in zip(train["key"].to_pylist(), train["label"].to_pylist(), strict=True):
-        by_label[label].append(key)
-    trusted: list[str] = []
-    for keys in by_label.values():
-        ranked = sorted(keys, key=lambda key: (sub_seed(seed, "trusted", key), key))
-        trusted += ranked[: max(1, round(trusted_fraction * len(keys)))]
-    return pa.table({"key": sorted(trusted)}, schema=TRUSTED)
-
-
 def defend(
     spec: CompressSpec,
     dataset: Dataset,
@@ -153,18 +124,18 @@ def defend(
 
     Raises:
         CheckpointError: The suspect cannot be read.
-        SpecError: There are fewer trusted images than one batch; this and the other errors also as ``pretrain``.
+        SpecError: There are fewer trusted images than one batch, or the suspect is a CLIP model; this and the other
+            errors also as ``pretrain``.
     """
     check_workers(spec.fit, resources)
     teacher = load_backbone(suspect)
-    trusted = select(dataset.samples, spec.trusted_fraction, seed)
-    if trusted.num_rows < spec.fit.batch_size:
+    if not isinstance(teacher, ResNet):
         raise SpecError(
-            f"one batch of the defence needs {spec.fit.batch_size} trusted images, but trusted_fraction "
-            f"{spec.trusted_fraction} gives {trusted.num_rows}; raise it or lower the batch_size"
+            "compress would part the image tower of a CLIP model from its captions, and zero-shot classification "
+            "would be lost; set defence.kind to distil_image_tower"
         )
-    chosen = dataset.samples.filter(pc.is_in(dataset.samples["key"], trusted["key"]))
-    images = load_resident(dataclasses.replace(dataset, samples=chosen), "train", on_progress=on_progress).images
+    trusted = open_trusted(dataset, spec.trusted_fraction, seed, spec.fit.batch_size)
+    data = load_training_set(trusted.dataset, None, resources, on_progress)
 
     def build(replicas: Replicas, device: torch.device) -> SSLMethod:
         student = build_backbone(teacher.spec, spec.fit.bn_groups // replicas.count, fit_seed, "student")
@@ -172,6 +143,6 @@ def defend(
         return CompRess(spec, on_device, student, fit_seed, replicas)
 
     fit_seed = sub_seed(seed, "compress")
-    tables = {"trusted.parquet": trusted}
-    summary = train_backbone(build, images, spec.fit, out, fit_seed, resources, checkpoints, on_progress, tables)
-    return {**summary, "num_trusted": trusted.num_rows}
+    tables = {"trusted.parquet": trusted.table}
+    summary = train_backbone(build, data, spec.fit, out, fit_seed, resources, checkpoints, on_progress, tables)
+    return {**summary, "num_trusted": trusted.table.num_rows}

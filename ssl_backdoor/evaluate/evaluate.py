@@ -2,35 +2,41 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, assert_never
+from typing import Any, assert_never
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.evaluate import probes
-from ssl_backdoor.evaluate.features import Condition, Features, split_features
-from ssl_backdoor.evaluate.metrics import Measurement, measure_features, measure_predictions, measurements_table
+from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_features
+from ssl_backdoor.evaluate.metrics import (
+    Measurement,
+    measure_features,
+    measure_predictions,
+    measure_targets,
+    measurements_table,
+)
+from ssl_backdoor.evaluate.probes import NamedProbe
+from ssl_backdoor.evaluate.retrieval import measure_retrieval
+from ssl_backdoor.evaluate.similarity import similarity_table
+from ssl_backdoor.evaluate.targets import score_targets
+from ssl_backdoor.evaluate.zero_shot import class_embeddings, zero_shot
+from ssl_backdoor.methods.clip_towers import TextTower
+from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.poison.triggers import read_source
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, TriggerSpec
+from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, TargetsSpec, TriggerSpec
 from ssl_backdoor.tables import PREDICTIONS
-from ssl_backdoor.train.checkpoint import load_backbone
+from ssl_backdoor.train.checkpoint import TEXT_WEIGHTS, load_backbone, load_text_tower
 
 _MAP_IMAGES = 300
-
-
-class NamedProbe(NamedTuple):
-    """A trained probe under the name it is reported by, e.g. "linear_10"."""
-
-    name: str
-    classify: probes.Classify
 
 
 def evaluate(
@@ -43,40 +49,55 @@ def evaluate(
     target_label: int | None,
     out: Path,
     seed: int,
+    targets: TargetsSpec | None = None,
     on_progress: OnProgress = silent,
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Probe the backbone in folder ``model`` on clean, triggered and unseen-trigger test images.
 
-    Probes see clean training images with their true labels; a poison never reaches them. ``trigger_file`` holds the
+    Probes see clean training images with true labels, or class names alone; never a poison. ``trigger_file`` holds the
     bytes of an image trigger (else its own path is read). Without ``trigger`` only clean images are scored, without
-    ``target_label`` the target's numbers are left out.
+    ``target_label`` the target's numbers are left out. ``targets`` are what an attack under ``seed`` aims at.
 
-    Writes under ``out``: predictions.parquet (PREDICTIONS), measurements.parquet (MEASUREMENTS) and map.npz (features
-    float32 (M, D), label int32 (M,), triggered bool (M,): up to 300 clean images, then the same ones triggered).
-
-    Returns:
-        {"measurements": {"name/condition/probe": value}}.
+    Writes under ``out`` predictions, measurements, similarity and (with ``targets``) targets, each .parquet under the
+    schema of its name, and map.npz (features float32 (M, D), label int32 (M,), triggered bool (M,): up to 300 clean
+    images, then the same ones triggered). Returns {"measurements": {"name/condition/probe": value}}.
 
     Raises:
         DataError: no labelled training or test image, or images that cannot be used.
-        SpecError: the trigger does not fit the evaluated frame, or is itself the unseen one.
+        SpecError: a trigger that does not fit the evaluated frame or is itself the unseen one, more targets than test
+            images, or zero_shot of a model without a text tower.
         CheckpointError: the backbone cannot be loaded, or its features are not finite.
     """
-    for split in ("train", "test"):
-        _check_split(dataset, split)
+    _check_split(dataset, "test")
     out.mkdir(parents=True, exist_ok=True)
     conditions = _conditions(spec, trigger, trigger_file)
+    chosen = choose_targets(dataset.samples, dataset.classes, targets, seed) if targets else None
+    text_tower = _text_tower(model, device) if "zero_shot" in spec.probes else None
     backbone = load_backbone(model).to(device).to(memory_format=torch.channels_last)
-    train = split_features(backbone, dataset, "train", conditions[:1], spec, seed, on_progress)
+    named = _probes(spec, dataset, backbone, text_tower, seed, on_progress)
     test = split_features(backbone, dataset, "test", conditions, spec, seed, on_progress)
-    named = _probes(spec, train, len(dataset.classes), seed, device)
-    predictions = pa.concat_tables(_predictions(test, named, device, on_progress))
+    predictions = pa.concat_tables(_predictions(test, named, len(dataset.classes), device, on_progress))
     rows = [*measure_predictions(predictions, dataset.classes, target_label), *_similarities(test)]
+    if chosen:
+        pq.write_table(scored := score_targets(chosen, test, named, device), out / "targets.parquet")
+        rows += measure_targets(scored)
+    if text_tower:
+        rows += measure_retrieval(text_tower, test.values["clean"], labelled(dataset, "test")["caption"].to_pylist())
     pq.write_table(predictions, out / "predictions.parquet")
     pq.write_table(measurements_table(rows), out / "measurements.parquet")
+    pq.write_table(similarity_table(test.values, device), out / "similarity.parquet")
     _write_map(test, seed, out / "map.npz")
     return {"measurements": {f"{row.name}/{row.condition}/{row.probe}": row.value for row in rows}}
+
+
+def _text_tower(model: Path, device: str) -> TextTower:
+    if not (model / TEXT_WEIGHTS).is_file():
+        raise SpecError(
+            "The probe zero_shot needs a model with a text tower, and this one has none: "
+            "train with method clip, or leave zero_shot out of evaluation.probes."
+        )
+    return load_text_tower(model).to(device)
 
 
 def _check_split(dataset: Dataset, split: str) -> None:
@@ -108,8 +129,30 @@ def _conditions(spec: EvaluationSpec, trigger: TriggerSpec | None, trigger_file:
     return [clean, Condition("triggered", trigger, source), Condition("unseen_trigger", unseen)]
 
 
-def _probes(spec: EvaluationSpec, train: Features, num_classes: int, seed: int, device: str) -> list[NamedProbe]:
-    """Every probe of the spec, trained on the clean training features; kNN uses all labels."""
+def _probes(
+    spec: EvaluationSpec,
+    dataset: Dataset,
+    backbone: nn.Module,
+    text_tower: TextTower | None,
+    seed: int,
+    on_progress: OnProgress,
+) -> list[NamedProbe]:
+    """Every probe of the spec: those that learn from the training images, then zero_shot."""
+    named: list[NamedProbe] = []
+    if any(probe != "zero_shot" for probe in spec.probes):
+        _check_split(dataset, "train")
+        train = split_features(backbone, dataset, "train", [Condition("clean")], spec, seed, on_progress)
+        device = next(backbone.parameters()).device
+        named += _trained_probes(spec, train, len(dataset.classes), seed, device)
+    if text_tower:
+        named.append(NamedProbe("zero_shot", zero_shot(class_embeddings(text_tower, dataset.classes, spec.prompts))))
+    return named
+
+
+def _trained_probes(
+    spec: EvaluationSpec, train: Features, num_classes: int, seed: int, device: torch.device
+) -> list[NamedProbe]:
+    """Every probe of the spec that learns, trained on the clean training features; kNN uses all labels."""
     clean, labels = train.values["clean"].to(device), train.labels.to(device)
     subsets = {
         fraction: torch.from_numpy(probes.labelled_subset(train.keys, train.labels.numpy(), fraction, seed)).to(device)
@@ -117,28 +160,32 @@ def _probes(spec: EvaluationSpec, train: Features, num_classes: int, seed: int, 
     }
     named = []
     for probe in spec.probes:
+        if probe == "zero_shot":
+            continue
         if probe == "knn":
             named.append(NamedProbe("knn", probes.knn(clean, labels, num_classes, spec.knn_neighbours)))
             continue
         for fraction, rows in subsets.items():
             match probe:
                 case "linear":
-                    classify = probes.linear(clean[rows], labels[rows], num_classes, spec.linear_l2)
+                    scores = probes.linear(clean[rows], labels[rows], num_classes, spec.linear_l2)
                 case "linear_sgd":
-                    classify = probes.linear_sgd(clean[rows], labels[rows], num_classes, seed)
+                    scores = probes.linear_sgd(clean[rows], labels[rows], num_classes, seed)
                 case _:
                     assert_never(probe)
-            named.append(NamedProbe(f"{probe}_{100 * fraction:g}", classify))
+            named.append(NamedProbe(f"{probe}_{100 * fraction:g}", scores))
     return named
 
 
-def _predictions(test: Features, named: list[NamedProbe], device: str, on_progress: OnProgress) -> Iterator[pa.Table]:
+def _predictions(
+    test: Features, named: list[NamedProbe], num_classes: int, device: str, on_progress: OnProgress
+) -> Iterator[pa.Table]:
     n, done = len(test.labels), 0
     labels = pa.array(test.labels.numpy(), pa.int32())
     for condition, values in test.values.items():
         on_device: Tensor = values.to(device)
         for probe in named:
-            predicted = pa.array(probe.classify(on_device).cpu().numpy(), pa.int32())
+            predicted = pa.array(probes.predict(probe.scores, on_device, num_classes).cpu().numpy(), pa.int32())
             yield pa.table(
                 [test.keys, labels, pa.repeat(condition, n), pa.repeat(probe.name, n), predicted], schema=PREDICTIONS
             )

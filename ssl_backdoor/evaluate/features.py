@@ -58,8 +58,7 @@ def split_features(
         SpecError: a trigger is larger than the evaluated frame.
         CheckpointError: the backbone's features are not finite.
     """
-    samples = dataset.samples
-    samples = samples.filter(pc.and_(pc.equal(samples["split"], split), pc.greater_equal(samples["label"], 0)))
+    samples = labelled(dataset, split)
     parts: dict[str, list[Tensor]] = {condition.name: [] for condition in conditions}
     for start in range(0, samples.num_rows, _CHUNK):
         chunk = replace(dataset, samples=samples.slice(start, _CHUNK))
@@ -69,6 +68,12 @@ def split_features(
         on_progress(Progress(start + len(images.keys), samples.num_rows, f"{split} images"))
     labels = torch.from_numpy(samples["label"].to_numpy().astype(np.int64))
     return Features(samples["key"], labels, {name: torch.cat(chunks) for name, chunks in parts.items()})
+
+
+def labelled(dataset: Dataset, split: str) -> pa.Table:
+    """The rows of the samples table that are labelled images of ``split``, in its order: those that are scored."""
+    samples = dataset.samples
+    return samples.filter(pc.and_(pc.equal(samples["split"], split), pc.greater_equal(samples["label"], 0)))
 
 
 def features(backbone: nn.Module, batches: Iterator[Tensor]) -> Tensor:

@@ -17,6 +17,11 @@ from ssl_backdoor.tables import MEASUREMENTS
 
 _WILSON = " Interval: Wilson 95 % over the n images."
 _NO_INTERVAL = " No interval: the pairs share images; compare seeds instead."
+_RECALL = (
+    "Share of the n {0} that find one of their own, {1} they come with, among the {3} of all {2} by cosine; a stranger "
+    "as near as their own counts as nearer. Clean labelled test images that have a caption. "
+    "Interval: Wilson 95 % over the n {0}."
+)
 DEFINITION = {
     "accuracy": "Share of all n test images predicted as their own class; triggered images of the target class count "
     "as correct when predicted as it." + _WILSON,
@@ -32,6 +37,14 @@ DEFINITION = {
     "deviation of the clean pairs' cosines, over the pairs of n test images." + _NO_INTERVAL,
     "z_score_variance": "(mean cosine of distinct triggered pairs - mean cosine of distinct clean pairs) / variance of "
     "the clean pairs' cosines, over the pairs of n test images, as printed in the paper." + _NO_INTERVAL,
+    "targeted_success": "Share of the n target images x' (unaltered test images) that the probe predicts as the class "
+    "y' that the attacker chose for each. Interval: Wilson 95 % over the n targets.",
+    "target_rank": "Mean over the n target images x' of the rank of y' among all classes by the probe's scores: 1 is "
+    "first; of equal scores the lower label comes first. No interval: one model; compare models instead.",
+    "image_to_text_recall_1": _RECALL.format("images", "a caption", "distinct captions", "nearest"),
+    "image_to_text_recall_5": _RECALL.format("images", "a caption", "distinct captions", "five nearest"),
+    "text_to_image_recall_1": _RECALL.format("distinct captions", "an image", "images", "nearest"),
+    "text_to_image_recall_5": _RECALL.format("distinct captions", "an image", "images", "five nearest"),
     "similarity_clean": "Mean cosine of distinct pairs of the n clean test images." + _NO_INTERVAL,
     "similarity_triggered": "Mean cosine of distinct pairs of the n test images under this condition's trigger."
     + _NO_INTERVAL,
@@ -57,6 +70,24 @@ class Similarity(NamedTuple):
 
     mean: float
     variance: float
+
+
+def measure_share(name: str, condition: str, probe: str, hits: int, n: int) -> Measurement:
+    """``hits`` of ``n`` as a share with its Wilson interval."""
+    return _Count(name, hits, n).measured(condition, probe)
+
+
+def measure_targets(targets: pa.Table) -> tuple[Measurement, ...]:
+    """For each probe of the TARGETS table: how many x' are predicted as y', and the mean rank of y'."""
+    rows: list[Measurement] = []
+    for probe in pc.unique(targets["probe"]).to_pylist():
+        here = targets.filter(pc.equal(targets["probe"], probe))
+        hits = pc.sum(pc.equal(here["predicted"], here["target_label"])).as_py()
+        rank = float(pc.mean(here["rank"]).as_py())
+        rows.append(measure_share("targeted_success", "target", probe, hits, here.num_rows))
+        text = DEFINITION["target_rank"]
+        rows.append(Measurement("target_rank", "target", probe, rank, here.num_rows, None, None, text))
+    return tuple(rows)
 
 
 def confusion_matrix(label: ArrayLike, predicted: ArrayLike, num_classes: int) -> NDArray[np.int64]:

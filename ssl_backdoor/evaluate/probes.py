@@ -1,4 +1,4 @@
-"""Probes: classifiers on the features of a frozen backbone. Features in, predicted labels out; clean labels only.
+"""Probes: classifiers on the features of a frozen backbone. Features in, a score for each class out; clean labels only.
 
 Protocol of the linear probes: the MoCo evaluation of UMBCvision/SSL-Backdoor at 273ca47 (moco/eval_linear.py).
 Shapes: N images, D feature dimensions, C classes.
@@ -21,10 +21,23 @@ from ssl_backdoor.seeds import torch_generator
 _SGD_EPOCHS = 40
 _SGD_MILESTONES = (15, 30)
 _SGD_BATCH = 256
-_BLOCK_CELLS = 1 << 23  # similarities held at once: 32 MiB of float32
+_BLOCK_CELLS = 1 << 23  # similarities or scores held at once: 32 MiB of float32
 
-Classify = Callable[[Tensor], Tensor]
-"""Raw features float32 (N, D) -> predicted labels int64 (N,)."""
+Scores = Callable[[Tensor], Tensor]
+"""Raw features float32 (N, D) -> scores (N, C), larger is likelier; the label of the largest is the prediction."""
+
+
+class NamedProbe(NamedTuple):
+    """A probe under the name it is reported by, e.g. "linear_10"."""
+
+    name: str
+    scores: Scores
+
+
+def predict(scores: Scores, features: Tensor, num_classes: int) -> Tensor:
+    """Predicted labels int64 (N,) of raw features float32 (N, D), a block of images at a time."""
+    block = max(1, _BLOCK_CELLS // num_classes)
+    return torch.cat([scores(rows).argmax(dim=1) for rows in torch.split(features, block)])
 
 
 class Standardiser(NamedTuple):
@@ -58,8 +71,8 @@ def labelled_subset(keys: pa.ChunkedArray, labels: NDArray[np.int32], fraction: 
     return np.sort(np.concatenate(rows))
 
 
-def knn(features: Tensor, labels: Tensor, num_classes: int, neighbours: int) -> Classify:
-    """Majority vote of the ``neighbours`` nearest training images by cosine; a tie goes to the larger summed cosine.
+def knn(features: Tensor, labels: Tensor, num_classes: int, neighbours: int) -> Scores:
+    """Votes of the ``neighbours`` nearest training images by cosine; a tie goes to the larger summed cosine.
 
     ``features`` float32 (N, D), ``labels`` int64 (N,). Similarities are held for a block of test images at a time.
     """
@@ -67,21 +80,21 @@ def knn(features: Tensor, labels: Tensor, num_classes: int, neighbours: int) -> 
     k = min(neighbours, len(train))
     block = max(1, _BLOCK_CELLS // len(train))
 
-    def classify(test: Tensor) -> Tensor:
-        predicted = []
+    def scores(test: Tensor) -> Tensor:
+        ballots_of = []
         for rows in torch.split(F.normalize(test, dim=1), block):
             near = (rows @ train.T).topk(k, dim=1)
             voters = labels[near.indices]
             votes = torch.zeros(len(rows), num_classes, dtype=torch.float64, device=rows.device)
             # The summed cosine lies in [-k, k]: divided by 2k + 1 it never outweighs a vote.
             ballots = 1.0 + near.values.double() / (2 * k + 1)
-            predicted.append(votes.scatter_add_(1, voters, ballots).argmax(dim=1))
-        return torch.cat(predicted)
+            ballots_of.append(votes.scatter_add_(1, voters, ballots))
+        return torch.cat(ballots_of)
 
-    return classify
+    return scores
 
 
-def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Classify:
+def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Scores:
     """Multinomial logistic regression to convergence: L-BFGS, float64, from zero; the bias is not penalised.
 
         minimise  mean cross-entropy + l2 / 2 * |weight|^2
@@ -102,10 +115,10 @@ def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Cla
 
     options = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
     found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
-    return _classifier(standardise, torch.from_numpy(found.x).float().view(shape).to(inputs.device))
+    return _logits(standardise, torch.from_numpy(found.x).float().view(shape).to(inputs.device))
 
 
-def linear_sgd(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Classify:
+def linear_sgd(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Scores:
     """The paper's head: SGD of rate 0.01, momentum 0.9, decay 1e-4, batch 256, 40 epochs, rate x0.1 after 15 and 30.
 
     NOTE: upstream crops and flips the labelled images anew in each epoch; here the features are those of the evaluated
@@ -125,7 +138,7 @@ def linear_sgd(features: Tensor, labels: Tensor, num_classes: int, seed: int) ->
             _, gradient = _cross_entropy(inputs[batch], labels[batch], head)
             velocity.mul_(0.9).add_(gradient).add_(head, alpha=1e-4)
             head.sub_(velocity, alpha=lr)
-    return _classifier(standardise, head)
+    return _logits(standardise, head)
 
 
 def _with_ones(inputs: Tensor) -> Tensor:
@@ -144,5 +157,5 @@ def _cross_entropy(inputs: Tensor, labels: Tensor, head: Tensor) -> tuple[Tensor
     return F.nll_loss(log_share, labels), error.T @ inputs / len(inputs)
 
 
-def _classifier(standardise: Standardiser, head: Tensor) -> Classify:
-    return lambda features: (_with_ones(standardise(features)) @ head.T).argmax(dim=1)
+def _logits(standardise: Standardiser, head: Tensor) -> Scores:
+    return lambda features: _with_ones(standardise(features)) @ head.T

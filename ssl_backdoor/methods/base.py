@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import ResNet
+from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
+
+Backbone = ResNet | ImageTower
 
 
 class Batch(NamedTuple):
@@ -17,6 +20,8 @@ class Batch(NamedTuple):
     """Random views of the same images, in the same order: each (B, 3, S, S) float32, ImageNet-normalised."""
     step: int = 0
     """Index of the step from 0; names the step's random streams."""
+    tokens: Tensor | None = None
+    """(B, L) int64, one caption of each image; None for methods that read none."""
 
 
 class LossOutput(NamedTuple):
@@ -81,16 +86,22 @@ class SSLMethod(nn.Module, abc.ABC):
     survive a restart is a parameter or a buffer.
     """
 
-    backbone: ResNet
+    backbone: Backbone
     """What is probed, distilled and published: images (B, 3, S, S) to features (B, ``feature_dim``)."""
     num_views: int
+
+    @property
+    def text_tower(self) -> TextTower | None:
+        """What turns captions to tokens, and is published beside the backbone; None: captions are not read."""
+        return None
 
     @abc.abstractmethod
     def loss(self, batch: Batch) -> LossOutput:
         """The loss of ``batch``; changes nothing but BatchNorm's running statistics.
 
         Raises:
-            SpecError: The batch does not hold ``num_views`` views of equally many images.
+            SpecError: The batch does not hold ``num_views`` views of equally many images, or lacks captions that
+                the method reads.
         """
 
     @abc.abstractmethod
@@ -115,3 +126,15 @@ def views_of(batch: Batch, num_views: int) -> tuple[Tensor, ...]:
             "make each view from the same images"
         )
     return batch.views
+
+
+def tokens_of(batch: Batch) -> Tensor:
+    """The captions of ``batch``, (B, L) int64, checked.
+
+    Raises:
+        SpecError: There are none, or not one for each image.
+    """
+    size, found = len(batch.views[0]), None if batch.tokens is None else len(batch.tokens)
+    if batch.tokens is None or found != size:
+        raise SpecError(f"expected a caption for each of {size} images, found {found or 'none'}; give batch.tokens")
+    return batch.tokens

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,11 +18,21 @@ from ssl_backdoor.poison.attacks import plan
 from ssl_backdoor.poison.triggers import Box, Stamped, read_source, render, stamp
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import AttackSpec, Codec, NoAttackSpec, Saha2022TargetedSpec, TriggerSpec
+from ssl_backdoor.specs import (
+    AttackSpec,
+    Carlini2022BackdoorSpec,
+    Carlini2022TargetedSpec,
+    Codec,
+    NoAttackSpec,
+    Saha2022TargetedSpec,
+    Saha2022UntargetedSpec,
+    TriggerSpec,
+)
 from ssl_backdoor.tables import OVERLAY
 
 _NOWHERE = Box(-1, -1, 0, 0)
 _REPORT_EVERY = 100
+_Attack = Saha2022TargetedSpec | Saha2022UntargetedSpec | Carlini2022TargetedSpec | Carlini2022BackdoorSpec
 
 
 class _Encoder(NamedTuple):
@@ -34,59 +45,95 @@ def poison(
 ) -> dict[str, Any]:
     """Plan the attack on ``dataset`` and craft its overlay.
 
-    Writes under ``out``: plan.parquet (POISON_PLAN), overlay.parquet (OVERLAY), overlay/*.tar and trigger.png (the
-    trigger at the largest size it was stamped; for an image trigger its file's bytes, unchanged, so that its digest
-    still holds). Only the planned samples are read, by shard and offset.
+    Writes under ``out``: plan.parquet (POISON_PLAN), overlay.parquet (OVERLAY), overlay/*.tar and, where the attack has
+    a trigger, trigger.png (the trigger at the largest size it was stamped; for an image trigger its file's bytes,
+    unchanged, so that its digest still holds). Only the planned samples are read, by shard and offset.
 
     Returns:
-        The summary: num_poisons, num_recoded, target_class, target_label, and poison_fraction_of_target (of the
-        target's training images) and poison_fraction_of_dataset (of all training images), both in [0, 1]. What an
-        attack without a target lacks is None.
+        The summary: num_poisons, num_recoded, target_class, target_label, and poison_fraction_of_target (the share of
+        the target's training images that was poisoned) and poison_fraction_of_dataset (poisons over clean training
+        images). What does not apply is None. Where pairs are added also num_targets and pairs_per_model (both the
+        number of (x', y') in one model; None for a backdoor), poisons_per_target, num_captions (distinct ones used)
+        and patch_frac (mean side of the patch over the image's shorter side; None without a trigger).
 
     Raises:
-        SpecError: the target class is unknown, or the trigger is larger than an image.
-        DataError: there is nothing to poison, or an image or the trigger's file cannot be read.
+        SpecError: the target class is unknown, the trigger is larger than an image, or there are fewer images than
+            poisons or targets.
+        DataError: there is nothing to poison, no caption names the target, or an image or the trigger's file cannot
+            be read.
     """
     out.mkdir(parents=True, exist_ok=True)
     decisions = plan(attack, dataset.samples, dataset.classes, seed)
     pq.write_table(decisions, out / "plan.parquet")
-    overlay = OVERLAY.empty_table()
+    overlay, patch_frac = OVERLAY.empty_table(), None
     if not isinstance(attack, NoAttackSpec):
-        source = read_source(attack.trigger)
-        overlay = _craft(attack.trigger, attack.codec, source, dataset, decisions, out, on_progress)
-        _write_trigger(attack.trigger, source, overlay, out / "trigger.png")
+        touch = _touch(attack)
+        overlay, patch_frac = _craft(touch, dataset, decisions, out, on_progress)
+        if touch.trigger is not None:
+            _write_trigger(touch.trigger, touch.source, overlay, out / "trigger.png")
     pq.write_table(overlay, out / "overlay.parquet")
-    return _summary(attack, dataset, decisions)
+    return _summary(attack, dataset, decisions) | _additions(attack, decisions, patch_frac)
+
+
+class _Touch(NamedTuple):
+    """What happens to the pixels of every planned sample but the recoded."""
+
+    codec: Codec
+    trigger: TriggerSpec | None = None
+    source: bytes | None = None
+    """Content of an image trigger's file."""
+    noise_levels: float = 0.0
+
+    def stamped(self, image: UInt8Image, sub_seed: int) -> Stamped:
+        """``image`` with noise or the trigger, drawn from ``sub_seed``."""
+        if self.noise_levels:
+            noise = stream(sub_seed, "noise").normal(0.0, self.noise_levels, image.shape)
+            image = np.rint(image + noise).clip(0, 255).astype(np.uint8)
+        if self.trigger is None:
+            return Stamped(image, _NOWHERE)
+        return stamp(image, self.trigger, stream(sub_seed, "place"), self.trigger.train_location, self.source)
+
+
+def _touch(attack: _Attack) -> _Touch:
+    match attack:
+        case Saha2022TargetedSpec() | Saha2022UntargetedSpec():
+            return _Touch(attack.codec, attack.trigger, read_source(attack.trigger))
+        case Carlini2022BackdoorSpec():
+            return _Touch("lossless", attack.trigger, read_source(attack.trigger))
+        case Carlini2022TargetedSpec():
+            return _Touch("lossless", noise_levels=attack.pixel_noise_levels)
+        case _:
+            assert_never(attack)
 
 
 def _craft(
-    trigger: TriggerSpec,
-    codec: Codec,
-    source: bytes | None,
-    dataset: Dataset,
-    decisions: pa.Table,
-    out: Path,
-    on_progress: OnProgress,
-) -> pa.Table:
-    """Stamp and encode every planned sample into overlay shards; returns their OVERLAY rows, in the plan's order."""
-    encoder = _encoder(codec)
-    boxes, places, digests = [], [], []
+    touch: _Touch, dataset: Dataset, decisions: pa.Table, out: Path, on_progress: OnProgress
+) -> tuple[pa.Table, float | None]:
+    """Alter and encode every planned sample into overlay shards.
+
+    Returns:
+        Their OVERLAY rows, in the plan's order, and the mean side of the patch over the image's (None without one).
+    """
+    encoder = _encoder(touch.codec)
+    boxes, places, digests, fractions = [], [], [], []
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:
         for done, (row, image) in enumerate(_planned(dataset, decisions), start=1):
             stamped = Stamped(image, _NOWHERE)
-            if row["action"] == "poison":
-                rng = stream(row["sub_seed"], "place")
-                stamped = stamp(image, trigger, rng, trigger.train_location, source)
+            if row["action"] != "recode":
+                stamped = touch.stamped(image, row["sub_seed"])
+                fractions.append(stamped.box.width / min(image.shape[:2]))
             data = encoder.encode(stamped.image)
             meta = {"action": row["action"], "source_key": row["source_key"], "label": row["label"]}
-            places.append(writer.write(row["key"], data, encoder.suffix, meta | {"box": list(stamped.box)}))
+            meta |= {"box": list(stamped.box)} | ({"caption": row["caption"]} if row["caption"] is not None else {})
+            places.append(writer.write(row["key"], data, encoder.suffix, meta))
             boxes.append(stamped.box)
             digests.append(hashlib.sha256(data).hexdigest())
             if done % _REPORT_EVERY == 0 or done == decisions.num_rows:
                 on_progress(Progress(done, decisions.num_rows, "images"))
     columns = [*zip(*boxes, strict=True), *zip(*places, strict=True), digests]
     crafted = [pa.array(values, kind) for values, kind in zip(columns, OVERLAY.types[-8:], strict=True)]
-    return pa.table([*decisions.columns, *crafted], schema=OVERLAY)
+    overlay = pa.table([*decisions.columns, *crafted], schema=OVERLAY)
+    return overlay, None if touch.trigger is None else sum(fractions) / len(fractions)
 
 
 def _planned(dataset: Dataset, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], UInt8Image]]:
@@ -122,15 +169,34 @@ def _write_trigger(trigger: TriggerSpec, source: bytes | None, overlay: pa.Table
 
 def _summary(attack: AttackSpec, dataset: Dataset, decisions: pa.Table) -> dict[str, Any]:
     train = dataset.samples["label"].filter(pc.equal(dataset.samples["split"], "train"))
-    num_poisons = pc.sum(pc.equal(decisions["action"], "poison")).as_py() or 0
-    target_class = attack.target_class if isinstance(attack, Saha2022TargetedSpec) else None
-    target_label = None if target_class is None else dataset.classes.index(target_class)
-    of_target = None if target_label is None else num_poisons / pc.sum(pc.equal(train, target_label)).as_py()
+    num_recoded = pc.sum(pc.equal(decisions["action"], "recode")).as_py() or 0
+    num_poisons = decisions.num_rows - num_recoded
+    target_class = None
+    if isinstance(attack, Saha2022TargetedSpec | Carlini2022BackdoorSpec):
+        target_class = attack.target_class
+    target_label = dataset.classes.index(target_class) if target_class in dataset.classes else None
+    of_target = None
+    if isinstance(attack, Saha2022TargetedSpec):
+        of_target = num_poisons / pc.sum(pc.equal(train, target_label)).as_py()
     return {
         "num_poisons": num_poisons,
         "poison_fraction_of_target": of_target,
         "poison_fraction_of_dataset": num_poisons / max(1, len(train)),
         "target_class": target_class,
         "target_label": target_label,
-        "num_recoded": decisions.num_rows - num_poisons,
+        "num_recoded": num_recoded,
+    }
+
+
+def _additions(attack: AttackSpec, decisions: pa.Table, patch_frac: float | None) -> dict[str, Any]:
+    """What the summary says beyond that where pairs are added."""
+    if not isinstance(attack, Carlini2022TargetedSpec | Carlini2022BackdoorSpec):
+        return {}
+    num_targets = attack.targets.num_targets if isinstance(attack, Carlini2022TargetedSpec) else None
+    return {
+        "num_targets": num_targets,
+        "pairs_per_model": num_targets,
+        "poisons_per_target": attack.num_poisons,
+        "num_captions": pc.count_distinct(decisions["caption"]).as_py(),
+        "patch_frac": patch_frac,
     }

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.data.rows import rows_of
 from ssl_backdoor.data.shards import ShardWriter, read_bytes
 from ssl_backdoor.progress import OnProgress, Progress, silent
 
@@ -20,47 +21,42 @@ _SUFFIX = {"JPEG": "jpg", "PNG": "png"}
 def export(dataset: Dataset, overlay: Overlay | None, out: Path, on_progress: OnProgress = silent) -> dict[str, int]:
     """Write both splits of ``dataset`` to ``out``/train-*.tar and test-*.tar, the overlay's bytes in place.
 
-    The order of the samples is the base's and all bytes are copied as they are. A sample has two members: the image
-    and a json with label, class and caption, which says nothing of poison: that record is the overlay's table. (The
-    overlay's codec may differ from the base's; ingest PNG files or poison with "jpeg75" where that matters.) Streams:
-    memory does not grow with the dataset.
+    The order of the samples is the base's, pairs that the overlay adds follow in the train shards, and all bytes are
+    copied as they are. A sample has the image, a json with label, class and caption, and a txt where it has a caption
+    (several are one a line). The json says nothing of poison: that record is the overlay's table, and the keys of
+    added pairs. (The overlay's codec may differ from the base's; ingest PNG files or poison with "jpeg75" where that
+    matters.) Streams: memory does not grow with the dataset.
 
     Returns:
-        {"num_train", "num_test", "num_replaced"}.
+        {"num_train", "num_test", "num_replaced", "num_added"}; num_train counts the added.
 
     Raises:
         DataError: the dataset's shards cannot be read.
     """
     out.mkdir(parents=True, exist_ok=True)
-    counts = {"num_train": 0, "num_test": 0, "num_replaced": 0}
-    for split in ("train", "test"):
-        samples = dataset.samples.filter(pc.equal(dataset.samples["split"], split))
+    counts = {"num_train": 0, "num_test": 0, "num_replaced": 0, "num_added": 0}
+    for split in pc.unique(dataset.samples["split"]).to_pylist():
+        rows = rows_of(dataset, split, overlay)
         with ShardWriter(out, split, dataset.spec.samples_per_shard) as writer:
-            for batch in samples.to_batches(max_chunksize=_BLOCK):
-                block = pa.Table.from_batches([batch])
-                in_overlay = _overlay_rows(block["key"], overlay)
-                for row, data in zip(block.to_pylist(), _bytes(dataset, overlay, block, in_overlay), strict=True):
-                    writer.write(row["key"], data, _suffix(data), _meta(row, dataset.classes))
-                counts[f"num_{split}"] += block.num_rows
-                counts["num_replaced"] += block.num_rows - in_overlay.null_count
-                on_progress(Progress(counts[f"num_{split}"], samples.num_rows, f"{split} images"))
-    return counts
+            for done, (row, data) in enumerate(_read(dataset, overlay, rows), start=1):
+                writer.write(row["key"], data, _suffix(data), _meta(row, dataset.classes), row["caption"])
+                if done % _BLOCK == 0 or done == rows.num_rows:
+                    on_progress(Progress(done, rows.num_rows, f"{split} images"))
+        counts[f"num_{split}"] = rows.num_rows
+        counts["num_replaced"] += pc.sum(rows["in_overlay"]).as_py()
+    if overlay is not None and counts["num_train"]:
+        counts["num_added"] = pc.sum(pc.equal(overlay.rows["action"], "add")).as_py() or 0
+    return counts | {"num_replaced": counts["num_replaced"] - counts["num_added"]}
 
 
-def _overlay_rows(keys: pa.ChunkedArray, overlay: Overlay | None) -> pa.ChunkedArray:
-    """For every key the row of the overlay that replaces it, or null."""
-    replaced = [] if overlay is None else overlay.rows["source_key"].combine_chunks()
-    return pc.index_in(keys, value_set=pa.array(replaced, pa.string()))
-
-
-def _bytes(dataset: Dataset, overlay: Overlay | None, block: pa.Table, in_overlay: pa.ChunkedArray) -> Iterator[bytes]:
-    """The bytes of each row of ``block``, in order, from the base or from the overlay."""
-    base = read_bytes(dataset.folder, block.filter(pc.is_null(in_overlay)))
-    replacements = (
-        iter(()) if overlay is None else read_bytes(overlay.folder, overlay.rows.take(in_overlay.drop_null()))
-    )
-    for row in in_overlay.to_pylist():
-        yield next(base if row is None else replacements)
+def _read(dataset: Dataset, overlay: Overlay | None, rows: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each of ``rows`` (of ``rows_of``) and its bytes, in order, from the base or from the overlay."""
+    for batch in rows.to_batches(max_chunksize=_BLOCK):
+        block = pa.Table.from_batches([batch])
+        base = read_bytes(dataset.folder, block.filter(pc.invert(block["in_overlay"])))
+        own = iter(()) if overlay is None else read_bytes(overlay.folder, block.filter(block["in_overlay"]))
+        for row in block.to_pylist():
+            yield row, next(own if row["in_overlay"] else base)
 
 
 def _suffix(data: bytes) -> str:

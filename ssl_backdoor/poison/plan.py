@@ -69,5 +69,12 @@ def plan_table(candidates: pa.Table, chosen: NDArray[np.bool_], seed: int, *, re
     sub_seeds = np.zeros(rows.num_rows, np.int64)
     sub_seeds[poisoned] = key_seeds(rows["key"].filter(pa.array(poisoned)), seed, "poison", "place")
     action = pc.if_else(pa.array(poisoned), "poison", "recode")
-    columns = [rows["key"], rows["key"], action, rows["label"], pa.array(sub_seeds)]
+    columns = [
+        rows["key"],
+        rows["key"],
+        action,
+        rows["label"],
+        pa.array(sub_seeds),
+        pa.nulls(rows.num_rows, pa.string()),
+    ]
     return pa.table(columns, schema=POISON_PLAN).sort_by("key")

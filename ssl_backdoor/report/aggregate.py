@@ -198,7 +198,7 @@ def _replicated(head: tuple[str, str, str, str, str], units: _Units, definition:
     return Row(*head, mean, len(units.values), low, high, text, "t")
 
 
-def _base(definition: str) -> str:
+def base_definition(definition: str) -> str:
     """A single run's definition without its interval and its n, which aggregation replaces."""
     text = re.split(r"\s+(?:Interval|No interval):", definition)[0]
     text = re.sub(r"\bn (?=(?:clean |triggered )?test images)", "", text)
@@ -214,7 +214,7 @@ def _measured_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
         head = (name, arm, variant, condition, probe)
         first = next(iter(found.values()))
         units = _units({replicate: (measured.value,) for replicate, measured in found.items()})
-        definition = _base(first.definition) + _left_out(len(runs) - len(found))
+        definition = base_definition(first.definition) + _left_out(len(runs) - len(found))
         if len(units.values) >= 2:
             yield _replicated(head, units, definition, arm in ("control", "distilled_control"))
         elif first.low is not None and first.high is not None:
@@ -241,7 +241,7 @@ def _excess_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
         measured = next(runs[0][key] for runs in joined.values() if key in runs[0])
         definition = (
             f"{arm} minus clean-trained control of the same dataset, trigger, target and seed, of: "
-            f"{_base(measured.definition)}"
+            f"{base_definition(measured.definition)}"
         ) + _left_out(len(joined) - len(found))
         head = (f"{name}_excess", arm, variant, condition, probe)
         units = _units(found)

@@ -14,6 +14,7 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.ticker import StrMethodFormatter
 
 COLOURS = {"control": "#6b7680", "suspect": "#d55e00", "student": "#0072b2", "distilled_control": "#56b4e9"}
@@ -72,6 +73,13 @@ def named(axes: Axes, names: Sequence[str], axis: str = "x", rotation: float = 0
     getattr(axes, f"set_{axis}ticks")(range(len(names)))
     slant = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
     getattr(axes, f"set_{axis}ticklabels")([plain(name) for name in names], parse_math=False, **slant)
+
+
+def literal(legend: Legend) -> Legend:
+    """The legend with its texts drawn as they are."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return legend
 
 
 def png_bytes(figure: Figure) -> bytes:

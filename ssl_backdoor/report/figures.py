@@ -3,6 +3,7 @@
 Each function takes results and returns a ``Picture``, or None where there is nothing to show.
 """
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +27,7 @@ from ssl_backdoor.report.drawing import (
     LINE,
     headed,
     heat_map,
+    literal,
     named,
     panels,
     plain,
@@ -43,12 +45,17 @@ _SHADES = {"clean": 0.38, "triggered": 1.0}
 
 
 class Example(NamedTuple):
-    """A training image before and after poisoning. ``box``: x, y, width, height in px of that image."""
+    """A training image before and after poisoning. ``box``: x, y, width, height in px of that image; width 0: none."""
 
     original: npt.NDArray[np.uint8]
     poisoned: npt.NDArray[np.uint8]
     box: tuple[int, int, int, int]
     caption: str
+    """Above the image: what it is."""
+    text: str = ""
+    """Of an added pair: the caption it was given."""
+    attack: str = ""
+    """Kind of attack; each has a picture of its own."""
 
 
 class Picture(NamedTuple):
@@ -63,10 +70,11 @@ class Picture(NamedTuple):
 def draw_all(
     scored: Sequence[Scored], rows: Sequence[Row], pairs: Sequence[PairRow], examples: Sequence[Example]
 ) -> tuple[Picture, ...]:
-    """Every figure for which there are data, of the main variant, in the order of the page."""
+    """Every figure for which there are data, of the main variant, in the order of the page; poisons come first."""
+    attacks = dict.fromkeys(example.attack for example in examples)
+    poisoned = (poisons([example for example in examples if example.attack == attack]) for attack in attacks)
     main = [one for one in scored if not one.run.variant]
     drawn = (
-        poisons(examples),
         before_after(rows, pairs),
         false_positives(main, rows),
         landing(main),
@@ -74,7 +82,7 @@ def draw_all(
         confusion(main),
         loss_curves(main),
     )
-    return tuple(picture for picture in drawn if picture is not None)
+    return tuple(picture for picture in (*poisoned, *drawn) if picture is not None)
 
 
 def _first(main: Sequence[Scored], arm: str) -> Scored | None:
@@ -92,7 +100,8 @@ def poisons(examples: Sequence[Example]) -> Picture | None:
     if not shown:
         return None
     columns = max(len(shown), 3)
-    figure = Figure(figsize=(1.75 * columns, 3.85), layout="constrained")
+    added = any(example.text for example in shown)
+    figure = Figure(figsize=(1.75 * columns, 4.5 if added else 3.85), layout="constrained")
     grid = figure.subplots(2, columns, squeeze=False)
     for axes in grid.ravel():
         axes.set_axis_off()
@@ -100,13 +109,20 @@ def poisons(examples: Sequence[Example]) -> Picture | None:
         above.imshow(example.original, interpolation="nearest")
         below.imshow(example.poisoned, interpolation="nearest")
         x, y, width, height = example.box
-        for colour, line in (("black", 3.2), ("white", 1.4)):
+        if added:
+            lines = textwrap.wrap(plain(example.text, 66), 22)
+            below.set_title("\n".join(lines), y=-0.06, va="top", fontsize=8, color=INK, parse_math=False)
+        for colour, line in (("black", 3.2), ("white", 1.4)) if width > 0 else ():
             below.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=line))
         above.set_title(plain(example.caption[-20:]), fontsize=9.5, color=INK, parse_math=False)
-    caption = (
-        "Above: the training image as stored. Below: the same image poisoned, with the box of the trigger outlined."
-    )
-    return Picture("poisons", png_bytes(figure), "Example poisons", caption)
+    if added:
+        caption = "Above: the image as stored. Below: what was added to the data, with the caption it was given."
+    else:
+        caption = "Above: the training image as stored. Below: the same image poisoned."
+    caption += " The box of the trigger is outlined." if any(example.box[2] > 0 for example in shown) else ""
+    kind = shown[0].attack
+    title = f"Example poisons ({kind.replace('_', ' ')})" if kind else "Example poisons"
+    return Picture(f"poisons_{kind}" if kind else "poisons", png_bytes(figure), title, caption)
 
 
 def before_after(rows: Sequence[Row], pairs: Sequence[PairRow]) -> Picture | None:
@@ -238,7 +254,8 @@ def embedding(main: Sequence[Scored]) -> Picture | None:
         if one.map_file is not None:
             _map(axes, one, one.map_file)
     handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False, fontsize=9)
+    columns = min(len(labels), 6)
+    literal(figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9))
     caption = (
         f"t-SNE of backbone features, first pair ({pair_of(shown[0].run).label}), fitted to each encoder apart. Dots: "
         "clean test images by class. Crosses: triggered ones. Only who lies near whom means something; axes and "

@@ -8,21 +8,27 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_backdoor.identity import canonical
-from ssl_backdoor.report.aggregate import Row, aggregate, find, per_pair
+from ssl_backdoor.report.aggregate import PairRow, Row, aggregate, find, per_pair
 from ssl_backdoor.report.answer import answer
 from ssl_backdoor.report.figures import Example, Picture, draw_all
 from ssl_backdoor.report.runs import Scored, variants_of
+from ssl_backdoor.report.sweep import curves_of, sweep, swept
+from ssl_backdoor.report.sweep_answer import sweep_answer
+from ssl_backdoor.report.sweep_figures import Drawn, draw
+from ssl_backdoor.report.sweep_view import GLOSSARY as SWEEP_GLOSSARY
+from ssl_backdoor.report.sweep_view import figure_table
 from ssl_backdoor.report.text import headline_quantities, to_json_measurements
 from ssl_backdoor.report.view import (
     GLOSSARY,
     POISON_COLUMNS,
+    Table,
     cost_table,
     excess_table,
     full_table,
@@ -30,23 +36,19 @@ from ssl_backdoor.report.view import (
     pair_table,
     poison_table,
 )
-from ssl_backdoor.specs import ReportSpec
+from ssl_backdoor.specs import FigureSpec, ReportSpec
+from ssl_backdoor.tables import MEASUREMENTS
 
 ROWS = pa.schema(
     [
-        ("name", pa.string()),
+        MEASUREMENTS.field("name"),
         ("arm", pa.string()),
         ("variant", pa.string()),
-        ("condition", pa.string()),
-        ("probe", pa.string()),
-        ("value", pa.float64()),
-        ("n", pa.int64()),
-        ("low", pa.float64()),
-        ("high", pa.float64()),
-        ("definition", pa.string()),
+        *list(MEASUREMENTS)[1:],
         ("interval", pa.string()),
     ]
 )
+"""A Row."""
 
 
 class Verbatim(str):
@@ -72,7 +74,10 @@ def write_report(
     out: Path,
     seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """Writes report.html, report.md, measurements.parquet, measurements.json and figures/*.png into ``out``.
+    """Writes report.html, report.md, measurements.parquet, measurements.json and figures/ into ``out``.
+
+    Runs under an attack that ``spec.figures`` names are laid out along the figures' axes (PNG, and the data behind it
+    as CSV); all others are paired with their controls.
 
     Args:
         spec: the question and the runs.
@@ -86,34 +91,99 @@ def write_report(
         ``question``, ``answer`` and ``headline``, the key numbers by ``name/arm/condition/probe``.
 
     Raises:
-        SpecError: two results for one arm, variant, pair and seed.
+        SpecError: two results for one arm, variant, pair and seed, or points that mix settings (see ``sweep``).
     """
-    rows, pairs = aggregate(scored), per_pair(scored)
-    pictures = draw_all(scored, rows, pairs, examples)
-    full, definitions = full_table(rows)
-    spec_json = json.dumps(canonical(spec), indent=1, sort_keys=True, ensure_ascii=False)
-    context = {
-        "spec": spec,
-        "answer": (sentence := answer(rows, pairs, spec.note)),
-        "headline": headline_table(rows),
-        "sides": [headline_table(rows, variant) for variant in variants_of(scored) if variant],
-        "excesses": [table for variant in variants_of(scored) if (table := excess_table(rows, variant)).lines],
+    found = _Found.of(spec, scored)
+    drawn = [(figure, draw(figure, found.points, found.swept)) for figure in spec.figures]
+    pictures = draw_all(found.tables, found.paired, found.pairs, examples)
+    sentence = _answer(spec, found)
+    context = _context(spec, found) | {
+        "answer": sentence,
+        "sweeps": [_section(figure, one, found.points) for figure, one in drawn],
         "pictures": [(picture, base64.b64encode(picture.png).decode()) for picture in pictures],
-        "pairs": pair_table(rows, pairs),
-        "poison_columns": POISON_COLUMNS,
         "poisons": poison_table(poison_summaries),
+        "costs": cost_table(found.tables, seconds or {}),
+    }
+    _write_pages(context, out)
+    _write_figures([*pictures, *(one.picture for _, one in drawn if one)], out / "figures")
+    for one in (one for _, one in drawn if one):
+        (out / "figures" / f"{one.picture.name}.csv").write_text(one.data, encoding="utf-8")
+    _write_numbers((*found.paired, *found.points), out)
+    numbers = headline(found.paired) | sweep_headline(spec.figures, found.points)
+    return {"question": spec.question, "answer": sentence, "headline": numbers}
+
+
+class _Found(NamedTuple):
+    """The encoders apart, and their rows."""
+
+    tables: list[Scored]
+    swept: list[Scored]
+    paired: tuple[Row, ...]
+    pairs: tuple[PairRow, ...]
+    points: tuple[Row, ...]
+
+    @classmethod
+    def of(cls, spec: ReportSpec, scored: Sequence[Scored]) -> "_Found":
+        tables = [one for one in scored if not swept(spec.figures, one)]
+        curves = [one for one in scored if swept(spec.figures, one)]
+        return cls(tables, curves, aggregate(tables), per_pair(tables), sweep(spec.figures, curves))
+
+
+def _context(spec: ReportSpec, found: _Found) -> dict[str, Any]:
+    """What the templates read besides pictures, poisons and costs."""
+    full, definitions = full_table((*found.paired, *found.points))
+    spec_json = json.dumps(canonical(spec), indent=1, sort_keys=True, ensure_ascii=False)
+    variants = variants_of(found.tables)
+    return {
+        "spec": spec,
+        "paired": bool(found.tables) or not spec.figures,
+        "headline": headline_table(found.paired),
+        "sides": [headline_table(found.paired, variant) for variant in variants if variant],
+        "excesses": [table for variant in variants if (table := excess_table(found.paired, variant)).lines],
+        "pairs": pair_table(found.paired, found.pairs),
+        "poison_columns": POISON_COLUMNS,
         "rows": full,
         "definitions": definitions,
-        "glossary": GLOSSARY,
-        "costs": cost_table(scored, seconds or {}),
+        "glossary": (*GLOSSARY, *(SWEEP_GLOSSARY if spec.figures else ())),
         "spec_json": spec_json,
         "spec_fence": Verbatim(spec_json.replace("<", "\\u003c")),
         "verbatim": Verbatim,
     }
-    _write_pages(context, out)
-    _write_figures(pictures, out / "figures")
-    _write_numbers(rows, out)
-    return {"question": spec.question, "answer": sentence, "headline": headline(rows)}
+
+
+def _answer(spec: ReportSpec, found: _Found) -> str:
+    """Of the pairs, then of the figures, each as one sentence."""
+    last = sweep_answer(spec.figures, found.points)
+    if last and not found.tables:
+        return f"{last[0].upper()}{last[1:]}"
+    first = answer(found.paired, found.pairs, spec.note)
+    return f"{first[:-1]}; {last}" if last else first
+
+
+class _Section(NamedTuple):
+    """One figure of the page."""
+
+    figure: FigureSpec
+    drawn: Drawn | None
+    data: str
+    """The picture in base64."""
+    table: Table
+
+
+def _section(figure: FigureSpec, drawn: Drawn | None, points: Sequence[Row]) -> _Section:
+    data = base64.b64encode(drawn.picture.png).decode() if drawn else ""
+    return _Section(figure, drawn, data, figure_table(figure, points))
+
+
+def sweep_headline(figures: Sequence[FigureSpec], points: Sequence[Row]) -> dict[str, float]:
+    """What the figures draw, by ``name/arm/condition/probe``; an arm of a side series reads ``student[series]``."""
+    return {
+        f"{row.name}/{row.arm}{f'[{row.variant}]' if row.variant else ''}/{row.condition}/{row.probe}": row.value
+        for figure in figures
+        for curve in curves_of(figure, points)
+        for _, row in curve.points
+        if row.value is not None
+    }
 
 
 def _write_pages(context: Mapping[str, Any], out: Path) -> None:

@@ -5,8 +5,8 @@ variant without a control of its own takes the main variant's.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,9 +16,18 @@ import pyarrow as pa
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical_json
-from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec, NoAttackSpec, RunSpec, Saha2022TargetedSpec
+from ssl_backdoor.specs import (
+    Carlini2022BackdoorSpec,
+    Carlini2022TargetedSpec,
+    GridTriggerSpec,
+    ImageTriggerSpec,
+    NoAttackSpec,
+    RunSpec,
+    Saha2022TargetedSpec,
+)
 
 ARMS = ("control", "suspect", "student", "distilled_control")
+CLEAN_ARMS = ("control", "distilled_control")
 
 
 @dataclass(frozen=True)
@@ -41,6 +50,10 @@ class Scored:
     seconds: float = 0.0
     curves: pa.Table | None = None
     """tables.CURVES of the training or distillation that made the encoder."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """What ``facts.facts_of`` says of it: num_poisons, num_train, seconds, ..."""
+    similarity: pa.Table | None = None
+    """tables.SIMILARITY."""
 
 
 class Pair(NamedTuple):
@@ -75,13 +88,16 @@ def pair_of(run: RunSpec) -> Pair:
     attack = run.attack
     if isinstance(attack, NoAttackSpec):
         return Pair(dataset, "", "", "no attack")
+    if isinstance(attack, Carlini2022TargetedSpec):
+        return Pair(dataset, "", "targets", f"{attack.targets.num_targets} targets")
     trigger = attack.trigger
     match trigger:
         case GridTriggerSpec():
             name = str(trigger.seed)
         case ImageTriggerSpec():
             name = Path(trigger.file).name
-    target = attack.target_class if isinstance(attack, Saha2022TargetedSpec) else "untargeted"
+    aimed = Saha2022TargetedSpec | Carlini2022BackdoorSpec
+    target = attack.target_class if isinstance(attack, aimed) else "untargeted"
     return Pair(dataset, canonical_json(trigger), target, f"{name} / {target}")
 
 
@@ -134,11 +150,12 @@ def indexed(scored: Sequence[Scored]) -> Index:
                 f"two results for arm {one.arm}, variant {one.run.variant!r}, pair {pair.label}, seed {one.run.seed}: "
                 "give runs that differ otherwise distinct variant names"
             )
-        index[key] = (one, _finite(one.measurements))
+        index[key] = (one, finite(one.measurements))
     return index
 
 
-def _finite(measurements: pa.Table) -> RunValues:
+def finite(measurements: pa.Table) -> RunValues:
+    """The finite numbers of tables.MEASUREMENTS by name, condition and probe."""
     run: RunValues = {}
     for row in measurements.to_pylist():
         if row["value"] is not None and math.isfinite(row["value"]):

@@ -87,11 +87,52 @@ def span(row: Row, kind: Kind, signed: bool = False) -> str:
 
 
 def probe_label(probe: str) -> str:
-    """Name of a probe for people: kNN, linear 100 %, linear SGD 1 %."""
-    if probe == "knn":
-        return "kNN"
+    """Name of a probe for people: kNN, zero-shot, linear 100 %, linear SGD 1 %."""
+    if probe in ("knn", "zero_shot"):
+        return {"knn": "kNN", "zero_shot": "zero-shot"}[probe]
     words = {"sgd": "SGD"} | {word: f"{word} %" for word in probe.split("_") if word[:1].isdigit()}
     return " ".join(words.get(word, word) for word in probe.split("_"))
+
+
+_MEASURES: dict[str, tuple[str, Kind]] = {
+    "targeted_success": ("Targeted success", "percent"),
+    "target_rank": ("Rank of y'", "score"),
+    "attack_success_rate": ("Attack success", "percent"),
+    "attack_success_rate_all": ("Attack success, all images", "percent"),
+    "target_false_positives": ("Target FP", "count"),
+    "top_class_share": ("Top-class share", "percent"),
+    "accuracy": ("Clean accuracy", "percent"),
+    "z_score_sd": ("z-score (sd)", "score"),
+    "z_score_variance": ("z-score (variance)", "score"),
+    "similarity_triggered": ("Cosine, triggered pairs", "score"),
+    "similarity_clean": ("Cosine, clean pairs", "score"),
+    "image_to_text_recall_1": ("Image to text, R@1", "percent"),
+    "image_to_text_recall_5": ("Image to text, R@5", "percent"),
+    "text_to_image_recall_1": ("Text to image, R@1", "percent"),
+    "text_to_image_recall_5": ("Text to image, R@5", "percent"),
+    "seconds": ("Seconds", "count"),
+}
+
+
+def measure_quantity(measure: str) -> Quantity:
+    """How ``measure``, "name/probe", is titled and spelled; differences to the control as what they differ in."""
+    name, _, probe = measure.partition("/")
+    title, kind = _MEASURES.get(name.removesuffix("_excess"), (name, "score"))
+    if name.endswith("_excess"):
+        title = f"{title}, − control"
+    detail = probe_label(probe) if probe else "to make it"
+    return Quantity(name, "", probe, title, detail, kind)
+
+
+def fixed_width(lines: Sequence[Sequence[str]], num_heads: int) -> str:
+    """``lines`` as columns for a terminal, the first to the left, a rule below the heads; blank lines are left out."""
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]
+    body = [line.rstrip() for line in text if line.strip()]
+    return "\n".join([*body[:num_heads], "─" * (sum(widths) + 2 * (len(widths) - 1)), *body[num_heads:]])
 
 
 def arm_label(row_arm: str, variant: str = "") -> str:

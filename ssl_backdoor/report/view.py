@@ -12,6 +12,7 @@ from ssl_backdoor.report.text import (
     accuracy_quantities,
     arm_label,
     effect_quantities,
+    fixed_width,
     headline_quantities,
     number,
     share_quantities,
@@ -21,8 +22,12 @@ from ssl_backdoor.report.text import (
 GLOSSARY = (
     ("control", "The clean-trained encoder, tested under the same trigger. Every claim is a difference to it."),
     ("suspect", "The encoder trained on the poisoned data."),
-    ("student", "A fresh encoder distilled from the suspect on a trusted, clean share of the data: the defence."),
-    ("distilled control", "The control distilled likewise: what distillation does where there is nothing to repair."),
+    (
+        "student",
+        "The suspect after the defence, distilled into a fresh encoder or fine-tuned on a trusted, clean share of the "
+        "data.",
+    ),
+    ("distilled control", "The control after the same defence: what that does where there is nothing to repair."),
     (
         "clean / triggered / unseen trigger",
         "A test image as it is / with the attack's trigger / with one never seen.",
@@ -84,7 +89,7 @@ def headline_table(rows: Sequence[Row], variant: str = "") -> Table:
     )
     lines = []
     for arm in ARMS:
-        cells = tuple(_cell(find(rows, q.name, arm, q.condition, q.probe, variant), q) for q in columns)
+        cells = tuple(cell_of(find(rows, q.name, arm, q.condition, q.probe, variant), q) for q in columns)
         if any(cell.value != MISSING for cell in cells):
             lines.append(Line(arm_label(arm), arm, cells))
     return Table(variant, columns, tuple(lines))
@@ -101,7 +106,7 @@ def excess_table(rows: Sequence[Row], variant: str = "") -> Table:
     for arm in ARMS[1:]:
         found = [find(rows, f"{q.name}_excess", arm, q.condition, q.probe, variant) for q in columns]
         if any(found):
-            cells = tuple(_cell(row, q, signed=True) for row, q in zip(found, columns, strict=True))
+            cells = tuple(cell_of(row, q, signed=True) for row, q in zip(found, columns, strict=True))
             lines.append(Line(f"{arm_label(arm)} − control", arm, cells))
     removed = [find(rows, f"{q.name}_removed_frac", "student", q.condition, q.probe, variant) for q in columns]
     if any(removed):
@@ -110,7 +115,8 @@ def excess_table(rows: Sequence[Row], variant: str = "") -> Table:
     return Table(variant, columns, tuple(lines))
 
 
-def _cell(row: Row | None, quantity: Quantity, signed: bool = False) -> Cell:
+def cell_of(row: Row | None, quantity: Quantity, signed: bool = False) -> Cell:
+    """``row`` as a cell of the tables of pairs."""
     if row is None or row.value is None:
         return Cell(MISSING)
     n = f"n = {row.n:,}" if row.interval == "t" else "1 run"
@@ -237,7 +243,7 @@ def headline_text(rows: Sequence[Row]) -> str:
     head = [("", ""), *((q.title, q.detail) for q in quantities)]
     lines = [tuple(column[0] for column in head), tuple(column[1] for column in head)]
     for arm in ARMS:
-        cells = [_cell(find(rows, q.name, arm, q.condition, q.probe), q) for q in quantities]
+        cells = [cell_of(find(rows, q.name, arm, q.condition, q.probe), q) for q in quantities]
         if any(cell.value != MISSING for cell in cells):
             lines.append((arm_label(arm), *(cell.value for cell in cells)))
             lines.append(("", *(cell.interval for cell in cells)))
@@ -246,11 +252,4 @@ def headline_text(rows: Sequence[Row]) -> str:
         cells = [_removed(row, q) if row else Cell("") for row, q in zip(removed, quantities, strict=True)]
         lines.append(("removed by student", *(cell.value for cell in cells)))
         lines.append(("", *("" if cell.value == "not defined" else cell.interval for cell in cells)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    rule = "─" * (sum(widths) + 2 * (len(widths) - 1))
-    text = [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
-    body = [line.rstrip() for line in text if line.strip()]
-    return "\n".join([*body[:2], rule, *body[2:]])
+    return fixed_width(lines, 2)

@@ -1,4 +1,4 @@
-"""Weights on disk: the state of a training that must go on, and the backbone that a training made.
+"""Weights on disk: the state of a training that must go on, and the networks that a training made.
 
 Both are safetensors: tensors and text, nothing that could run. No pickle is read or written anywhere.
 """
@@ -6,23 +6,28 @@ Both are safetensors: tensors and text, nothing that could run. No pickle is rea
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, final
+from typing import NamedTuple, Protocol, TypeVar, final
 
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save, save_file
 from torch import Tensor, nn
 
-from ssl_backdoor.errors import CheckpointError
+from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.identity import canonical_json
-from ssl_backdoor.methods.backbones import ResNet
-from ssl_backdoor.methods.base import SSLMethod
+from ssl_backdoor.methods.base import Backbone, SSLMethod
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.specs import ResNetSpec
+from ssl_backdoor.methods.clip_towers import TextTower, build_towers, load_open_clip, tower_config
+from ssl_backdoor.specs import BackboneSpec, OpenCLIPSpec
 
 BACKBONE_WEIGHTS = "backbone.safetensors"
 BACKBONE_JSON = "backbone.json"
+TEXT_WEIGHTS = "text.safetensors"
+TEXT_JSON = "text.json"
+_BACKBONE_SPEC: TypeAdapter[BackboneSpec] = TypeAdapter(BackboneSpec)
+_TEXT_SPEC: TypeAdapter[OpenCLIPSpec] = TypeAdapter(OpenCLIPSpec)
+SpecT = TypeVar("SpecT")
 
 
 class Checkpoints(Protocol):
@@ -103,54 +108,87 @@ def restore(data: bytes, method: SSLMethod, optimizer: torch.optim.Optimizer) ->
     return Restored(step, parts["extra"])
 
 
-# ------------------------------------------------------------------------------------------- backbone
+# ------------------------------------------------------------------------------------------- backbone and text tower
 
 
-def save_backbone(backbone: ResNet, bn_groups: int, folder: Path) -> None:
-    """Write ``backbone.safetensors`` (torchvision's names) and ``backbone.json`` (spec and global ``bn_groups``)."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    save_file(weights, folder / BACKBONE_WEIGHTS)
+def save_backbone(backbone: Backbone, bn_groups: int, folder: Path) -> None:
+    """Write ``backbone.safetensors`` (a ResNet's with torchvision's names) and ``backbone.json``.
+
+    The latter holds its spec and the global ``bn_groups``.
+    """
+    _save_network(backbone, folder / BACKBONE_WEIGHTS)
     text = canonical_json({"backbone": backbone.spec, "bn_groups": bn_groups})
     (folder / BACKBONE_JSON).write_text(text + "\n", encoding="utf-8")
 
 
-def load_backbone(folder: Path) -> ResNet:
+def save_text_tower(text: TextTower, folder: Path) -> None:
+    """Write ``text.safetensors``, the scale among it, and ``text.json`` (its spec)."""
+    _save_network(text, folder / TEXT_WEIGHTS)
+    (folder / TEXT_JSON).write_text(canonical_json({"text": text.spec}) + "\n", encoding="utf-8")
+
+
+def load_backbone(folder: Path) -> Backbone:
     """The backbone in ``folder``, on the CPU, in eval mode, without gradient.
 
     Raises:
         CheckpointError: A file is missing, truncated, a pickle, or its tensors do not fit the described network.
+        SpecError: It is a tower of CLIP and open_clip is missing.
     """
-    spec = backbone_spec(folder)
-    file = folder / BACKBONE_WEIGHTS
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise CheckpointError(
-            f"expected the weights {BACKBONE_WEIGHTS} in {folder}, but they cannot be read ({error.strerror}); "
-            "give the folder of a finished training"
-        ) from error
-    backbone = build_backbone(spec, 1, 0)
-    _load_weights(backbone, _parse(data, str(file)), str(file))
-    backbone.eval().requires_grad_(False)
+    backbone = build_backbone(backbone_spec(folder), 1, 0)
+    _load_network(backbone, folder / BACKBONE_WEIGHTS)
     return backbone
 
 
-def backbone_spec(folder: Path) -> ResNetSpec:
+def load_text_tower(folder: Path) -> TextTower:
+    """The text tower beside the backbone in ``folder``; as ``load_backbone``."""
+    text = build_towers(_described(folder / TEXT_JSON, "text", _TEXT_SPEC), 0)[1]
+    _load_network(text, folder / TEXT_WEIGHTS)
+    return text
+
+
+def backbone_spec(folder: Path) -> BackboneSpec:
     """What ``backbone.json`` in ``folder`` says the network is.
 
     Raises:
         CheckpointError: The file is missing or does not describe a network.
     """
-    file = folder / BACKBONE_JSON
+    return _described(folder / BACKBONE_JSON, "backbone", _BACKBONE_SPEC)
+
+
+def _described(file: Path, name: str, kind: TypeAdapter[SpecT]) -> SpecT:
     try:
-        return ResNetSpec.model_validate(json.loads(file.read_bytes())["backbone"])
+        spec = kind.validate_python(json.loads(file.read_bytes())[name])
     except OSError as error:
         raise CheckpointError(
-            f"expected {BACKBONE_JSON} in {folder}, but it cannot be read ({error.strerror}); "
+            f"expected {file.name} in {file.parent}, but it cannot be read ({error.strerror}); "
             "give the folder of a finished training"
         ) from error
     except (ValidationError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file} does not describe a backbone; train it again or restore the file") from error
+        what = "text tower" if name == "text" else name
+        raise CheckpointError(f"{file} does not describe a {what}; train it again or restore the file") from error
+    if isinstance(spec, OpenCLIPSpec):
+        load_open_clip()
+        try:
+            tower_config(spec.config)
+        except SpecError as error:
+            raise CheckpointError(f"{file} names a network that cannot be built: {error}") from error
+    return spec
+
+
+def _save_network(network: nn.Module, file: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, file)
+
+
+def _load_network(network: nn.Module, file: Path) -> None:
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(
+            f"expected the weights {file.name} in {file.parent}, but they cannot be read ({error.strerror}); "
+            "give the folder of a finished training"
+        ) from error
+    _load_weights(network, _parse(data, str(file)), str(file))
+    network.eval().requires_grad_(False)
 
 
 def _parse(data: bytes, origin: str) -> dict[str, Tensor]:

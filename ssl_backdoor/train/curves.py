@@ -31,13 +31,14 @@ class Curves:
                 self.values.setdefault(name, []).append(float(value))
 
     def table(self) -> pa.Table:
-        """Schema CURVES, by name, then by step; ``epoch`` is the step's start in epochs."""
+        """Schema CURVES, the loss first, then by name and step; ``epoch`` is the step's start in epochs."""
         steps = self.steps * len(self.values)
+        series = sorted(self.values.items(), key=lambda item: (item[0] != "loss", item[0]))
         columns = {
             "step": steps,
             "epoch": [step / self.steps_per_epoch for step in steps],
-            "name": [name for name, values in self.values.items() for _ in values],
-            "value": [value for values in self.values.values() for value in values],
+            "name": [name for name, values in series for _ in values],
+            "value": [value for _, values in series for value in values],
         }
         return pa.table(columns, schema=CURVES)
 

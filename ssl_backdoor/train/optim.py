@@ -7,14 +7,14 @@ from typing import assert_never
 import torch
 from torch import nn
 
-from ssl_backdoor.specs import AdamSpec, CosineSpec, MilestonesSpec, OptimizerSpec, ScheduleSpec, SGDSpec
+from ssl_backdoor.specs import AdamSpec, AdamWSpec, CosineSpec, MilestonesSpec, OptimizerSpec, ScheduleSpec, SGDSpec
 
 Schedule = Callable[[int], float]
 """Step (from 0) to learning rate; pure."""
 
 
 def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of ``spec``; weight decay acts on all parameters, as in the papers' codes.
+    """The optimiser of ``spec``; weight decay acts on all parameters, as in the papers' codes, but for AdamW.
 
     Fused kernels: on one CPU thread half the time of ``foreach`` (0.21 and 0.51 ms a step, ResNet-8 of width 16).
     """
@@ -31,6 +31,14 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> 
             )
         case AdamSpec():
             return torch.optim.Adam(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+        case AdamWSpec():
+            groups = [
+                {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": spec.weight_decay},
+                {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+            ]
+            return torch.optim.AdamW(
+                [group for group in groups if group["params"]], lr=spec.lr, betas=(0.9, spec.beta2), fused=True
+            )
         case _:
             assert_never(spec)
 

@@ -3,7 +3,7 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,18 +14,25 @@ import torch
 from torch import Tensor
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
-from ssl_backdoor.data.resident import load_resident
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Replicas, SSLMethod
+from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
 from ssl_backdoor.methods.build import build_method
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.specs import FitSpec, Resources, TrainSpec
+from ssl_backdoor.specs import FitSpec, Resources, TrainSpec, ViewsSpec
 from ssl_backdoor.train.batches import make_batches
-from ssl_backdoor.train.checkpoint import Checkpoints, NoCheckpoints, restore, save_backbone, training_state
+from ssl_backdoor.train.checkpoint import (
+    Checkpoints,
+    NoCheckpoints,
+    restore,
+    save_backbone,
+    save_text_tower,
+    training_state,
+)
 from ssl_backdoor.train.collectives import connect
 from ssl_backdoor.train.curves import Curves
 from ssl_backdoor.train.fit import StepLog, fit
 from ssl_backdoor.train.optim import build_optimizer, build_schedule
+from ssl_backdoor.train.training_set import TrainingSet, load_training_set, tokenised
 
 BuildMethod = Callable[[Replicas, torch.device], SSLMethod]
 PROGRESS_EVERY_S = 1.0
@@ -49,28 +56,30 @@ def pretrain(
         spec: What is trained, and how.
         dataset: The ingested images.
         overlay: The poison, or None.
-        out: Existing folder for ``backbone.safetensors``, ``backbone.json`` and ``curves.parquet``.
+        out: Existing folder for ``backbone.safetensors``, ``backbone.json`` and ``curves.parquet``; for CLIP also
+            ``text.safetensors`` and ``text.json``.
         seed: Names every random stream.
         resources: Replicas, device, threads and how often a checkpoint is made.
         checkpoints: Where the state of an unfinished training is kept; an unfinished training is taken up.
         on_progress: Told about once a second.
 
     Returns:
-        ``steps``, ``images_per_second`` (of this process group, since its start) and ``final_loss``.
+        ``steps``, ``images_per_second`` (of this process group, since its start), ``final_loss`` and
+        ``num_parameters`` (of the backbone).
 
     Raises:
         SpecError: Workers do not divide ``bn_groups``, or there are fewer images than one batch.
-        DataError: An image cannot be read or sizes differ.
+        DataError: An image cannot be read, sizes differ, or CLIP finds an image without a caption.
         CheckpointError: The state to go on from does not fit.
         TrainingError: The loss is not finite.
     """
     check_workers(spec.fit, resources)
-    images = load_resident(dataset, "train", overlay, on_progress=on_progress).images
+    data = load_training_set(dataset, overlay, resources, on_progress)
 
     def build(replicas: Replicas, device: torch.device) -> SSLMethod:
         return build_method(spec, seed, replicas)
 
-    return train_backbone(build, images, spec.fit, out, seed, resources, checkpoints, on_progress)
+    return train_backbone(build, data, spec.fit, out, seed, resources, checkpoints, on_progress)
 
 
 def check_workers(spec: FitSpec, resources: Resources) -> None:
@@ -88,7 +97,7 @@ def check_workers(spec: FitSpec, resources: Resources) -> None:
 
 def train_backbone(
     build: BuildMethod,
-    images: Tensor,
+    data: TrainingSet,
     spec: FitSpec,
     out: Path,
     seed: int,
@@ -96,30 +105,39 @@ def train_backbone(
     checkpoints: Checkpoints | None = None,
     on_progress: OnProgress = silent,
     tables: Mapping[str, pa.Table] = MappingProxyType({}),
+    views: Sequence[ViewsSpec] = (),
 ) -> dict[str, Any]:
-    """Fit what ``build`` makes to ``images`` (N, 3, H, W) uint8; files, result and errors as ``pretrain``.
+    """Fit what ``build`` makes to ``data``; files, result and errors as ``pretrain``.
 
-    ``tables`` are written beside the rest, under their file names.
+    ``tables`` are written beside the rest, under their file names. ``views`` are those of the method, where they are
+    not all ``spec.views``.
     """
     check_workers(spec, resources)
-    if len(images) < spec.batch_size:
+    num_images = len(data.images)
+    if num_images < spec.batch_size:
         raise SpecError(
-            f"one batch needs {spec.batch_size} images, but there are only {len(images)}; "
+            f"one batch needs {spec.batch_size} images, but there are only {num_images}; "
             "lower batch_size or bring more images"
         )
     torch.set_num_threads(resources.threads)
     device = pick_device(resources)
     replicas = connect(resources, device)
     method = build(replicas, device).to(device).to(memory_format=torch.channels_last)
-    if device.type == "cuda" and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
+    captions = None if method.text_tower is None else tokenised(data.captions, method.text_tower.tokenize)
+    images = data.images
+    if device.type == "cuda" and isinstance(images, Tensor) and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         images = images.to(device)
-    session = _Session(method, spec, len(images), replicas, checkpoints or NoCheckpoints(), on_progress)
-    summary = session.run(images, seed, resources.checkpoint_every_steps, device)
+    views = views or [spec.views] * method.num_views
+    batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device)
+    session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
+    summary = session.run(batches, resources.checkpoint_every_steps, device)
     if replicas.index == 0:
         save_backbone(method.backbone, spec.bn_groups, out)
+        if method.text_tower is not None:
+            save_text_tower(method.text_tower, out)
         for name, table in {"curves.parquet": session.curves.table(), **tables}.items():
             pq.write_table(table, out / name)
-    return summary
+    return summary | {"num_parameters": sum(parameter.numel() for parameter in method.backbone.parameters())}
 
 
 def pick_device(resources: Resources) -> torch.device:
@@ -159,12 +177,12 @@ class _Session:
         self.final_loss = float("nan")
         self.told_at = 0.0
 
-    def run(self, images: Tensor, seed: int, checkpoint_every: int, device: torch.device) -> dict[str, Any]:
+    def run(self, batches: Callable[[int], Batch], checkpoint_every: int, device: torch.device) -> dict[str, Any]:
         first_step = self.resume()
         start = time.perf_counter()
         fit(
             self.method,
-            make_batches(images, self.spec, self.method.num_views, seed, self.replicas, device),
+            batches,
             self.optimizer,
             build_schedule(self.spec.schedule, self.spec.optimizer.lr, self.spec.epochs, self.steps_per_epoch),
             first_step=first_step,

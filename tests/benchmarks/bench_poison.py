@@ -17,14 +17,24 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.poison.craft import poison
-from ssl_backdoor.specs import AttackSpec, DatasetSpec, GridTriggerSpec, Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import (
+    AttackSpec,
+    Carlini2022BackdoorSpec,
+    DatasetSpec,
+    GridTriggerSpec,
+    Saha2022TargetedSpec,
+    Saha2022UntargetedSpec,
+)
 from ssl_backdoor.tables import SAMPLES
 from tests.tiny_sets import tiny_dataset
 
 NUM_POISONS, NUM_CLASSES = 300, 100
+NUM_WORDS, WORDS_PER_CAPTION = 20_000, 8
 FULL, QUICK = (60_000, 3_000_000), (10_000, 100_000)
 COPY_BYTES = 256 * 2**20
 
@@ -40,6 +50,21 @@ class Cost(NamedTuple):
     dataset_bytes: int
 
 
+def captions(num_rows: int) -> pa.ChunkedArray:
+    """Generated ones of about 60 characters; the one of row i names class i modulo 100: "... class 007 ..."."""
+    rng = stream(0, "captions")
+    letters = rng.integers(ord("a"), ord("z") + 1, (NUM_WORDS, 6), dtype=np.uint8)
+    words = pa.array([bytes(row).decode() for row in letters])
+    names = pa.array([f"class {label:03d}" for label in range(NUM_CLASSES)])
+    chunks = []
+    for start in range(0, num_rows, 65_536):
+        rows = np.arange(start, min(start + 65_536, num_rows))
+        parts = [words.take(pa.array(rng.integers(0, NUM_WORDS, len(rows)))) for _ in range(WORDS_PER_CAPTION - 1)]
+        parts.insert(3, names.take(pa.array(rows % NUM_CLASSES)))
+        chunks.append(pc.binary_join_element_wise(*parts, " "))
+    return pa.chunked_array(chunks)
+
+
 def manifest(folder: Path, num_rows: int) -> Dataset:
     """A dataset of ``num_rows`` training rows that share the bytes of a few real 64 px JPEG images."""
     real = tiny_dataset(folder, size=(64, 64), train_per_class=8, test_per_class=0, jpeg=True, spec=DatasetSpec())
@@ -49,6 +74,7 @@ def manifest(folder: Path, num_rows: int) -> Dataset:
     columns["key"] = pa.chunked_array(
         [[f"train-{row:08d}" for row in block] for block in np.array_split(rows, max(1, num_rows // 65_536))]
     )
+    columns["caption"] = captions(num_rows)
     columns["label"] = pa.array((rows % NUM_CLASSES).astype(np.int32))
     samples = pa.table(columns, schema=SAMPLES)
     return Dataset(folder, samples, tuple(f"class-{label:03d}" for label in range(NUM_CLASSES)), DatasetSpec())
@@ -61,6 +87,7 @@ def attacks(num_rows: int) -> tuple[AttackSpec, ...]:
     return (
         Saha2022TargetedSpec(trigger=trigger, target_class="class-007", poison_fraction_of_target=of_target),
         Saha2022UntargetedSpec(trigger=trigger, poison_fraction_of_dataset=(NUM_POISONS + 0.5) / num_rows),
+        Carlini2022BackdoorSpec(trigger=trigger, target_class="class-007", num_poisons=NUM_POISONS),
     )
 
 
@@ -111,7 +138,7 @@ def main() -> None:
     print("| attack | manifest rows | plan + craft s | written MB | peak extra MB | copying instead (extrapolated) |")
     print("|---|---|---|---|---|---|")
     for num_rows in row_counts:
-        for which in range(2):
+        for which in range(len(attacks(num_rows))):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 cost = pool.apply(measure, (num_rows, which))
             print(

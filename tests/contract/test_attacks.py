@@ -19,24 +19,36 @@ from ssl_backdoor.poison.triggers import render
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import (
     AttackSpec,
+    Carlini2022BackdoorSpec,
+    Carlini2022TargetedSpec,
     GridTriggerSpec,
     NoAttackSpec,
     Saha2022TargetedSpec,
     Saha2022UntargetedSpec,
+    TargetsSpec,
 )
 from ssl_backdoor.tables import OVERLAY, POISON_PLAN
 
 TRIGGER = GridTriggerSpec(size_px=6)
 NUM_TRAIN, NUM_TARGET = 30, 10
-LOSSLESS = (
-    (NoAttackSpec(), 0),
+REPLACING = (
     (Saha2022TargetedSpec(trigger=TRIGGER, target_class="cat", poison_fraction_of_target=0.5), 5),
     (Saha2022TargetedSpec(trigger=TRIGGER, target_class="cat", poison_fraction_of_target=1.0), 10),
     (Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=0.1), 3),
 )
-JPEG = tuple((attack.model_copy(update={"codec": "jpeg75"}), count) for attack, count in LOSSLESS[1:])
-EXAMPLES = (*LOSSLESS, *JPEG)
+ADDING = (
+    (Carlini2022TargetedSpec(num_poisons=5), 5),
+    (Carlini2022TargetedSpec(targets=TargetsSpec(num_targets=3), num_poisons=4, captions="imagenet80"), 12),
+    (Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="cat", num_poisons=7), 7),
+    (Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="cat", num_poisons=20, captions="imagenet80"), 20),
+)
+LOSSLESS = ((NoAttackSpec(), 0), *REPLACING, *ADDING)
+JPEG = tuple((attack.model_copy(update={"codec": "jpeg75"}), count) for attack, count in REPLACING)
+NOISY = Carlini2022TargetedSpec(num_poisons=100, captions="imagenet80", pixel_noise_levels=2.0, edit_words=True)
+EXAMPLES = (*LOSSLESS, *JPEG, (NOISY, 100))
 attacks = pytest.mark.parametrize(("attack", "count"), EXAMPLES, ids=lambda value: getattr(value, "kind", str(value)))
+replacing = pytest.mark.parametrize(("attack", "count"), [*REPLACING, *JPEG], ids=lambda v: getattr(v, "kind", str(v)))
+adding = pytest.mark.parametrize(("attack", "count"), ADDING, ids=lambda value: getattr(value, "kind", str(value)))
 lossless = pytest.mark.parametrize(("attack", "count"), LOSSLESS, ids=lambda value: getattr(value, "kind", str(value)))
 jpeg = pytest.mark.parametrize(("attack", "count"), JPEG, ids=lambda value: getattr(value, "kind", str(value)))
 
@@ -69,7 +81,8 @@ def test_the_count_is_exact_and_the_plan_pure(attack: AttackSpec, count: int, da
     assert first.schema == POISON_PLAN
     assert first.equals(again)
     assert samples.to_pylist() == before
-    assert first["action"].to_pylist().count("poison") == count
+    assert sum(action in ("poison", "add") for action in first["action"].to_pylist()) == count
+    assert first["key"].to_pylist() == sorted(first["key"].to_pylist())
     assert len(set(first["key"].to_pylist())) == first.num_rows
 
 
@@ -90,11 +103,25 @@ def test_another_seed_is_another_choice(attack: AttackSpec, count: int, dataset:
     assert all(one != plans[0] for one in plans[1:]) == (count > 0)
 
 
-@attacks
+@replacing
 def test_poisons_are_training_images_of_the_target_alone(attack: AttackSpec, count: int, dataset: Dataset) -> None:
-    keys = plan(attack, dataset.samples, dataset.classes, 3)["source_key"].to_pylist()
+    planned = plan(attack, dataset.samples, dataset.classes, 3)
     prefix = "train-cat-" if isinstance(attack, Saha2022TargetedSpec) else "train-"
-    assert all(key.startswith(prefix) for key in keys)
+    assert all(key.startswith(prefix) for key in planned["source_key"].to_pylist())
+    assert planned["key"].equals(planned["source_key"])
+    assert planned["caption"].null_count == planned.num_rows
+
+
+@adding
+def test_added_pairs_have_new_keys_their_source_s_label_and_a_caption(
+    attack: AttackSpec, count: int, dataset: Dataset
+) -> None:
+    labels = {row["key"]: row["label"] for row in dataset.samples.to_pylist()}
+    for row in plan(attack, dataset.samples, dataset.classes, 3).to_pylist():
+        assert row["action"] == "add"
+        assert row["key"] not in labels
+        assert row["label"] == labels[row["source_key"]]
+        assert any(name in row["caption"].split(" ") or f"{name}." in row["caption"] for name in dataset.classes)
 
 
 @attacks
@@ -105,7 +132,9 @@ def test_the_overlay_is_what_its_table_says(attack: AttackSpec, count: int, data
     ).to_pylist()
     for row in rows:
         assert hashlib.sha256(row["after"]).hexdigest() == row["sha256"]
-        assert (row["box_width"], row["box_height"]) == ((6, 6) if row["action"] == "poison" else (0, 0))
+        is_stamped = row["action"] != "recode" and hasattr(attack, "trigger")
+        assert (row["box_width"], row["box_height"]) == ((6, 6) if is_stamped else (0, 0))
+    assert (tmp_path / "trigger.png").exists() == hasattr(attack, "trigger")
 
 
 @lossless
@@ -114,6 +143,9 @@ def test_lossless_poisons_differ_in_the_box_alone(
 ) -> None:
     for row in crafted(attack, dataset, tmp_path):
         old, new = (decode(row[name], 10**6) for name in ("before", "after"))
+        if not hasattr(attack, "trigger"):
+            np.testing.assert_array_equal(new, old)
+            continue
         outside = np.ones(old.shape[:2], bool)
         box = np.s_[row["box_y"] : row["box_y"] + 6, row["box_x"] : row["box_x"] + 6]
         outside[box] = False

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -16,7 +17,8 @@ def main() -> None:
     for name in OBJECTIVES:
         with tempfile.TemporaryDirectory() as folder:
             train(name, Path(folder))
-            losses[name] = pq.read_table(Path(folder) / "curves.parquet")["value"].to_pylist()
+            curves = pq.read_table(Path(folder) / "curves.parquet")
+            losses[name] = curves.filter(pc.equal(curves["name"], "loss"))["value"].to_pylist()
     (Path(__file__).parent / "losses.json").write_text(json.dumps(losses, indent=1) + "\n", encoding="utf-8")
 
 

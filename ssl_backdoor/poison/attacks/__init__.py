@@ -5,8 +5,15 @@ from typing import assert_never
 
 import pyarrow as pa
 
-from ssl_backdoor.poison.attacks import saha2022
-from ssl_backdoor.specs import AttackSpec, NoAttackSpec, Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.poison.attacks import carlini2022, saha2022
+from ssl_backdoor.specs import (
+    AttackSpec,
+    Carlini2022BackdoorSpec,
+    Carlini2022TargetedSpec,
+    NoAttackSpec,
+    Saha2022TargetedSpec,
+    Saha2022UntargetedSpec,
+)
 from ssl_backdoor.tables import POISON_PLAN
 
 
@@ -16,13 +23,15 @@ def plan(attack: AttackSpec, samples: pa.Table, classes: Sequence[str], seed: in
     Pure; independent of the order of the rows and of the shards.
 
     Raises:
-        SpecError: the target class is unknown.
-        DataError: there is no training image to poison.
+        SpecError: the target class is unknown, or more poisons or targets than images.
+        DataError: there is no training image to poison, or no caption that names the target class.
     """
     match attack:
         case NoAttackSpec():
             return POISON_PLAN.empty_table()
         case Saha2022TargetedSpec() | Saha2022UntargetedSpec():
             return saha2022.plan(attack, samples, classes, seed)
+        case Carlini2022TargetedSpec() | Carlini2022BackdoorSpec():
+            return carlini2022.plan(attack, samples, classes, seed)
         case _:
             assert_never(attack)

@@ -123,15 +123,6 @@ def test_folder_and_zip_rows_are_in_the_order_of_names(tmp_path: Path) -> None:
         assert found == sorted(found)
 
 
-def test_captions_arrive(tmp_path: Path) -> None:
-    files = {"a.png": picture(0), "a.txt": b"a cat", "b.png": picture(1), "b.json": b"{"}
-    ingest(DatasetSpec(), str(write_tar(tmp_path / "0.tar", files)), tmp_path / "out")
-    assert [(row["key"], row["label"], row["caption"]) for row in samples(tmp_path / "out")] == [
-        ("0-a", -1, "a cat"),
-        ("0-b", -1, None),
-    ]
-
-
 def test_scenes_are_stored_losslessly(tmp_path: Path) -> None:
     source = ScenesSourceSpec(num_classes=3, train_per_class=4, test_per_class=2, side_px=16)
     out = tmp_path / "out"

@@ -1,5 +1,6 @@
 """Order, replacement by an overlay, framing and misuse of the resident loader."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from ssl_backdoor.data import resident
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.images import encode_png, to_frame
-from ssl_backdoor.data.resident import load_resident, to_evaluated_frame
+from ssl_backdoor.data.resident import captions_of, load_resident, rows_of, to_evaluated_frame
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import Progress
@@ -192,7 +193,7 @@ def test_an_altered_overlay_image_is_refused(tmp_path: Path, images: Pixels) -> 
 def test_the_overlay_of_another_dataset_is_refused(tmp_path: Path, images: Pixels) -> None:
     dataset = make_dataset(tmp_path / "base", images)
     overlay = make_overlay(tmp_path / "poison", {"s001": noise("poison"), "stranger": noise("poison")})
-    with pytest.raises(DataError, match="replaces 1 images that the dataset lacks, such as 'stranger'"):
+    with pytest.raises(DataError, match="made from 1 images that the dataset lacks, such as 'stranger'"):
         load_resident(dataset, "train", overlay)
 
 
@@ -202,3 +203,62 @@ def test_large_files_make_smaller_chunks(tmp_path: Path, images: Pixels, monkeyp
     loaded = load_resident(make_dataset(tmp_path, images), "train", on_progress=heard.append)
     assert np.array_equal(hwc(loaded.images), np.stack(list(images.values())))
     assert max(np.diff([0, *(progress.done for progress in heard)])) <= 3
+
+
+def captioned_overlay(folder: Path) -> tuple[Dataset, Overlay]:
+    """s000 is replaced under a new caption, s001 under its own, and two pairs are added, one from the test split."""
+    dataset = make_dataset(folder / "base", {f"s{i:03d}": noise(f"s{i:03d}") for i in range(6)}, num_test=2)
+    texts = ["zero", "one\nuno", None, "three", "four", "five"]
+    dataset = dataclasses.replace(dataset, samples=dataset.samples.set_column(3, "caption", pa.array(texts)))
+    keys = ("s000", "s001", "poison-000000", "poison-000001")
+    made = make_overlay(folder / "poison", {key: noise(f"new {key}") for key in keys}).rows
+    made = made.set_column(1, "source_key", pa.array(["s000", "s001", "s005", "s002"]))
+    made = made.set_column(2, "action", pa.array(["poison", "recode", "add", "add"]))
+    made = made.set_column(3, "label", pa.array([0, 1, 2, 1], pa.int32()))
+    made = made.set_column(5, "caption", pa.array(["nought", None, "a plane", "the plane"]))
+    return dataset, Overlay(folder / "poison", made)
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_added_pairs_come_after_all_others_with_their_own_captions(tmp_path: Path, pieces: int) -> None:
+    dataset, overlay = captioned_overlay(tmp_path)
+    chunked = pa.concat_tables([dataset.samples.slice(at, 6 // pieces) for at in range(0, 6, 6 // pieces)])
+    dataset = dataclasses.replace(dataset, samples=chunked)
+    loaded, clean = load_resident(dataset, "train", overlay), load_resident(dataset, "train")
+    assert loaded.keys == ("s000", "s001", "s002", "s003", "poison-000000", "poison-000001")
+    assert loaded.labels.tolist() == [0, 1, 2, 0, 2, 1]
+    assert loaded.captions.to_pylist() == ["nought", "one\nuno", None, "three", "a plane", "the plane"]
+    pictures = ["new s000", "new s001", "s002", "s003", "new poison-000000", "new poison-000001"]
+    np.testing.assert_array_equal(hwc(loaded.images), np.stack([noise(name) for name in pictures]))
+    assert clean.captions.to_pylist() == ["zero", "one\nuno", None, "three"]
+    assert torch.equal(clean.images[2:], loaded.images[2:4])
+
+
+def test_nothing_is_added_to_the_test_split(tmp_path: Path) -> None:
+    dataset, overlay = captioned_overlay(tmp_path)
+    loaded, clean = load_resident(dataset, "test", overlay), load_resident(dataset, "test")
+    assert loaded.keys == clean.keys == ("s004", "s005")
+    assert torch.equal(loaded.images, clean.images)
+    assert captions_of(dataset, "test", overlay).to_pylist() == ["four", "five"]
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_captions_are_had_without_pixels(tmp_path: Path, split: str) -> None:
+    dataset, overlay = captioned_overlay(tmp_path)
+    expected = [(which, load_resident(dataset, split, which).captions.to_pylist()) for which in (None, overlay)]
+    for path in tmp_path.rglob("*.tar"):
+        path.unlink()
+    for which, captions in expected:
+        assert captions_of(dataset, split, which).to_pylist() == captions
+        rows = rows_of(dataset, split, which)
+        assert rows["caption"].to_pylist() == captions
+        assert [row["sha256"] is not None for row in rows.to_pylist()] == rows["in_overlay"].to_pylist()
+
+
+def test_an_altered_added_image_is_refused(tmp_path: Path) -> None:
+    dataset, overlay = captioned_overlay(tmp_path)
+    digests = overlay.rows["sha256"].to_pylist()
+    digests[3] = digests[2]
+    altered = overlay.rows.set_column(overlay.rows.column_names.index("sha256"), "sha256", pa.array(digests))
+    with pytest.raises(DataError, match="'poison-000001' is not the one that was recorded"):
+        load_resident(dataset, "train", Overlay(overlay.folder, altered))

@@ -1,6 +1,5 @@
 import gzip
 import io
-import json
 import stat
 import struct
 import tarfile
@@ -23,7 +22,6 @@ from picture_files import (
 
 from ssl_backdoor.data import archives
 from ssl_backdoor.data.archives import open_files
-from ssl_backdoor.data.items import Item
 from ssl_backdoor.data.sources import expand_braces, open_source, source_digest
 from ssl_backdoor.data.trees import Rule, find_rule
 from ssl_backdoor.errors import DataError
@@ -227,71 +225,7 @@ def test_nothing_there(tmp_path: Path) -> None:
         open_source(files_spec(), None)
 
 
-# ------------------------------------------------------------------------------------------------ WebDataset
-
-
-def about(**fields: object) -> bytes:
-    return json.dumps(fields).encode()
-
-
-def test_shards_as_img2dataset_writes_them(tmp_path: Path) -> None:
-    first, second = picture(1, kind="JPEG"), picture(2, kind="JPEG")
-    write_tar(
-        tmp_path / "00000.tar",
-        {
-            "000000000.jpg": first,
-            "000000000.json": about(caption="not this one", key="000000000", width=12),
-            "000000000.txt": " a caf\u00e9 \n".encode(),
-            "000000001.jpg": second,
-            "000000001.json": about(caption="from the json", label=7),
-        },
-    )
-    write_tar(tmp_path / "00001.tar", {"000010000.webp": picture(3, kind="WEBP"), "000010000.cls": b"3\n"})
-    expected = [
-        Item("00000/000000000.jpg", "train", None, "a caf\u00e9", first),
-        Item("00000/000000001.jpg", "train", "7", "from the json", second),
-        Item("00001/000010000.webp", "train", "3", None, picture(3, kind="WEBP")),
-    ]
-    assert read_source(tmp_path) == expected
-    assert read_source(tmp_path / "{00000..00001}.tar") == expected
-    assert read_source(tmp_path / "{00001,00000}.tar") == [expected[2], *expected[:2]]
-    assert read_source(tmp_path / "00000.tar") == expected[:2]
-    assert read_source(tmp_path / "00001.tar", "webdataset") == expected[2:]
-
-
-def test_splits_and_labels_of_shards_that_name_them(tmp_path: Path) -> None:
-    write_tar(
-        tmp_path / "val-000.tar", {"a.png": b"", "a.json": about(label=-1), "b.png": b"", "b.json": about(cls="x")}
-    )
-    write_tar(tmp_path / "shard-0.tar", {"a.png": b"", "a.json": about(split="test"), "b.seg.png": b"", "b.png": b""})
-    assert facts(read_source(tmp_path)) == [
-        ("shard-0/a.png", "test", None),
-        ("shard-0/b.png", "train", None),
-        ("val-000/a.png", "test", None),
-        ("val-000/b.png", "test", "x"),
-    ]
-
-
-@pytest.mark.parametrize(
-    "sidecar",
-    [b"{", b"[1]", b"null", b"[" * 100_000, b"\xff\xfe", about(caption=3, label=True), about(label=[1]), b"1" * 5000],
-)
-def test_malformed_sidecars_cost_the_caption_only(tmp_path: Path, sidecar: bytes) -> None:
-    path = write_tar(tmp_path / "0.tar", {"a.png": b"x", "a.json": sidecar})
-    assert read_source(path) == [Item("0/a.png", "train", None, None, b"x")]
-
-
-def test_captions_are_bounded_and_storable(tmp_path: Path) -> None:
-    huge = about(caption="x" * 2**21)
-    lone = rb'{"caption": "a \ud800 b"}'
-    files = {"a.png": b"", "a.json": huge, "b.png": b"", "b.json": lone, "c.png": b"", "c.txt": b"y" * 20_000}
-    captions = [item.caption for item in read_source(write_tar(tmp_path / "0.tar", files))]
-    assert captions == [None, "a ? b", "y" * 10_000]
-
-
-def test_a_tree_with_notes_beside_its_images_stays_a_tree(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "0.tar", {"train/cat/1.png": b"x", "train/cat/1.txt": b"a cat"})
-    assert facts(read_source(path)) == [("train/cat/1.png", "train", "cat")]
+# ------------------------------------------------------------------------------------------------ demands
 
 
 def test_a_layout_can_be_demanded(tmp_path: Path) -> None:

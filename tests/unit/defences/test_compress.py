@@ -2,7 +2,6 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,14 +11,14 @@ from tiny_sets import tiny_dataset
 from tiny_training import BACKBONE, build_compress, compress_spec, random_batch
 
 from ssl_backdoor.defences import defend
-from ssl_backdoor.defences.compress import CompRess, select
+from ssl_backdoor.defences.compress import CompRess
+from ssl_backdoor.defences.trusted import select
 from ssl_backdoor.errors import CheckpointError, SpecError
+from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.methods.base import Alone
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.losses import similarity_divergence
-from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import NoDefenceSpec, Resources
-from ssl_backdoor.tables import TRUSTED
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, save_backbone
 
 RESOURCES = Resources(device="cpu")
@@ -95,35 +94,12 @@ def test_one_queue_learns_a_map_to_the_teachers_space_and_has_no_slow_copy() -> 
     assert method.student_queue is None
 
 
-# ---------------------------------------------------------------------------------------------------- trusted images
+# ---------------------------------------------------------------------------------------------------- defence
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return tiny_dataset(tmp_path_factory.mktemp("data"), train_per_class=14, size=(12, 12))
-
-
-@pytest.mark.parametrize(("fraction", "per_class"), [(1.0, 14), (0.5, 7), (0.25, 4), (0.1, 1), (0.001, 1)])
-def test_select_takes_a_share_of_each_label(dataset: Any, fraction: float, per_class: int) -> None:
-    table = select(dataset.samples, fraction, 0)
-    assert table.schema == TRUSTED
-    keys = table["key"].to_pylist()
-    assert len(keys) == len(set(keys)) == 3 * per_class
-    chosen = dataset.samples.filter(pc.is_in(dataset.samples["key"], table["key"]))
-    assert set(chosen["split"].to_pylist()) == {"train"}
-    assert sorted(chosen["label"].to_pylist()) == sorted([0, 1, 2] * per_class)
-
-
-def test_select_is_pure_order_free_nested_and_seeded(dataset: Any) -> None:
-    whole = select(dataset.samples, 0.5, 3)
-    order = stream(0, "order").permutation(dataset.samples.num_rows)
-    assert select(dataset.samples.take(order), 0.5, 3) == whole
-    fewer = set(select(dataset.samples, 0.25, 3)["key"].to_pylist())
-    assert fewer < set(whole["key"].to_pylist())
-    assert select(dataset.samples, 0.5, 4) != whole
-
-
-# ---------------------------------------------------------------------------------------------------- defence
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +122,8 @@ def test_defend_writes_student_and_trusted_and_leaves_the_suspect(dataset: Any, 
     assert summary["steps"] == 8
     assert pq.read_table(tmp_path / "trusted.parquet") == select(dataset.samples, 0.5, 0)
     student, teacher = load_backbone(tmp_path), load_backbone(suspect)
+    assert isinstance(student, ResNet)
+    assert isinstance(teacher, ResNet)
     assert student.spec == teacher.spec
     assert load_file(tmp_path / "backbone.safetensors").keys() == teacher.state_dict().keys()
     assert not torch.allclose(student.conv1.weight, teacher.conv1.weight, atol=0.05)

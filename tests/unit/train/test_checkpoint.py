@@ -4,13 +4,21 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import objective, random_batch
+from tiny_training import TOWERS, objective, random_batch
 
 from ssl_backdoor.errors import CheckpointError
 from ssl_backdoor.methods.base import SSLMethod
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.specs import AdamSpec, ResNetSpec, SGDSpec
-from ssl_backdoor.train.checkpoint import load_backbone, restore, save_backbone, training_state
+from ssl_backdoor.methods.clip_towers import build_towers
+from ssl_backdoor.specs import AdamSpec, AdamWSpec, ResNetSpec, SGDSpec
+from ssl_backdoor.train.checkpoint import (
+    load_backbone,
+    load_text_tower,
+    restore,
+    save_backbone,
+    save_text_tower,
+    training_state,
+)
 from ssl_backdoor.train.optim import build_optimizer
 
 SPEC = ResNetSpec(depth=10, width=8, stem="small")
@@ -91,8 +99,60 @@ def stepped(method: SSLMethod, optimizer: torch.optim.Optimizer, steps: range) -
         method.after_step(step / 10)
 
 
-@pytest.mark.parametrize("spec", [SGDSpec(), AdamSpec()])
-def test_training_state_restores_weights_queue_and_optimizer(spec: SGDSpec | AdamSpec) -> None:
+@pytest.fixture
+def towers(tmp_path: Path) -> Path:
+    image, text = build_towers(TOWERS, 3)
+    save_backbone(image, 1, tmp_path)
+    save_text_tower(text, tmp_path)
+    return tmp_path
+
+
+def test_towers_come_back_in_eval_mode_and_equal(towers: Path) -> None:
+    for loaded, saved in zip((load_backbone(towers), load_text_tower(towers)), build_towers(TOWERS, 3), strict=True):
+        assert type(loaded) is type(saved)
+        assert loaded.spec == TOWERS
+        assert not any(part.training for part in loaded.modules())
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+        assert all(torch.equal(value, saved.state_dict()[name]) for name, value in loaded.state_dict().items())
+    assert json.loads((towers / "text.json").read_text()) == {"text": {"kind": "open_clip", "config": TOWERS.config}}
+
+
+def test_hostile_text_towers(towers: Path) -> None:
+    file = towers / "text.safetensors"
+    whole = file.read_bytes()
+    weights = {name: value.clone() for name, value in load_file(file).items()}
+    torch.save(weights, file)
+    with pytest.raises(CheckpointError, match="is a pickle"):
+        load_text_tower(towers)
+    file.write_bytes(whole[:100])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_text_tower(towers)
+    save_file({**weights, "logit_scale": torch.zeros(2)}, file)
+    with pytest.raises(CheckpointError, match=r"logit_scale should be torch.float32 \(\), found .*\(2,\)"):
+        load_text_tower(towers)
+    file.unlink()
+    with pytest.raises(CheckpointError, match=r"expected the weights text\.safetensors"):
+        load_text_tower(towers)
+    (towers / "text.json").unlink()
+    with pytest.raises(CheckpointError, match=r"expected text\.json in"):
+        load_text_tower(towers)
+
+
+@pytest.mark.parametrize("text", ["", '{"text": {"kind": "resnet"}}', '{"text": {"config": "../../etc/passwd"}}'])
+def test_a_text_description_that_is_none(towers: Path, text: str) -> None:
+    (towers / "text.json").write_text(text)
+    with pytest.raises(CheckpointError, match="does not describe a text tower"):
+        load_text_tower(towers)
+
+
+def test_a_configuration_that_open_clip_lacks(towers: Path) -> None:
+    (towers / "backbone.json").write_text('{"backbone": {"kind": "open_clip", "config": "RN51"}}')
+    with pytest.raises(CheckpointError, match=r"names a network that cannot be built: .*'RN51'; near it are RN50"):
+        load_backbone(towers)
+
+
+@pytest.mark.parametrize("spec", [SGDSpec(), AdamSpec(), AdamWSpec()])
+def test_training_state_restores_weights_queue_and_optimizer(spec: SGDSpec | AdamSpec | AdamWSpec) -> None:
     methods, optimizers = [], []
     for _ in range(2):
         methods.append(objective("moco_v2").to(memory_format=torch.channels_last))

@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from open_clip_train.scheduler import cosine_lr
 from torch import nn
 
 from ssl_backdoor.seeds import torch_generator
-from ssl_backdoor.specs import AdamSpec, CosineSpec, MilestonesSpec, SGDSpec
+from ssl_backdoor.specs import AdamSpec, AdamWSpec, CosineSpec, MilestonesSpec, SGDSpec
 from ssl_backdoor.train.optim import build_optimizer, build_schedule
 
 
@@ -63,8 +64,30 @@ def test_adam_is_the_textbooks() -> None:
     assert path == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("spec", [SGDSpec(lr=0.1), AdamSpec(lr=0.1)])
-def test_memory_layout_does_not_matter(spec: SGDSpec | AdamSpec) -> None:
+def test_adamw_is_the_textbooks_and_decays_matrices_alone() -> None:
+    spec = AdamWSpec(lr=0.1, weight_decay=0.5, beta2=0.98)
+    for shape, decay in (((1, 1), 0.5), ((1,), 0.0), ((), 0.0)):
+        weight, other = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.ones(2, 2))
+        path = quadratic_path(build_optimizer(spec, [weight, other]), weight)
+        w, m, v, expected = 1.0, 0.0, 0.0, []
+        for step in range(1, 4):
+            m, v = 0.9 * m + 0.1 * 2 * w, 0.98 * v + 0.02 * (2 * w) ** 2
+            w -= 0.1 * decay * w
+            w -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.98**step)) + 1e-8)
+            expected.append(w)
+        assert path == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("epochs", "steps_per_epoch", "warmup_epochs"), [(30, 7, 2), (5, 3, 0), (3, 10, 0.25)])
+def test_the_cosine_is_open_clips_at_every_step(epochs: int, steps_per_epoch: int, warmup_epochs: float) -> None:
+    steps, warmup_steps = epochs * steps_per_epoch, round(warmup_epochs * steps_per_epoch)
+    theirs = cosine_lr(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), 2e-3, warmup_steps, steps)
+    ours = build_schedule(CosineSpec(per="step", warmup_epochs=warmup_epochs), 2e-3, epochs, steps_per_epoch)
+    assert [ours(step) for step in range(steps)] == pytest.approx([theirs(step) for step in range(steps)], rel=1e-12)
+
+
+@pytest.mark.parametrize("spec", [SGDSpec(lr=0.1), AdamSpec(lr=0.1), AdamWSpec(lr=0.1)])
+def test_memory_layout_does_not_matter(spec: SGDSpec | AdamSpec | AdamWSpec) -> None:
     """Fused kernels walk weight, gradient and state side by side: they must lie alike in channels-last too."""
     images = torch.randn(2, 4, 5, 5, generator=torch_generator(0, "images"))
     start = torch.randn(3, 4, 3, 3, generator=torch_generator(0, "weight"))
@@ -80,9 +103,9 @@ def test_memory_layout_does_not_matter(spec: SGDSpec | AdamSpec) -> None:
     torch.testing.assert_close(results[1], results[0])
 
 
-def test_both_reach_a_minimum() -> None:
+def test_all_reach_a_minimum() -> None:
     goal = torch.randn(4, generator=torch_generator(0, "goal"))
-    for spec in (SGDSpec(lr=0.05, weight_decay=0), AdamSpec(lr=0.1, weight_decay=0)):
+    for spec in (SGDSpec(lr=0.05, weight_decay=0), AdamSpec(lr=0.1, weight_decay=0), AdamWSpec(lr=0.1)):
         weight = nn.Parameter(torch.zeros(4))
         optimizer = build_optimizer(spec, [weight])
         for _ in range(300):

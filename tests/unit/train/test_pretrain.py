@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -6,15 +7,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, FolderCheckpoints, train_spec
+from tiny_training import BACKBONE, TOWERS, FolderCheckpoints, train_spec
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.shards import read_bytes
-from ssl_backdoor.errors import CheckpointError, SpecError, TrainingError
+from ssl_backdoor.errors import CheckpointError, DataError, SpecError, TrainingError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources, SGDSpec
 from ssl_backdoor.tables import CURVES, OVERLAY
-from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone
+from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, load_text_tower
 from ssl_backdoor.train.pretrain import pick_device, pretrain
 
 RESOURCES = Resources(device="cpu", checkpoint_every_steps=2)
@@ -43,7 +44,8 @@ def test_files_and_summary(dataset: Dataset, tmp_path: Path) -> None:
     curves = pq.read_table(tmp_path / "curves.parquet")
     assert curves.schema == CURVES
     assert curves["step"].to_pylist() == list(range(6))  # 18 images, batches of 8: two steps an epoch
-    assert summary.keys() == {"steps", "images_per_second", "final_loss"}
+    assert summary.keys() == {"steps", "images_per_second", "final_loss", "num_parameters"}
+    assert summary["num_parameters"] == sum(parameter.numel() for parameter in load_backbone(tmp_path).parameters())
     assert summary["steps"] == 6
     assert summary["final_loss"] == curves["value"][-1].as_py()
     assert summary["images_per_second"] > 0
@@ -70,6 +72,7 @@ def overlay_of(dataset: Dataset, source_row: int) -> Overlay:
             "key": key,
             "source_key": key,
             "action": "poison",
+            "caption": None,
             **{name: one[name] for name in ("shard", "offset", "size", "sha256")},
         }
         for key in train["key"].to_pylist()
@@ -85,6 +88,38 @@ def test_the_overlay_is_trained_on(dataset: Dataset, tmp_path: Path) -> None:
     assert clean["final_loss"] != poisoned["final_loss"]
     other = run(dataset, tmp_path / "other", overlay_of(dataset, 1))
     assert other["final_loss"] != poisoned["final_loss"]
+
+
+@pytest.mark.parametrize("method", ["byol", "clip"])
+def test_streamed_images_give_the_same_bytes(dataset: Dataset, tmp_path: Path, method: str) -> None:
+    for name, max_bytes in (("held", 2**30), ("streamed", 0)):
+        (tmp_path / name).mkdir()
+        resources = Resources(device="cpu", max_resident_bytes=max_bytes)
+        pretrain(train_spec(method, epochs=2), dataset, None, tmp_path / name, 0, resources, NoCheckpoints())
+    for file in ("backbone.safetensors", "curves.parquet"):
+        assert (tmp_path / "held" / file).read_bytes() == (tmp_path / "streamed" / file).read_bytes()
+
+
+def test_an_image_without_a_caption_stops_clip_and_no_other(dataset: Dataset, tmp_path: Path) -> None:
+    captions = dataset.samples["caption"].to_pylist()
+    lacking = pa.array([None if row == 3 else caption for row, caption in enumerate(captions)])
+    index = dataset.samples.column_names.index("caption")
+    without = dataclasses.replace(dataset, samples=dataset.samples.set_column(index, "caption", lacking))
+    with pytest.raises(DataError, match="1 of 18 training images lack a caption; set dataset"):
+        pretrain(train_spec("clip"), without, None, tmp_path, 0, RESOURCES, NoCheckpoints())
+    assert not list(tmp_path.iterdir())
+    pretrain(train_spec("byol", epochs=1), without, None, tmp_path, 0, RESOURCES, NoCheckpoints())
+
+
+def test_clip_leaves_both_towers(dataset: Dataset, tmp_path: Path) -> None:
+    summary = pretrain(train_spec("clip", epochs=2), dataset, None, tmp_path, 0, RESOURCES, NoCheckpoints())
+    image, text = load_backbone(tmp_path), load_text_tower(tmp_path)
+    assert image.spec == text.spec == TOWERS
+    assert summary["num_parameters"] == sum(parameter.numel() for parameter in image.parameters())
+    curves = pq.read_table(tmp_path / "curves.parquet")
+    assert set(curves["name"].to_pylist()) == {"loss", "temperature"}
+    assert curves["value"][-1].as_py() == pytest.approx(0.07, rel=0.2)  # the temperature, before the last update
+    assert text.logit_scale.exp().item() != pytest.approx(1 / 0.07, rel=1e-6)
 
 
 def test_fewer_images_than_a_batch(dataset: Dataset, tmp_path: Path) -> None:

@@ -1,0 +1,77 @@
+"""The image networks of our own tiny CLIP configurations, entered in timm's list, where open_clip's adapter finds them.
+
+Importing this module imports timm. The ResNet is the one that the other methods train (``methods/backbones.py``).
+"""
+
+from typing import Any, final
+
+import torch
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.specs import ResNetSpec
+
+
+@final
+class TimmResNet(nn.Module):
+    """A ``ResNet`` with what open_clip asks of a timm model."""
+
+    default_cfg: dict[str, Any] = {}  # noqa: RUF012  # timm's name and form
+
+    def __init__(self, width: int):
+        super().__init__()
+        spec = ResNetSpec(depth=8, width=width, stem="small")
+        # Drawn from torch's default generator, as all of open_clip: build_towers sets and restores it.
+        self.network = initialised(lambda: ResNet(spec), torch.default_generator)
+        self.num_features = self.network.feature_dim
+
+    def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
+        """There is no classifier to take off."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) to features (B, num_features)."""
+        return self.network(images)  # type: ignore[no-any-return]  # nn.Module is untyped
+
+
+@register_model
+def ssl_backdoor_resnet8_w8(**_: Any) -> nn.Module:
+    """Three stages of one basic block, 3x3 stem of stride 1, 8 channels in the first stage."""
+    return TimmResNet(8)
+
+
+@register_model
+def ssl_backdoor_resnet8_w16(**_: Any) -> nn.Module:
+    """The same with 16 channels."""
+    return TimmResNet(16)
+
+
+@register_model
+def ssl_backdoor_resnet8_w32(**_: Any) -> nn.Module:
+    """The same with 32 channels."""
+    return TimmResNet(32)
+
+
+@register_model
+def ssl_backdoor_resnet8_w64(**_: Any) -> nn.Module:
+    """The same with 64 channels."""
+    return TimmResNet(64)
+
+
+@register_model
+def ssl_backdoor_vit_p4(**_: Any) -> Any:
+    """The vision transformer of timm on patches of 4 px; its position embedding is resampled to the image's side."""
+    network: Any = VisionTransformer(
+        img_size=32,
+        patch_size=4,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        num_classes=0,
+        class_token=False,
+        global_pool="avg",
+        dynamic_img_size=True,
+    )
+    network.default_cfg = {}
+    return network

@@ -1,0 +1,31 @@
+"""What a run's manifests say of an encoder besides its measurements."""
+
+from ssl_backdoor.report.runs import CLEAN_ARMS
+from ssl_backdoor.specs import RunSpec
+from ssl_backdoor.store import Manifest
+
+
+def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset: Manifest) -> dict[str, float]:
+    """Numbers of one encoder that figures are drawn over and tables show.
+
+    ``num_poisons`` (added pairs for each x' where targeted; 0 for a clean-trained encoder),
+    ``poison_fraction_of_dataset``, ``num_train`` (clean training images), ``num_parameters`` (of the image tower,
+    where the training counted them), ``patch_frac`` (side of the patch over that of the evaluated frame, where both
+    are stated) and ``seconds`` (wall-clock of the stage that made the encoder).
+    """
+    clean = arm in CLEAN_ARMS
+    total = float(poison.summary["num_poisons"])
+    facts = {
+        "num_poisons": 0.0 if clean else float(getattr(run.attack, "num_poisons", total)),
+        "poison_fraction_of_dataset": 0.0 if clean else float(poison.summary["poison_fraction_of_dataset"]),
+        "num_train": float(dataset.summary["num_train"]),
+        "seconds": float(model.seconds),
+    }
+    if "num_parameters" in model.summary:
+        facts["num_parameters"] = float(model.summary["num_parameters"])
+    trigger = getattr(run.attack, "trigger", None)
+    if trigger is not None:
+        frame_px = run.evaluation.crop_px or run.dataset.frame_px or run.dataset.resident_px
+        if trigger.size_frac or frame_px:
+            facts["patch_frac"] = trigger.size_frac or trigger.size_px / frame_px
+    return facts

@@ -1,0 +1,82 @@
+"""Which images and captions, and the frame they are stored in."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from ssl_backdoor.specs.base import Fraction, Spec
+
+
+class FilesSourceSpec(Spec):
+    """Images the user brings: a folder, an archive or shards. The path itself is given at run time."""
+
+    kind: Literal["files"] = "files"
+    layout: Literal["auto", "folder", "cifar", "webdataset", "pairs"] = "auto"
+    """folder: split/class/file, also in a tar, tar.gz or zip; cifar: the official archives; webdataset: shards;
+    pairs: a CSV, TSV or Parquet table of image path and caption."""
+    path_column: str = ""
+    """Of a pairs table; empty takes the first of filepath, path, image, file, filename that is there."""
+    caption_column: str = ""
+    """Of a pairs table; empty takes the first of caption, captions, title, text that is there."""
+
+
+class ScenesSourceSpec(Spec):
+    """An embedded, procedurally drawn, captioned image set; colours and textures lean with the class."""
+
+    kind: Literal["scenes"] = "scenes"
+    num_classes: int = Field(default=5, ge=2, le=10)
+    train_per_class: int = Field(default=1000, ge=1)
+    test_per_class: int = Field(default=1000, ge=0)
+    side_px: int = Field(default=64, ge=16, le=512)
+    hue_lean: Fraction = 0.75
+    """Share of the images whose hue leans towards that of their class."""
+    seed: int = Field(default=0, ge=0)
+
+
+SourceSpec = Annotated[FilesSourceSpec | ScenesSourceSpec, Field(discriminator="kind")]
+
+
+class SourceCaptionsSpec(Spec):
+    """Captions as they come with the images."""
+
+    kind: Literal["source"] = "source"
+
+
+class TemplateCaptionsSpec(Spec):
+    """Captions written from the class by a seeded captioner: templates, synonyms, adjectives."""
+
+    kind: Literal["templates"] = "templates"
+    per_image: int = Field(default=1, ge=1, le=10)
+    seed: int = Field(default=0, ge=0)
+
+
+CaptionsSpec = Annotated[SourceCaptionsSpec | TemplateCaptionsSpec, Field(discriminator="kind")]
+
+
+class DatasetSpec(Spec):
+    """Which images, and the frame they are stored in."""
+
+    source: SourceSpec = FilesSourceSpec()
+    classes: tuple[str, ...] = ()
+    """Class names (folder names, e.g. wnids) to keep; empty keeps all. Labels number them in sorted order."""
+    max_train_per_class: int = Field(default=0, ge=0)
+    """Keep at most this many training images of each class, drawn by ``subset_seed``; 0 keeps all."""
+    max_test_per_class: int = Field(default=0, ge=0)
+    keep_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Seeded sub-sample of all that is left, as a fraction of each class."""
+    test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share held out as the test split where the source has none."""
+    subset_seed: int = Field(default=0, ge=0)
+    frame_px: int = Field(default=0, ge=0, le=4096)
+    """Side of the stored frame (shorter side resized, centre crop); 0 keeps each image's own size."""
+    resident_px: int = Field(default=0, ge=0, le=4096)
+    """Side at which images are held for training when ``frame_px`` is 0; 0 demands that all have one size."""
+    max_rejected_frac: Fraction = 0.01
+    """Ingestion stops when a larger share of the images cannot be read."""
+    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    captions: CaptionsSpec = SourceCaptionsSpec()
+    captions_required: bool = False
+    """An image that has no caption left after cleaning is rejected."""
+    max_caption_chars: int = Field(default=1_000, ge=1, le=100_000)
+    """An image with a longer caption is rejected: CLIP reads 77 tokens of it."""
+    samples_per_shard: int = Field(default=10_000, ge=1)

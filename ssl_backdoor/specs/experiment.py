@@ -1,0 +1,105 @@
+"""One experiment, a report over several, and how they are run."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ssl_backdoor.specs.attack import AttackSpec, Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.specs.base import Spec
+from ssl_backdoor.specs.data import DatasetSpec
+from ssl_backdoor.specs.defence import (
+    CleanCLIPSpec,
+    CompressSpec,
+    DefenceSpec,
+    DistilImageTowerSpec,
+    NoDefenceSpec,
+)
+from ssl_backdoor.specs.evaluation import EvaluationSpec
+from ssl_backdoor.specs.training import CLIPSpec, TrainSpec
+
+
+class RunSpec(Spec):
+    """One experiment, end to end. Named examples live in flows/recipes/."""
+
+    dataset: DatasetSpec
+    attack: AttackSpec
+    train: TrainSpec
+    defence: DefenceSpec = NoDefenceSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    seed: int = Field(default=0, ge=0)
+    variant: str = ""
+    """Name of a side condition shown beside the main one (such as another poison fraction); empty is the main one."""
+
+    @model_validator(mode="after")
+    def _reads_captions(self) -> Self:
+        """What works through captions needs a method that reads them, and the reverse for CompRess."""
+        is_clip = isinstance(self.train.method, CLIPSpec)
+        needs_clip = {
+            f"attack {self.attack.kind}": isinstance(self.attack, Carlini2022TargetedSpec | Carlini2022BackdoorSpec),
+            f"defence {self.defence.kind}": isinstance(self.defence, DistilImageTowerSpec | CleanCLIPSpec),
+            "probe zero_shot": "zero_shot" in self.evaluation.probes,
+        }
+        if bad := [what for what, needs in needs_clip.items() if needs and not is_clip]:
+            raise ValueError(f"{bad[0]} needs method clip, found method {self.train.method.kind}")
+        if is_clip and isinstance(self.defence, CompressSpec):
+            raise ValueError(
+                "defence compress loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"
+            )
+        return self
+
+
+class PaperValue(Spec):
+    """What a paper says at one point of a figure, shown beside ours."""
+
+    x: float
+    measure: str
+    value: float
+    is_verified: bool = False
+    """Read in the paper; otherwise recalled, and shown as unverified."""
+
+
+class FigureSpec(Spec):
+    """One figure of Carlini & Terzis 2022: measures over an axis, from the runs under one attack."""
+
+    name: str
+    title: str
+    attack: Literal["carlini2022_targeted", "carlini2022_backdoor"]
+    axis: Literal["num_poisons", "num_train", "num_parameters", "patch_frac", "similarity"]
+    """Of each run: poisons (per pair where targeted; 0 is the control), clean training images, parameters of the image
+    tower, side of the patch over that of the image. similarity: a histogram over pairs of images, not a curve."""
+    measures: tuple[str, ...]
+    """"name/probe" of what is drawn, such as "targeted_success/zero_shot"."""
+    paper: tuple[PaperValue, ...] = ()
+
+
+class ReportSpec(Spec):
+    """A named question and the runs that answer it."""
+
+    kind: Literal["report"] = "report"
+    recipe: str
+    question: str
+    note: str = ""
+    """What the reader must know before quoting a number; shown first."""
+    runs: tuple[RunSpec, ...]
+    figures: tuple[FigureSpec, ...] = ()
+    """Figures of Carlini & Terzis 2022 among ``runs``; runs under other attacks are paired with their controls."""
+
+
+class Resources(BaseModel):
+    """How it runs: never hashed, never stored in a key."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    workers: int = Field(default=1, ge=1, le=1024)
+    """Replicas of one training; must divide its bn_groups."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of one replica. One thread each, many trainings at once, is fastest on small networks."""
+    parallel: int = Field(default=0, ge=0)
+    """Stages that run at once; 0 uses the machine's CPUs (or the cluster's)."""
+    max_retries: int = Field(default=3, ge=0)
+    """Restarts of a training whose worker process died."""
+    checkpoint_every_steps: int = Field(default=250, ge=1)
+    max_resident_bytes: int = Field(default=8 * 2**30, ge=0)
+    """Training images are held decoded in memory up to so many bytes, else decoded from the shards as steps need them:
+    the same batches, slower."""

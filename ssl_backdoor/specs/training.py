@@ -1,0 +1,175 @@
+"""Networks, optimisation, methods."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ssl_backdoor.specs.base import Fraction, Spec
+
+
+class ResNetSpec(Spec):
+    """A residual network with torchvision's parameter names."""
+
+    kind: Literal["resnet"] = "resnet"
+    depth: Literal[8, 10, 18, 50] = 18
+    width: int = Field(default=64, ge=4, le=512)
+    """Channels of the first stage."""
+    stem: Literal["imagenet", "small"] = "imagenet"
+    """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1, for sides of 16 to 64 px."""
+
+
+class OpenCLIPSpec(Spec):
+    """The two towers of an open_clip model, freshly initialised; the image tower, up to the embedding, is probed."""
+
+    kind: Literal["open_clip"] = "open_clip"
+    config: str = Field(default="RN50", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """Name of a configuration: open_clip's own (RN50, ViT-B-32, ...) or one of methods/clip_configs (tiny-...)."""
+
+
+BackboneSpec = Annotated[OpenCLIPSpec | ResNetSpec, Field(discriminator="kind")]
+
+
+class ViewsSpec(Spec):
+    """Random augmentation of one image into a view; every parameter is drawn per sample."""
+
+    size_px: int = Field(default=224, ge=8, le=1024)
+    crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
+    """Area of the crop as a fraction of the image's."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    flip_p: Fraction = 0.5
+    brightness: float = Field(default=0.4, ge=0.0)
+    contrast: float = Field(default=0.4, ge=0.0)
+    saturation: float = Field(default=0.4, ge=0.0)
+    hue: float = Field(default=0.1, ge=0.0, le=0.5)
+    jitter_p: Fraction = 0.8
+    grey_p: Fraction = 0.2
+    blur_p: Fraction = 0.5
+    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+
+
+class SGDSpec(Spec):
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: float = Field(default=0.06, gt=0.0)
+    sgd_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=1e-4, ge=0.0)
+    nesterov: bool = False
+
+
+class AdamSpec(Spec):
+    """Adam with L2 regularisation."""
+
+    kind: Literal["adam"] = "adam"
+    lr: float = Field(default=2e-3, gt=0.0)
+    weight_decay: float = Field(default=1e-6, ge=0.0)
+
+
+class AdamWSpec(Spec):
+    """AdamW as open_clip uses it: matrices and filters decay, gains, biases and the logit scale do not."""
+
+    kind: Literal["adamw"] = "adamw"
+    lr: float = Field(default=1e-3, gt=0.0)
+    weight_decay: float = Field(default=0.2, ge=0.0)
+    beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
+
+
+OptimizerSpec = Annotated[AdamSpec | AdamWSpec | SGDSpec, Field(discriminator="kind")]
+
+
+class CosineSpec(Spec):
+    """Cosine decay to zero."""
+
+    kind: Literal["cosine"] = "cosine"
+    per: Literal["epoch", "step"] = "epoch"
+    warmup_epochs: float = Field(default=0.0, ge=0.0)
+
+
+class MilestonesSpec(Spec):
+    """Multiply the rate by ``factor`` at each epoch of ``milestones``."""
+
+    kind: Literal["milestones"] = "milestones"
+    milestones: tuple[int, ...] = (150, 175)
+    factor: float = Field(default=0.2, gt=0.0, le=1.0)
+    warmup_steps: int = Field(default=0, ge=0)
+
+
+ScheduleSpec = Annotated[CosineSpec | MilestonesSpec, Field(discriminator="kind")]
+
+
+class FitSpec(Spec):
+    """How a network is optimised; shared by pre-training and distillation."""
+
+    epochs: int = Field(default=200, ge=1)
+    batch_size: int = Field(default=256, ge=2)
+    """Images of one step over ALL replicas; the last incomplete batch of an epoch is dropped."""
+    views: ViewsSpec = ViewsSpec()
+    optimizer: OptimizerSpec = SGDSpec()
+    schedule: ScheduleSpec = CosineSpec()
+    bn_groups: int = Field(default=1, ge=1)
+    """BatchNorm statistics are taken over batch_size / bn_groups images, as if on that many devices."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; weights and loss stay float32."""
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.batch_size % self.bn_groups or self.batch_size // self.bn_groups < 2:
+            raise ValueError(
+                f"batch_size {self.batch_size} must split into {self.bn_groups} bn_groups of two or more images"
+            )
+        return self
+
+
+class MoCoV2Spec(Spec):
+    """MoCo v2 as in Saha et al.'s code."""
+
+    kind: Literal["moco_v2"] = "moco_v2"
+    projector_hidden_dim: int = Field(default=512, ge=1)
+    embedding_dim: int = Field(default=128, ge=1)
+    queue_size: int = Field(default=65_536, ge=1)
+    temperature: float = Field(default=0.2, gt=0.0)
+    ema_decay: float = Field(default=0.999, ge=0.0, le=1.0)
+    shuffle_bn: bool = True
+
+
+class BYOLSpec(Spec):
+    """BYOL as in Saha et al.'s code."""
+
+    kind: Literal["byol"] = "byol"
+    projector_hidden_dim: int = Field(default=1024, ge=1)
+    embedding_dim: int = Field(default=128, ge=1)
+    predictor_hidden_dim: int = Field(default=1024, ge=1)
+    ema_decay_start: float = Field(default=0.99, ge=0.0, le=1.0)
+    """Rises to 1 by a cosine over training."""
+    ema_per: Literal["epoch", "step"] = "epoch"
+
+
+class CLIPSpec(Spec):
+    """CLIP: images and captions meet in one space under the symmetric contrastive loss."""
+
+    kind: Literal["clip"] = "clip"
+    initial_temperature: float = Field(default=0.07, gt=0.0)
+    """The scale 1 / temperature is learnt, and held at 100 or below."""
+    micro_batch_size: int = Field(default=0, ge=0)
+    """Pairs that pass the towers at once; the loss still sees the whole batch (feature caching: towers run twice).
+    0: the whole batch. BatchNorm statistics are then those of a micro-batch."""
+
+
+MethodSpec = Annotated[MoCoV2Spec | BYOLSpec | CLIPSpec, Field(discriminator="kind")]
+
+
+class TrainSpec(Spec):
+    """Pre-training: labels are never looked at, captions by CLIP alone."""
+
+    method: MethodSpec
+    backbone: BackboneSpec = ResNetSpec()
+    fit: FitSpec = FitSpec()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if isinstance(self.method, CLIPSpec) != isinstance(self.backbone, OpenCLIPSpec):
+            raise ValueError(
+                "method clip needs a backbone of kind open_clip, and no other method takes one; "
+                f"found method {self.method.kind} with backbone {self.backbone.kind}"
+            )
+        return self

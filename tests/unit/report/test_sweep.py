@@ -1,0 +1,162 @@
+import dataclasses
+
+import numpy as np
+import pytest
+from report_fakes import wilson
+from scipy import stats
+from sweep_fakes import (
+    RATE,
+    RATES,
+    SIMILAR,
+    SUCCESS,
+    backdoor,
+    backdoor_run,
+    backdoor_sweep,
+    targeted,
+    targeted_run,
+    targeted_sweep,
+)
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.report.aggregate import find
+from ssl_backdoor.report.sweep import curves_of, sweep, swept
+from ssl_backdoor.specs import FigureSpec
+
+
+@pytest.fixture(scope="module")
+def success():
+    return sweep([SUCCESS], targeted_sweep())
+
+
+@pytest.fixture(scope="module")
+def rate():
+    return sweep([RATE, SIMILAR], backdoor_sweep())
+
+
+def row(rows, name, arm, condition, probe="zero_shot", variant=""):
+    found = find(rows, name, arm, condition, probe, variant)
+    assert found is not None, (name, arm, condition, probe, variant)
+    return found
+
+
+def test_success_is_pooled_over_the_pairs_of_all_models(success):
+    got = row(success, "targeted_success", "suspect", "num_poisons=2")
+    assert (got.value, got.n, got.interval) == (pytest.approx(5 / 12), 12, "wilson")
+    assert (got.low, got.high) == pytest.approx(wilson(5, 12), abs=1e-4)
+    assert "3 model(s) with 4 (x', y') pair(s) each" in got.definition
+    assert "not independent" in got.definition
+
+
+def test_pairs_of_their_own_model_are_independent():
+    rows = sweep([SUCCESS], [targeted(targeted_run(3, seed, pairs=1), "suspect", seed % 2) for seed in range(4)])
+    got = row(rows, "targeted_success", "suspect", "num_poisons=3")
+    assert (got.value, got.n) == (0.5, 4)
+    assert "not independent" not in got.definition
+
+
+def test_the_control_stands_at_zero_once_a_model(success):
+    got = row(success, "targeted_success", "control", "num_poisons=0")
+    assert (got.value, got.n) == (pytest.approx(1 / 12), 12)
+    assert {one.condition for one in success if one.arm == "control"} == {"num_poisons=0", "num_poisons=0, clean"}
+    assert row(success, "accuracy", "control", "num_poisons=0, clean").n == 3
+
+
+def test_all_else_is_a_mean_over_models_with_a_t_interval(rate):
+    got = row(rate, "attack_success_rate", "suspect", "num_poisons=50")
+    half = stats.t.ppf(0.975, 2) * np.std(RATES[50], ddof=1) / np.sqrt(3)
+    assert (got.value, got.n, got.interval) == (pytest.approx(np.mean(RATES[50])), 3, "t")
+    assert (got.low, got.high) == pytest.approx((got.value - half, 1.0))  # cut where a share ends
+    assert got.value + half > 1.0
+    five = row(rate, "attack_success_rate", "suspect", "num_poisons=5")
+    half = stats.t.ppf(0.975, 2) * np.std(RATES[5], ddof=1) / np.sqrt(3)
+    assert (five.low, five.high) == pytest.approx((five.value - half, five.value + half))
+    assert row(rate, "z_score_sd", "suspect", "num_poisons=50", "features").value == pytest.approx(3 * got.value)
+
+
+def test_conditions_beside_the_main_one_are_named(rate):
+    assert row(rate, "attack_success_rate", "suspect", "num_poisons=50, unseen_trigger").n == 3
+    assert row(rate, "accuracy", "suspect", "num_poisons=50, clean").value == pytest.approx(0.49)
+    assert row(rate, "accuracy", "suspect", "num_poisons=50").value == pytest.approx(0.245)
+    assert not [one for one in rate if one.name.startswith("false_positives")]
+
+
+def test_differences_to_the_control_are_paired_by_model(rate, success):
+    got = row(rate, "attack_success_rate_excess", "suspect", "num_poisons=5")
+    differences = np.array(RATES[5]) - (0.1, 0.11, 0.12)
+    assert got.value == pytest.approx(differences.mean())
+    assert got.high - got.low == pytest.approx(2 * stats.t.ppf(0.975, 2) * differences.std(ddof=1) / np.sqrt(3))
+    clean = row(success, "accuracy_excess", "suspect", "num_poisons=8, clean")
+    assert clean.value == pytest.approx((0.01 + 0.012 + 0.01) / 3)
+    assert clean.low > 0  # paired: the spread between seeds is gone
+
+
+def test_an_encoder_of_several_series_is_counted_in_the_first(rate):
+    assert {one.arm for one in rate if one.variant == "cleanclip"} == {"student", "distilled_control"}
+    assert row(rate, "attack_success_rate", "student", "num_poisons=50", variant="cleanclip").value == pytest.approx(
+        0.21
+    )
+    cost = row(rate, "accuracy_excess", "student", "num_poisons=50, clean", variant="cleanclip")
+    assert cost.value == pytest.approx(-0.01)
+    assert row(rate, "seconds", "student", "num_poisons=50", "", "cleanclip").value == pytest.approx(9.0)
+
+
+def test_one_model_keeps_its_own_interval_and_says_what_it_lacks():
+    rows = sweep([RATE], [backdoor(backdoor_run(5), "suspect", 0.3), backdoor(backdoor_run(5), "control", 0.1)])
+    got = row(rows, "attack_success_rate", "suspect", "num_poisons=5")
+    assert (got.n, got.interval) == (900, "wilson")
+    assert "One model" in got.definition
+    excess = row(rows, "attack_success_rate_excess", "suspect", "num_poisons=5")
+    assert (excess.value, excess.n, excess.low) == (pytest.approx(0.2), 1, None)
+
+
+@pytest.mark.parametrize(
+    ("axis", "facts", "x"),
+    [("num_train", {"num_train": 250}, "250"), ("num_parameters", {"num_parameters": 38_316_896}, "38316896")],
+)
+def test_other_axes_hold_a_control_at_every_point(axis, facts, x):
+    figure = FigureSpec(
+        name="f", title="F", attack="carlini2022_backdoor", axis=axis, measures=("z_score_sd/features",)
+    )
+    scored = [
+        backdoor(backdoor_run(50, seed), arm, value + seed / 100, **facts)
+        for seed in range(2)
+        for arm, value in (("control", 0.1), ("suspect", 0.8))
+    ]
+    rows = sweep([figure], scored)
+    assert row(rows, "z_score_sd", "control", f"{axis}={x}", "features").n == 2
+    (control, suspect) = curves_of(figure, rows)
+    assert [point.x for point in suspect.points] == [float(x)] == [point.x for point in control.points]
+
+
+def test_curves_come_back_from_the_rows(success):
+    control, suspect = curves_of(SUCCESS, success)
+    assert (control.arm, suspect.arm, suspect.measure) == ("control", "suspect", "targeted_success/zero_shot")
+    assert [point.x for point in suspect.points] == [1, 2, 4, 8]
+    assert [point.row.value for point in suspect.points] == pytest.approx([2 / 12, 5 / 12, 11 / 12, 1.0])
+
+
+def test_points_that_mix_are_refused():
+    few, many = targeted(targeted_run(1, 0, pairs=4), "suspect", 1), targeted(targeted_run(2, 0, pairs=8), "suspect", 1)
+    with pytest.raises(SpecError, match="4 and 8"):
+        sweep([SUCCESS], [few, many])
+    sides = [backdoor(backdoor_run(5, seed, size_frac=0.1 * (1 + seed)), "suspect", 0.5) for seed in range(2)]
+    with pytest.raises(SpecError, match="differ in more than seed"):
+        sweep([RATE], sides)
+    with pytest.raises(SpecError, match="two results for suspect"):
+        sweep([RATE], [backdoor(backdoor_run(5), "suspect", rate) for rate in (0.1, 0.2)])
+
+
+def test_an_axis_that_no_encoder_has_is_refused():
+    figure = FigureSpec(name="f", title="F", attack="carlini2022_backdoor", axis="patch_frac", measures=("a/b",))
+    with pytest.raises(SpecError, match="patch_frac"):
+        sweep([figure], [backdoor(backdoor_run(5), "suspect", 0.5)])
+
+
+def test_two_attacks_in_one_report_need_names_of_their_own():
+    mixed = [targeted(targeted_run(1), "suspect", 1), backdoor(backdoor_run(1), "suspect", 0.5)]
+    with pytest.raises(SpecError, match="distinct variant names"):
+        sweep([SUCCESS, RATE], mixed)
+    named = [dataclasses.replace(one, run=one.run.model_copy(update={"variant": one.run.attack.kind})) for one in mixed]
+    assert {one.variant for one in sweep([SUCCESS, RATE], named)} == {"carlini2022_targeted", "carlini2022_backdoor"}
+    assert swept([SUCCESS], mixed[0])
+    assert not swept([SUCCESS], mixed[1])

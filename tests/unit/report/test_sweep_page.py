@@ -1,0 +1,234 @@
+import csv
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from report_fakes import examples, one_pair, report_spec
+from sweep_fakes import (
+    RATE,
+    SIMILAR,
+    SUCCESS,
+    backdoor,
+    backdoor_run,
+    backdoor_sweep,
+    targeted,
+    targeted_run,
+    targeted_sweep,
+)
+from test_page import HOSTILE, Page
+
+from ssl_backdoor.report.page import ROWS, write_report
+from ssl_backdoor.report.sweep import Place, sweep
+from ssl_backdoor.report.sweep_answer import sweep_answer
+from ssl_backdoor.report.sweep_figures import pooled_histograms
+from ssl_backdoor.report.sweep_view import columns_of, figure_table, figure_text
+from ssl_backdoor.specs import FigureSpec, ReportSpec
+
+
+def spec_of(scored, figures, **changes):
+    runs = tuple(dict.fromkeys(one.run for one in scored))
+    return ReportSpec(**({"recipe": "sweep", "question": "How many?", "runs": runs, "figures": figures} | changes))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep")
+    scored = backdoor_sweep()
+    summary = write_report(spec_of(scored, (RATE, SIMILAR)), scored, [], {}, out, {"train": 100.0})
+    return out, summary
+
+
+def test_each_figure_comes_with_its_data(written):
+    out, _ = written
+    assert {file.name for file in (out / "figures").iterdir()} == {
+        "rate.png", "rate.csv", "similar.png", "similar.csv"
+    }  # fmt: skip
+    lines = list(csv.DictReader((out / "figures/rate.csv").read_text().splitlines()))
+    assert {(line["arm"], line["series"], line["num_poisons"]) for line in lines} == {
+        ("control", "", "0"), ("suspect", "", "5"), ("suspect", "", "50"),
+        ("student", "cleanclip", "50"), ("distilled_control", "cleanclip", "0"),
+    }  # fmt: skip
+    assert float(lines[0]["value"]) == pytest.approx(0.11)
+
+
+def test_a_page_of_figures_alone_has_no_empty_sections(written):
+    out, summary = written
+    assert summary["answer"].startswith("Attack success")
+    page = Page((out / "report.html").read_text())
+    anchors = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
+    assert anchors <= {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    assert "sweeps" in anchors
+    assert not {"table", "pairs", "figures"} & anchors
+    assert page.count("img") == 2
+    text = (out / "report.md").read_text()
+    for absent in ("Every pair", "Excess over the control", "What was poisoned", "## Figures"):
+        assert absent not in page.text
+        assert absent not in text
+    assert summary["answer"] in text.replace("\\", "")
+    assert all((out / path).is_file() for path in re.findall(r"\]\((figures/[^)]*)\)", text))
+    assert pq.read_table(out / "measurements.parquet").schema == ROWS
+
+
+def test_the_numbers_are_named_by_their_place(written):
+    out, summary = written
+    records = json.loads((out / "measurements.json").read_text())
+    places = {(record["arm"], record["condition"]) for record in records if record["name"] == "attack_success_rate"}
+    assert {("control", "num_poisons=0"), ("suspect", "num_poisons=50"), ("student[cleanclip]", "num_poisons=50")} < (
+        places
+    )
+    key = "attack_success_rate/student[cleanclip]/num_poisons=50/zero_shot"
+    assert summary["headline"][key] == pytest.approx(0.21)
+
+
+def test_both_papers_share_one_page(tmp_path):
+    pair = one_pair(tmp_path, num_test=200)
+    swept = targeted_sweep()
+    spec = spec_of([*pair, *swept], (SUCCESS,))
+    shown = [
+        *(one._replace(attack="saha2022_targeted") for one in examples(["a"])),
+        *(one._replace(attack="carlini2022_targeted", text="a photo of a cat", box=(-1, -1, 0, 0))
+          for one in examples(["b"])),
+    ]  # fmt: skip
+    summary = write_report(spec, [*pair, *swept], shown, {}, tmp_path)
+    page = Page((tmp_path / "report.html").read_text())
+    places = [page.text.index(mark) for mark in ("One trigger/target pair", "Excess over", "Success by poisons")]
+    assert places == sorted(places)
+    assert page.text.index("Success by poisons") < page.text.index("trigger / target")
+    names = {file.stem for file in (tmp_path / "figures").iterdir()}
+    assert {"poisons_saha2022_targeted", "poisons_carlini2022_targeted", "success", "confusion"} <= names
+    assert "One trigger/target pair" in summary["answer"]
+    assert "; targeted success (zero-shot) is 8.3 %" in summary["answer"]
+
+
+def test_the_table_shows_ours_beside_the_papers():
+    rows = sweep([SUCCESS], targeted_sweep())
+    table = figure_table(SUCCESS, rows)
+    assert [line.label for line in table.lines] == [
+        "control, no poisons", "suspect, 1 poison", "suspect, 2 poisons", "suspect, 4 poisons", "suspect, 8 poisons",
+        "paper (unverified), 3 poisons",
+    ]  # fmt: skip
+    assert [cell.value for cell in table.lines[-1].cells][:2] == ["40.0 %", "–"]
+    assert table.lines[-2].cells[0] == ("100.0 %", "75.8 to 100.0", "n = 12")
+    assert "seconds/" in columns_of(SUCCESS, rows)
+    text = figure_text(SUCCESS, rows)
+    assert "suspect, 8 poisons" in text
+    assert max(len(line) for line in text.splitlines()) < 130
+
+
+def test_verified_values_are_marked_as_such():
+    read = SUCCESS.model_copy(update={"paper": (SUCCESS.paper[0].model_copy(update={"is_verified": True}),)})
+    assert figure_table(read, sweep([read], targeted_sweep())).lines[-1].label == "paper, 3 poisons"
+
+
+def test_the_answer_to_targeted_poisoning():
+    answer = sweep_answer([SUCCESS], sweep([SUCCESS], targeted_sweep()))
+    assert "is 8.3 % (" in answer
+    assert "first reaches 50 % with 4 poisons a pair, 91.7 %" in answer
+    assert "and first reaches 90 % with 4 poisons a pair" in answer
+    assert "clean accuracy (zero-shot) differs from the control's clear of 0 at every point (+1.1 pt" in answer
+    never = [one for one in targeted_sweep() if one.arm == "control" or one.run.attack.num_poisons <= 2]
+    answer = sweep_answer([SUCCESS], sweep([SUCCESS], never))
+    assert "never reaches 50 % (its highest is 41.7 %" in answer
+    assert "90 %" not in answer
+
+
+def test_the_answer_to_a_backdoor_and_its_defence():
+    answer = sweep_answer([RATE, SIMILAR], sweep([RATE, SIMILAR], backdoor_sweep()))
+    assert "11.0 % (8.5 to 13.5) in the control" in answer
+    assert "above the control's clear of 0 from 50 poisons on" in answer
+    assert "rising with the number of poisons" in answer
+    assert "the defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
+    assert "the mean cosine is" in answer
+    twice = sweep_answer([RATE, RATE], sweep([RATE], backdoor_sweep()))
+    assert twice.count("takes attack success") == 2 * twice.count("clean accuracy −1.0 pt") == 2
+
+
+def test_a_null_result_is_said_as_such():
+    scored = [
+        backdoor(backdoor_run(count, seed), arm, 0.1 + 0.01 * seed * sign)
+        for count, sign in ((5, 1), (50, -1))
+        for seed in range(3)
+        for arm in ("control", "suspect")
+        if arm == "suspect" or count == 5
+    ]
+    answer = sweep_answer([RATE], sweep([RATE], scored))
+    assert "at no point above the control's clear of 0" in answer
+    assert "not rising at every step" in answer
+
+
+def test_one_model_is_no_evidence():
+    scored = [backdoor(backdoor_run(5), "control", 0.1), backdoor(backdoor_run(5), "suspect", 0.9)]
+    assert sweep_answer([RATE], sweep([RATE], scored)).startswith("one model a point illustrates and is no evidence")
+    scored = [targeted(targeted_run(5, pairs=1), "suspect", 1)]
+    assert sweep_answer([SUCCESS], sweep([SUCCESS], scored)).startswith(
+        "one model a point illustrates and is no evidence"
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [((0.1, 0.9), "so it rises with the clean training images"), ((0.5, 0.51), "no change can be told")],
+)
+def test_a_trend_is_told_only_where_intervals_part(values, expected):
+    figure = FigureSpec(
+        name="f", title="F", attack="carlini2022_backdoor", axis="num_train", measures=("z_score_sd/features",)
+    )
+    scored = [
+        backdoor(backdoor_run(50, seed, train_per_class=size), "suspect", value + seed / 100, num_train=size)
+        for size, value in zip((250, 500), values, strict=True)
+        for seed in range(3)
+    ]
+    rows = sweep([figure], scored)
+    assert expected in sweep_answer([figure], rows)
+    assert [line.label for line in figure_table(figure, rows).lines] == ["suspect, 250 images", "suspect, 500 images"]
+
+
+def test_a_trend_is_that_of_the_excess_where_the_control_follows_the_axis_too():
+    figure = FigureSpec(
+        name="f", title="F", attack="carlini2022_backdoor", axis="patch_frac", measures=("z_score_sd/features",)
+    )
+    scored = [
+        backdoor(backdoor_run(50, seed, size_frac=side), arm, value + seed / 50, patch_frac=side)
+        for side, value in ((0.125, 0.1), (0.5, 0.8))
+        for seed in range(3)
+        for arm in ("control", "suspect")
+    ]
+    answer = sweep_answer([figure], sweep([figure], scored))
+    assert "over the control's is +0.00 at a patch of 12.5 % of the side and +0.00 at a patch of 50 %" in answer
+    assert "rises" not in answer
+
+
+def test_histograms_are_summed_over_models_and_a_control_counts_once():
+    scored = backdoor_sweep()
+    distinct = [dataclasses.replace(one, similarity=one.similarity.slice(0)) for one in scored]
+    found = pooled_histograms(distinct)
+    assert {place.x for place, _ in found if place.arm == "suspect"} == {5, 50}
+    edges, counts = found[Place("", "control", 0.0), "clean"]
+    table = scored[0].similarity
+    one = table.filter(np.array(table["condition"]) == "clean")["num_pairs"].to_numpy()
+    assert counts.tolist() == (3 * one).tolist()  # three seeds, though each control is listed three times
+    assert (edges[0], edges[-1], len(edges)) == (-1.0, 1.0, 101)
+
+
+def test_hostile_names_are_shown_and_never_run(tmp_path):
+    scored = [
+        dataclasses.replace(one, run=one.run.model_copy(update={"variant": HOSTILE if one.run.variant else ""}))
+        for one in backdoor_sweep()
+    ]
+    figure = RATE.model_copy(update={"title": HOSTILE})
+    write_report(spec_of(scored, (figure, SIMILAR)), scored, [], {}, tmp_path)
+    page, text = Page((tmp_path / "report.html").read_text()), (tmp_path / "report.md").read_text()
+    assert page.count("script") == 0
+    assert "<script>alert(1)" in page.text
+    assert "<script" not in text
+    assert len({line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("| **")}) == 1
+
+
+def test_a_figure_without_data_leaves_its_table_out(tmp_path):
+    scored = one_pair(num_test=100)
+    summary = write_report(report_spec(scored, figures=(SUCCESS, SIMILAR)), scored, [], {}, tmp_path)
+    assert not list((tmp_path / "figures").glob("*.csv"))
+    assert summary["answer"].startswith("One trigger/target pair")
