@@ -79,7 +79,10 @@ def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     parser.add_argument(
         "--store", default=None, metavar="URI", help="folder, file:// or s3:// (default: the home's store)"
     )
-    parser.add_argument("--seeds", type=_positive, default=None, metavar="N", help="seeds 0 to N-1")
+    parser.add_argument(
+        "--size", choices=("mini", "paper"), default=None, help="of a recipe with two: mini (default) or the paper's"
+    )
+    parser.add_argument("--seeds", type=_positive, default=None, metavar="N", help="seeds 0 to N-1: models a point")
     parser.add_argument("--pairs", type=_positive, default=None, metavar="N", help="the first N trigger/target pairs")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
@@ -117,17 +120,17 @@ def _run(options: argparse.Namespace) -> int:
 
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from flows.overrides import apply
-    from flows.recipes import RECIPES
+    from flows.recipes import choose
     from ssl_backdoor.store import open_store
 
-    recipe = RECIPES.get(options.recipe)
-    if recipe is None:
-        raise SpecError(f"There is no recipe {options.recipe!r}; the recipes are {', '.join(RECIPES)}.")
+    recipe = choose(options.recipe, options.size)
     pairs, seeds = options.pairs or recipe.pairs, options.seeds or recipe.seeds
     if pairs > recipe.max_pairs:
         raise SpecError(f"{options.recipe} has {recipe.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
     if recipe.needs_data and options.data is None:
-        raise SpecError(f"{options.recipe} needs --data PATH: a folder, an archive or WebDataset shards of images.")
+        raise SpecError(
+            f"{options.recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images."
+        )
     report = apply(recipe.build(pairs, seeds), options.settings)
     store_uri = options.store or settings.default_store()
     store = open_store(store_uri)
@@ -164,11 +167,13 @@ def _warm() -> None:
 
 
 def _recipes(_: argparse.Namespace) -> int:
-    from flows.recipes import RECIPES
+    from flows.recipes import RECIPES, Sized
 
-    for name, recipe in RECIPES.items():
-        data = "--data PATH" if recipe.needs_data else "embedded data"
-        print(f"{name:<16}{recipe.summary} ({data}; {recipe.pairs} pair(s), {recipe.seeds} seed(s))")
+    for name, one in RECIPES.items():
+        for recipe in one if isinstance(one, Sized) else (one,):
+            data = "--data PATH" if recipe.needs_data else "embedded data"
+            size = ", --size paper" if isinstance(one, Sized) and recipe is one.paper else ""
+            print(f"{name:<28}{recipe.summary} ({data}{size}; {recipe.pairs} pair(s), {recipe.seeds} seed(s))")
     return 0
 
 

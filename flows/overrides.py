@@ -1,4 +1,4 @@
-"""``--set path=value``: change one field of every run of a recipe."""
+"""``--set path=value``: change one field of every run of a recipe that has it."""
 
 import difflib
 import hashlib
@@ -10,23 +10,27 @@ from typing import Any
 from pydantic import ValidationError
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ReportSpec, RunSpec
+from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, RunSpec
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
-    """``report`` with each ``path=value`` set in every run; runs that become equal are kept once.
+    """``report`` with each ``path=value`` set in every run that has the field; equal runs are kept once.
 
-    A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line.
+    A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line. A field of one attack
+    or defence (such as defence.queue_size) leaves runs under another as they are.
 
     Raises:
-        SpecError: an unknown path, or a value that the field refuses.
+        SpecError: a path that no run has, or a value that the field refuses.
     """
     runs = list(report.runs)
     for setting in settings:
         path, separator, text = setting.partition("=")
         if not separator or not path:
             raise SpecError(f"--set expects path=value (such as train.fit.epochs=3), found {setting!r}.")
-        runs = [_set(run, path, _value(text)) for run in runs]
+        if not any(have := [_problem(run, path) is None for run in runs]):
+            raise SpecError(f"--set {path}: {_problem(runs[0], path)}")
+        value = _value(text)
+        runs = [_set(run, path, value) if has else run for run, has in zip(runs, have, strict=True)]
     runs = [_with_trigger_digest(run) for run in runs]
     return report.model_copy(update={"runs": tuple(dict.fromkeys(runs))})
 
@@ -44,18 +48,25 @@ def _value(text: str) -> Any:
         return text
 
 
+def _problem(run: RunSpec, path: str) -> str | None:
+    """What is wrong with ``path`` in ``run``: where it ends and what there is instead; None where it is a field."""
+    place = run.model_dump(mode="json")
+    for depth, step in enumerate(steps := path.split(".")):
+        if not isinstance(place, dict) or step not in place:
+            known = sorted(place) if isinstance(place, dict) else []
+            near = difflib.get_close_matches(step, known, n=3) or known
+            where = ".".join(steps[:depth]) or "a run"
+            return f"{where} has no field {step!r}; it has {', '.join(near) or 'no fields'}."
+        place = place[step]
+    return None
+
+
 def _set(run: RunSpec, path: str, value: Any) -> RunSpec:
     document = run.model_dump(mode="json")
     place = document
     *parents, name = path.split(".")
-    for depth, step in enumerate([*parents, name]):
-        if not isinstance(place, dict) or step not in place:
-            known = sorted(place) if isinstance(place, dict) else []
-            near = difflib.get_close_matches(step, known, n=3) or known
-            where = ".".join(path.split(".")[:depth]) or "a run"
-            raise SpecError(f"--set {path}: {where} has no field {step!r}; it has {', '.join(near) or 'no fields'}.")
-        if depth < len(parents):
-            place = place[step]
+    for step in parents:
+        place = place[step]
     place[name] = value
     return parse_run(document, f"--set {path}={json.dumps(value)}")
 
@@ -79,14 +90,14 @@ def describe(error: ValidationError) -> str:
 
 def _with_trigger_digest(run: RunSpec) -> RunSpec:
     """Fill in the digest of an image trigger, so that the file's content is part of the key."""
-    attack = run.attack
-    if attack.kind == "none" or attack.trigger.kind != "image" or attack.trigger.sha256:
+    trigger = getattr(run.attack, "trigger", None)
+    if not isinstance(trigger, ImageTriggerSpec) or trigger.sha256:
         return run
     try:
-        digest = hashlib.sha256(Path(attack.trigger.file).read_bytes()).hexdigest()
+        digest = hashlib.sha256(Path(trigger.file).read_bytes()).hexdigest()
     except OSError as error:
         raise SpecError(
-            f"attack.trigger.file expects a readable image, found {attack.trigger.file!r} ({error.strerror})."
+            f"attack.trigger.file expects a readable image, found {trigger.file!r} ({error.strerror})."
         ) from error
-    trigger = attack.trigger.model_copy(update={"sha256": digest})
-    return run.model_copy(update={"attack": attack.model_copy(update={"trigger": trigger})})
+    known = trigger.model_copy(update={"sha256": digest})
+    return run.model_copy(update={"attack": run.attack.model_copy(update={"trigger": known})})

@@ -1,7 +1,7 @@
 """The whole experiment, one direction: ingest -> poison -> train -> defend -> evaluate -> report."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Sequence
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -14,23 +14,36 @@ from tasks.ray_fit import Listener, Watcher
 from tasks.stages import Place
 
 
-def attack_and_defence(lab: Lab, run: RunSpec) -> Iterator[tuple[str, ArtifactRef]]:
-    """Saha et al. 2022 in six verbs.
+def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
+    """``names``, numbered where different things share one."""
+    numbers: dict[str, dict[Hashable, int]] = {}
+    for name, thing in zip(names, things, strict=True):
+        same = numbers.setdefault(name, {})
+        same.setdefault(thing, len(same) + 1)
+    return [
+        name if len(numbers[name]) == 1 else f"{name} [{numbers[name][thing]}]"
+        for name, thing in zip(names, things, strict=True)
+    ]
 
-    An attacker puts a trigger on a few unlabelled images; an encoder is trained on them, another on the clean images
-    under the same seed; each is distilled on trusted images; all are probed on clean and on triggered test images.
+
+def attack_and_defence(lab: Lab, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
+    """Saha et al. 2022 and Carlini & Terzis 2022 in six verbs.
+
+    An attacker poisons a few images or adds a few pairs; an encoder is trained on them, another on the clean data
+    under the same seed; each is repaired on trusted data; all are probed on clean, triggered and target images.
+    ``name`` and ``clean`` are the run's and its control's for people.
     """
-    name, seed = run_name(run), run.seed
+    seed = run.seed
     images = lab.ingest(run.dataset)
     poisoned = lab.poison(run.attack, images, seed, name)
     models = {
-        "control": lab.train(run.train, seed, f"control, seed {seed}", dataset=images),
+        "control": lab.train(run.train, seed, clean, dataset=images),
         "suspect": lab.train(run.train, seed, f"suspect, {name}", dataset=images, poison=poisoned),
     }
     if not isinstance(run.defence, NoDefenceSpec):
         models |= {
             "student": lab.defend(run.defence, models["suspect"], images, seed, f"student, {name}"),
-            "distilled_control": lab.defend(run.defence, models["control"], images, seed, f"control, seed {seed}"),
+            "distilled_control": lab.defend(run.defence, models["control"], images, seed, clean),
         }
     yield "poison", poisoned
     for arm, model in models.items():
@@ -63,10 +76,13 @@ def experiment(
         for run in report.runs:
             lab.poison(run.attack, lab.ingest(run.dataset), run.seed, run_name(run))
         lab.wait()  # a mistake in the data or the attack is told before any training begins
+        runs = report.runs
+        names = apart([run_name(run) for run in runs], runs)
+        cleans = apart([f"control, seed {run.seed}" for run in runs], [(run.dataset, run.train) for run in runs])
         evidence = {
             f"{index:03d}/{role}": ref
-            for index, run in enumerate(report.runs)
-            for role, ref in attack_and_defence(lab, run)
+            for index, (run, name, clean) in enumerate(zip(runs, names, cleans, strict=True))
+            for role, ref in attack_and_defence(lab, run, name, clean)
         }
         page = lab.report(report, evidence)
         lab.wait()

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.aggregate import Row
+from ssl_backdoor.report.sweep_view import figure_text
 from ssl_backdoor.report.text import to_json_measurements
 from ssl_backdoor.report.view import headline_text
 from ssl_backdoor.specs import ReportSpec, Stage
@@ -55,4 +56,6 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
     }
     answer = manifest.summary["answer"]
     note = f"{report.note}\n\n" if report.note else ""
-    return result | {"answer": answer, "text": f"{note}{answer}\n\n{headline_text(rows)}\n"}
+    tables = [headline_text(rows)] if any("=" not in row.condition for row in rows) else []
+    tables += [figure_text(figure, rows) for figure in report.figures]
+    return result | {"answer": answer, "text": "\n\n".join([f"{note}{answer}", *tables]) + "\n"}

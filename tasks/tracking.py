@@ -1,8 +1,9 @@
 """The MLflow record of a finished report: the only MLflow code of the project.
 
 Everything is read back from the store, so the record can be made at any time and made again: a parent run for the
-experiment, a child for each arm of each run, with specs as parameters, manifest digests as dataset inputs, training
-curves per step and the same metric names on every child, so that MLflow's compare page is useful at once.
+experiment, a child for each encoder under each test (a control that many runs share has one), with specs as
+parameters, manifest digests as dataset inputs, training curves per step and the same metric names on every child, so
+that MLflow's compare page is useful at once: ``facts/num_poisons`` against success, say.
 """
 
 import json
@@ -17,6 +18,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ssl_backdoor.report.facts import facts_of
 from ssl_backdoor.specs import ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
@@ -40,9 +42,13 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     parent = client.create_run(experiment, run_name=f"{spec.recipe} {report.key[:8]}", tags={"recipe": spec.recipe})
     parent_id = str(parent.info.run_id)
     try:
+        seen: set[tuple[str, str, str]] = set()
         for index, run in enumerate(spec.runs):
             for arm in sorted(_arms(manifest, index)):
-                _child(client, experiment, parent_id, _Evidence(store, manifest, index, arm), run)
+                evidence = _Evidence(store, manifest, index, arm)
+                if (place := (arm, evidence.model.key, evidence.scores.key)) not in seen:
+                    seen.add(place)
+                    _child(client, experiment, parent_id, evidence, run)
         _summary(client, parent_id, spec, store.fetch(report))
     except BaseException:
         client.set_terminated(parent_id, "FAILED")
@@ -78,6 +84,14 @@ class _Evidence:
             "defend" if arm in ("student", "distilled_control") else "train", inputs[f"{index:03d}/{arm}/model"]
         )
         self.scores = store.ref("evaluate", inputs[f"{index:03d}/{arm}/scores"])
+        self.poison = store.ref("poison", inputs[f"{index:03d}/poison"])
+
+    def facts(self, run: RunSpec) -> Iterator[Metric]:
+        """What figures are drawn over: number of poisons, of training images, of parameters, ..."""
+        poison = self.store.manifest(self.poison)
+        images = self.store.manifest(self.store.ref("ingest", poison.inputs["dataset"]))
+        for name, value in facts_of(run, self.arm, self.store.manifest(self.model), poison, images).items():
+            yield Metric(f"facts/{name}", value, 0, 0)
 
     def curves(self) -> Iterator[Metric]:
         """Training curves, thinned."""
@@ -103,9 +117,10 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
     }
     child = client.create_run(experiment, run_name=f"{evidence.index:03d} {evidence.arm}", tags=tags)
     run_id = str(child.info.run_id)
-    metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in scores.summary["measurements"].items()]
+    measured = {name: value for name, value in scores.summary["measurements"].items() if value is not None}
+    metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in measured.items()]
     metrics += [Metric("seconds/train", model.seconds, 0, 0), Metric("seconds/evaluate", scores.seconds, 0, 0)]
-    metrics += evidence.curves()
+    metrics += [*evidence.facts(run), *evidence.curves()]
     params = [Param(name, str(value)[:500]) for name, value in flatten(run.model_dump(mode="json"))]
     client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm)])
     for start in range(_BATCH, len(metrics), _BATCH):
@@ -143,13 +158,13 @@ def _summary(client: mlflow.MlflowClient, run_id: str, spec: ReportSpec, folder:
     client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", spec.question)])
     for name in ("report.html", "report.md", "measurements.json"):
         client.log_artifact(run_id, str(folder / name), "report")
-    for figure in sorted((folder / "figures").glob("*.png")):
+    for figure in sorted((folder / "figures").iterdir()):
         client.log_artifact(run_id, str(figure), "report/figures")
 
 
 def _metric_name(name: str) -> str:
     """MLflow takes letters, digits, and _ - . : / and blanks."""
-    return "".join(character if character.isalnum() or character in "_-.:/ " else "_" for character in name)
+    return "".join(character if character.isalnum() or character in "_-.:/ " else "_" for character in name).rstrip("/")
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,14 +1,18 @@
 """Named experiments: a recipe is a function of (pairs, seeds) that states a question and the runs that answer it.
 
 ``pairs`` takes the first N of the recipe's trigger/target pairs, all fixed before the first run; ``seeds`` repeats
-each pair with seeds 0 to N - 1.
+each pair with seeds 0 to N - 1. The figures of Carlini & Terzis have a model a seed, and ``pairs`` as their file says.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from functools import partial
+from typing import Literal, NamedTuple
 
-from flows.recipes import cifar10, demo, saha2022
+from flows.recipes import carlini2022, cifar10, clip, demo, saha2022
+from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import ReportSpec
+
+Size = Literal["mini", "paper"]
 
 
 class Recipe(NamedTuple):
@@ -22,10 +26,58 @@ class Recipe(NamedTuple):
     summary: str
 
 
-RECIPES: Mapping[str, Recipe] = {
-    "demo": Recipe(demo.demo, 1, 1, 1, False, "one pinned pair on the embedded image set; minutes on two cores"),
+class Sized(NamedTuple):
+    """A recipe in two sizes: for two cores, and at the paper's own scale."""
+
+    mini: Recipe
+    paper: Recipe
+
+
+def choose(name: str, size: Size | None = None) -> Recipe:
+    """The recipe of that name, in that size where it has two ("mini" when not given).
+
+    Raises:
+        SpecError: no such recipe, or a size asked of one that has a single size.
+    """
+    recipe = RECIPES.get(name)
+    if recipe is None:
+        raise SpecError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
+    if isinstance(recipe, Sized):
+        return recipe.paper if size == "paper" else recipe.mini
+    if size is not None:
+        two = ", ".join(one for one, sized in RECIPES.items() if isinstance(sized, Sized))
+        raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}.")
+    return recipe
+
+
+def _figure(
+    build: Callable[[clip.Scale, int, int], ReportSpec],
+    summary: str,
+    mini: tuple[int, int, int] = (10, 10, 4),
+    paper: tuple[int, int, int] = (8, 8, 8),
+) -> Sized:
+    """``mini`` and ``paper``: max_pairs, pairs and seeds."""
+    return Sized(
+        Recipe(partial(build, clip.MINI), *mini, True, f"{summary}; captioned CIFAR-10 at 16 px"),
+        Recipe(partial(build, clip.PAPER), *paper, True, f"{summary}; CC3M, RN50"),
+    )
+
+
+RECIPES: Mapping[str, Recipe | Sized] = {
+    "demo": Recipe(demo.demo, 1, 1, 1, False, "both papers in small on the embedded image set; minutes on two cores"),
     "cifar10_byol": Recipe(cifar10.cifar10_byol, 10, 10, 1, True, "ten pairs, BYOL, 5 classes of CIFAR-10 at 16 px"),
     "cifar10_moco": Recipe(cifar10.cifar10_moco, 10, 10, 1, True, "ten pairs, MoCo v2, 5 classes of CIFAR-10 at 16 px"),
     "saha2022_moco": Recipe(saha2022.saha2022_moco, 10, 10, 1, True, "the paper's scale: ImageNet-100, ResNet-18"),
     "saha2022_byol": Recipe(saha2022.saha2022_byol, 10, 10, 1, True, "the paper's scale: ImageNet-100, ResNet-18"),
+    "carlini2022_fig2_targeted": _figure(
+        carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 4, 8), paper=(8, 1, 32)
+    ),
+    "carlini2022_fig2_backdoor": _figure(
+        carlini2022.fig2_backdoor, "success of the backdoor by the count, two defences", paper=(8, 8, 32)
+    ),
+    "carlini2022_fig_similarity": _figure(carlini2022.fig_similarity, "cosines of clean and of triggered pairs"),
+    "carlini2022_fig_poisons": _figure(carlini2022.fig_poisons, "z-score by the count"),
+    "carlini2022_fig_datasize": _figure(carlini2022.fig_datasize, "z-score by the amount of clean data"),
+    "carlini2022_fig_modelsize": _figure(carlini2022.fig_modelsize, "z-score by the size of the image tower"),
+    "carlini2022_fig_patch": _figure(carlini2022.fig_patch, "z-score by side and placement of the patch"),
 }

@@ -1,31 +1,90 @@
-"""``demo``: the whole attack and defence on the embedded image set, with one pinned pair."""
+"""``demo``: both papers in small on the embedded image set, each attack with one pinned choice."""
 
-from flows.recipes import small
-from ssl_backdoor.specs import DatasetSpec, ReportSpec, RunSpec, ScenesSourceSpec
+from flows.recipes import clip, small
+from flows.recipes.carlini2022 import targeted
+from ssl_backdoor.specs import (
+    AttackSpec,
+    DatasetSpec,
+    DefenceSpec,
+    FigureSpec,
+    NoDefenceSpec,
+    ReportSpec,
+    RunSpec,
+    ScenesSourceSpec,
+)
 
 TRIGGER_SEED = 34
 TARGET = "cross"
+DATASET = DatasetSpec(source=ScenesSourceSpec(), frame_px=16)
+TARGETED = targeted(num_poisons=8, pairs=8)
+BACKDOOR = clip.backdoor(clip.MINI, model=0, pairs=1).model_copy(update={"target_class": "ring"})
+FIGURES = (
+    FigureSpec(
+        name="clip_targeted",
+        title="CLIP, targeted poisoning: success",
+        attack="carlini2022_targeted",
+        axis="num_poisons",
+        measures=("targeted_success/zero_shot", "targeted_success/linear_100"),
+    ),
+    FigureSpec(
+        name="clip_backdoor",
+        title="CLIP, backdoor: success",
+        attack="carlini2022_backdoor",
+        axis="num_poisons",
+        measures=("attack_success_rate/zero_shot", "attack_success_rate/linear_100"),
+    ),
+    FigureSpec(
+        name="clip_similarity",
+        title="CLIP, backdoor: similarity of clean and of triggered pairs",
+        attack="carlini2022_backdoor",
+        axis="similarity",
+        measures=("similarity_triggered/features", "similarity_clean/features"),
+    ),
+)
+
+
+def _clip(attack: AttackSpec, variant: str, seed: int, defence: DefenceSpec) -> RunSpec:
+    return RunSpec(
+        dataset=DATASET,
+        attack=attack,
+        train=clip.TINY,
+        defence=defence,
+        evaluation=clip.EVALUATION,
+        seed=seed,
+        variant=variant,
+    )
 
 
 def demo(pairs: int, seeds: int) -> ReportSpec:
-    """One pair, pinned: an illustration, not evidence."""
-    source = ScenesSourceSpec()
+    """One pair of Saha et al., one targeted and one backdoored CLIP, pinned: an illustration, not evidence."""
+    patched = tuple(
+        RunSpec(
+            dataset=DATASET,
+            attack=small.attack(TRIGGER_SEED, TARGET),
+            train=small.BYOL,
+            defence=small.COMPRESS,
+            evaluation=small.EVALUATION,
+            seed=seed,
+        )
+        for seed in range(seeds)
+    )
+    captioned = tuple(
+        run
+        for seed in range(seeds)
+        for run in (
+            _clip(TARGETED, "targeted", seed, NoDefenceSpec()),
+            _clip(BACKDOOR, "backdoor", seed, clip.DISTIL),
+        )
+    )
     return ReportSpec(
         recipe="demo",
         question="Does a small patch on one category's unlabelled images bend what BYOL learns, "
-        "and does distillation on a trusted quarter of the data straighten it?",
-        note="One trigger/target pair, pinned because it shows the effect: this page illustrates, it is no evidence. "
-        "Effects differ greatly between pairs; for evidence run the ten-pair recipe: "
-        "ssl-backdoor run cifar10_byol --data PATH --pairs 10.",
-        runs=tuple(
-            RunSpec(
-                dataset=DatasetSpec(source=source, frame_px=16),
-                attack=small.attack(TRIGGER_SEED, TARGET),
-                train=small.BYOL,
-                defence=small.COMPRESS,
-                evaluation=small.EVALUATION,
-                seed=seed,
-            )
-            for seed in range(seeds)
-        ),
+        "do a few added image-caption pairs bend what CLIP learns, "
+        "and does distillation on a trusted quarter of the data straighten them?",
+        note="Each attack with one choice of trigger and target, pinned because it shows the effect: this page "
+        "illustrates, it is no evidence. Effects differ greatly between pairs; for evidence run the recipes over many: "
+        "ssl-backdoor run cifar10_byol --data PATH --pairs 10, and carlini2022_fig2_targeted or "
+        "carlini2022_fig2_backdoor --data PATH.",
+        runs=patched + captioned,
+        figures=FIGURES,
     )

@@ -20,7 +20,9 @@ def test_json_is_one_object_with_every_arm(first):
     result, _ = first
     assert {"recipe", "runs", "measurements", "artifacts", "seconds"} <= set(result)
     rows = result["measurements"]
-    assert {row["arm"] for row in rows} == {"control", "suspect", "student", "distilled_control"}
+    arms = ("control", "suspect", "student", "distilled_control")
+    swept = {"control[targeted]", "suspect[targeted]", *(f"{arm}[backdoor]" for arm in arms)}
+    assert {row["arm"] for row in rows} == {*arms, *swept}
     assert {row["condition"] for row in rows} >= {"clean", "triggered", "unseen_trigger"}
     assert {"accuracy", "target_false_positives", "z_score_sd", "z_score_sd_excess"} <= {row["name"] for row in rows}
     for row in rows:
@@ -28,12 +30,12 @@ def test_json_is_one_object_with_every_arm(first):
         assert row["definition"]
 
 
-def test_one_clean_encoder_and_each_stage_is_kept(first):
+def test_one_clean_encoder_a_method_and_each_stage_is_kept(first):
     _, folder = first
     counts = {
         stage.name: len(list(stage.iterdir())) for stage in (folder / "home/store").iterdir() if stage.name[0] != "."
     }
-    assert counts == {"ingest": 1, "poison": 1, "train": 2, "defend": 2, "evaluate": 4, "report": 1}
+    assert counts == {"ingest": 1, "poison": 3, "train": 5, "defend": 4, "evaluate": 10, "report": 1}
 
 
 def test_second_run_reuses_everything_and_says_the_same(first, lab):
@@ -73,22 +75,43 @@ def test_mlflow_holds_one_parent_and_its_arms(first):
         arms = {row[0] for row in database.execute("select value from params where key = 'arm'")}
         curves = database.execute("select count(*) from metrics where key = 'curve/loss'").fetchone()[0]
         inputs = database.execute("select count(*) from inputs").fetchone()[0]
-    assert children == 4
+    assert children == 10
     assert arms == {"control", "suspect", "student", "distilled_control"}
     assert curves >= 8
-    assert inputs == 4
+    assert inputs == 10
 
 
 def test_show_and_export_take_a_short_reference(first, lab):
     run, folder = lab
-    key = next((folder / "home/store/poison").iterdir()).name
-    shown = run("show", f"poison/{key[:10]}")
-    assert shown.code == 0
-    assert json.loads(shown.stdout)["summary"]["num_poisons"] == 40
-    exported = run("export", f"poison/{key[:10]}", "--out", folder / "plain")
-    assert exported.code == 0, exported.stderr
-    assert json.loads(exported.stdout)["num_replaced"] == 40
-    assert list((folder / "plain").rglob("*.tar"))
+    poisons = {
+        "saha2022_targeted": (40, 40, 0),
+        "carlini2022_targeted": (64, 0, 64),
+        "carlini2022_backdoor": (50, 0, 50),
+    }
+    for artifact in (folder / "home/store/poison").iterdir():
+        shown = run("show", f"poison/{artifact.name[:10]}")
+        assert shown.code == 0
+        manifest = json.loads(shown.stdout)
+        kind = manifest["spec"]["attack"]["kind"]
+        exported = run("export", f"poison/{artifact.name[:10]}", "--out", folder / kind)
+        assert exported.code == 0, exported.stderr
+        counts = json.loads(exported.stdout)
+        found = manifest["summary"]["num_poisons"], counts["num_replaced"], counts["num_added"]
+        assert found == poisons.pop(kind)
+        assert list((folder / kind).rglob("*.tar"))
+    assert not poisons
+
+
+def test_both_papers_are_on_the_page(first):
+    result, _ = first
+    found = {(row["name"], row["arm"], row["condition"]) for row in result["measurements"]}
+    for poisons, arm in ((0, "control[targeted]"), (8, "suspect[targeted]")):
+        assert ("targeted_success", arm, f"num_poisons={poisons}") in found
+    assert ("attack_success_rate", "student[backdoor]", "num_poisons=50") in found
+    with open(result["artifacts"]["report"], encoding="utf-8") as file:
+        page = file.read()
+    assert "Target FP" in page
+    assert "targeted poisoning" in page
 
 
 def test_stage_by_stage(lab):

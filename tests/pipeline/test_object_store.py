@@ -1,6 +1,7 @@
 """The whole chain on a real S3 server: artifacts in the bucket, workers reach them, the secret goes nowhere."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,8 @@ def test_experiment_on_s3_and_no_secret_in_any_file(object_store, tmp_path):
         result = json.loads(outcome.stdout)
         wrong = run("ingest", "demo", *TINY, "--store", "s3://no-such-bucket/chain")
     manifests = [key for key in object_store.keys("chain/") if key.endswith("manifest.json")]
-    assert sorted(key.split("/")[1] for key in manifests) == [
-        "evaluate", "evaluate", "ingest", "poison", "report", "train", "train"
-    ]  # fmt: skip
+    stages = Counter(key.split("/")[1] for key in manifests)
+    assert stages == {"ingest": 1, "poison": 3, "train": 5, "evaluate": 6, "report": 1}
     assert Path(result["artifacts"]["report"]).is_file()
     assert wrong.code == 2
     assert "no-such-bucket" in wrong.stderr

@@ -6,15 +6,19 @@ import pytest
 from PIL import Image
 
 from flows.overrides import apply
-from flows.recipes import RECIPES
+from flows.recipes import RECIPES, Recipe, Sized, choose
 from ssl_backdoor import specs
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import ReportSpec
 
+FIGURES = [name for name, recipe in RECIPES.items() if isinstance(recipe, Sized)]
+EVERY = [(name, size) for name in RECIPES for size in (("mini", "paper") if name in FIGURES else (None,))]
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_a_question_and_distinct_runs(name):
-    recipe = RECIPES[name]
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_a_recipe_is_a_question_and_distinct_runs(name, size):
+    recipe = choose(name, size)
+    assert isinstance(recipe, Recipe)
     report = recipe.build(recipe.pairs, recipe.seeds)
     assert report.recipe == name
     assert report.question.endswith("?")
@@ -32,10 +36,70 @@ def test_pairs_and_seeds_only_add_runs():
     )
 
 
+def test_a_size_is_asked_only_of_a_recipe_that_has_two():
+    assert choose(FIGURES[0]) == choose(FIGURES[0], "mini") != choose(FIGURES[0], "paper")
+    with pytest.raises(SpecError, match="demo has a single size"):
+        choose("demo", "mini")
+    with pytest.raises(SpecError, match="carlini2022_fig_patch"):
+        choose("carlini2022_fig_ptach")
+
+
+@pytest.mark.parametrize(("name", "size"), [(name, size) for name, size in EVERY if size])
+def test_a_figure_is_drawn_from_runs_that_differ_along_its_axis_alone(name, size):
+    recipe = choose(name, size)
+    report = recipe.build(recipe.pairs, recipe.seeds)
+    assert report.recipe == name
+    assert {run.attack.kind for run in report.runs} == {figure.attack for figure in report.figures}
+    seeds = Counter(run.seed for run in report.runs)
+    assert set(seeds) == set(range(recipe.seeds))
+    assert len(set(seeds.values())) == 1  # every point has every model
+    targets = {}
+    for run in report.runs:
+        if run.attack.kind == "carlini2022_backdoor":
+            targets.setdefault(run.seed, set()).add((run.attack.trigger.seed, run.attack.target_class))
+    assert all(len(one) == 1 for one in targets.values())  # and every model its own trigger and target
+    shown = {measure for figure in report.figures for measure in figure.measures}
+    assert {value.measure for figure in report.figures for value in figure.paper} <= shown
+
+
+def test_nothing_recalled_is_shown_as_read():
+    values = [
+        value for name in FIGURES for size in ("mini", "paper") for figure in choose(name, size).build(1, 1).figures
+        for value in figure.paper
+    ]  # fmt: skip
+    assert values
+    assert not any(value.is_verified for value in values)
+
+
+def test_carlini_at_paper_scale_is_the_papers():
+    recipe = choose("carlini2022_fig2_targeted", "paper")
+    report = recipe.build(recipe.pairs, recipe.seeds)
+    assert Counter(run.attack.num_poisons for run in report.runs) == {2**power: 32 for power in range(10)}
+    run = report.runs[0]
+    assert run.attack.targets.num_targets == 1
+    assert (run.train.backbone.config, run.train.fit.batch_size, run.train.fit.epochs) == ("RN50", 1024, 30)
+    optimizer = run.train.fit.optimizer
+    assert (optimizer.kind, optimizer.lr, optimizer.weight_decay) == ("sgd", 2e-4, 0.02)
+    backdoor = choose("carlini2022_fig_patch", "paper").build(1, 1).runs
+    sides = {round(224 * run.attack.trigger.size_frac) for run in backdoor}
+    assert {4, 16} <= sides
+    assert {run.attack.trigger.train_location for run in backdoor} == {(0.0, 0.0), (0.0, 1.0)}
+
+
+def test_mini_patches_are_whole_pixels():
+    for name in FIGURES:
+        for run in choose(name, "mini").build(10, 4).runs:
+            if run.attack.kind == "carlini2022_backdoor":
+                assert (16 * run.attack.trigger.size_frac).is_integer()
+
+
 def test_the_demo_points_to_the_evidence():
     report = RECIPES["demo"].build(1, 1)
     assert "no evidence" in report.note
     assert "cifar10_byol" in report.note
+    assert {run.attack.kind for run in report.runs} == {
+        "saha2022_targeted", "carlini2022_targeted", "carlini2022_backdoor"
+    }  # fmt: skip
 
 
 def test_paper_scale_is_the_papers():
@@ -63,6 +127,15 @@ def test_set_reaches_every_run_and_equal_runs_are_kept_once():
         report, ["variant=", "attack.trigger.seed=1", "attack.target_class=cat", "attack.poison_fraction_of_target=1.0"]
     )
     assert len(once.runs) == 1
+
+
+def test_set_leaves_alone_runs_that_lack_the_field():
+    before = RECIPES["demo"].build(1, 1).runs
+    after = apply(RECIPES["demo"].build(1, 1), ["defence.queue_size=64", "attack.num_poisons=3"]).runs
+    assert [run.defence.queue_size for run in after if run.defence.kind == "compress"] == [64]
+    assert [run.attack.num_poisons for run in after if "carlini" in run.attack.kind] == [3, 3]
+    assert [run.defence for run in after[1:]] == [run.defence for run in before[1:]]
+    assert after[0].attack == before[0].attack
 
 
 @pytest.mark.parametrize(
