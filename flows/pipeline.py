@@ -56,6 +56,7 @@ def attack_and_defence(lab: Lab, run: RunSpec, name: str, clean: str) -> Iterato
 
 @flow(
     name="experiment",
+    flow_run_name="{report.recipe}",
     task_runner=ThreadPoolTaskRunner(max_workers=256),  # type: ignore[arg-type]  # prefect's decorator is invariant in the future's type
     validate_parameters=False,
     persist_result=False,

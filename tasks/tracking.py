@@ -25,6 +25,7 @@ from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 _REPORT_KEY = "ssl_backdoor.report_key"
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
+_IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and probe: they would bury the rest
 
 
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
@@ -117,7 +118,11 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
     }
     child = client.create_run(experiment, run_name=f"{evidence.index:03d} {evidence.arm}", tags=tags)
     run_id = str(child.info.run_id)
-    measured = {name: value for name, value in scores.summary["measurements"].items() if value is not None}
+    measured = {
+        name: value
+        for name, value in scores.summary["measurements"].items()
+        if value is not None and not name.startswith(_IN_THE_REPORT_ONLY)
+    }
     metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in measured.items()]
     metrics += [Metric("seconds/train", model.seconds, 0, 0), Metric("seconds/evaluate", scores.seconds, 0, 0)]
     metrics += [*evidence.facts(run), *evidence.curves()]
@@ -143,7 +148,7 @@ def _summary(client: mlflow.MlflowClient, run_id: str, spec: ReportSpec, folder:
     metrics = [
         Metric(_metric_name(f"{row['arm']}/{row['name']}/{row['condition']}/{row['probe']}"), row["value"], 0, 0)
         for row in rows
-        if row["value"] is not None and not row["name"].startswith("false_positives:")
+        if row["value"] is not None and not row["name"].startswith(_IN_THE_REPORT_ONLY)
     ]
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])

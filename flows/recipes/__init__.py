@@ -70,7 +70,7 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "saha2022_moco": Recipe(saha2022.saha2022_moco, 10, 10, 1, True, "the paper's scale: ImageNet-100, ResNet-18"),
     "saha2022_byol": Recipe(saha2022.saha2022_byol, 10, 10, 1, True, "the paper's scale: ImageNet-100, ResNet-18"),
     "carlini2022_fig2_targeted": _figure(
-        carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 4, 8), paper=(8, 1, 32)
+        carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
     ),
     "carlini2022_fig2_backdoor": _figure(
         carlini2022.fig2_backdoor, "success of the backdoor by the count, two defences", paper=(8, 8, 32)
