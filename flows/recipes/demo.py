@@ -16,7 +16,8 @@ from ssl_backdoor.specs import (
 TRIGGER_SEED = 34
 TARGET = "cross"
 DATASET = DatasetSpec(source=ScenesSourceSpec(), frame_px=16)
-TARGETED = targeted(num_poisons=8, pairs=8)
+TRAIN = clip.TINY.model_copy(update={"fit": clip.FIT.model_copy(update={"epochs": 12})})
+TARGETED = targeted(num_poisons=16, pairs=8)
 BACKDOOR = clip.backdoor(clip.MINI, model=0, pairs=1).model_copy(update={"target_class": "ring"})
 FIGURES = (
     FigureSpec(
@@ -47,7 +48,7 @@ def _clip(attack: AttackSpec, variant: str, seed: int, defence: DefenceSpec) -> 
     return RunSpec(
         dataset=DATASET,
         attack=attack,
-        train=clip.TINY,
+        train=TRAIN,
         defence=defence,
         evaluation=clip.EVALUATION,
         seed=seed,

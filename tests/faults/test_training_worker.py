@@ -8,13 +8,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray_worker
 import torch
-from command_server import TINY, shell
+from command_server import shell
+from PIL import Image
 from safetensors.torch import load_file
 from services import wait_until
 
+from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import run_stage
 from ssl_backdoor.store import open_store
@@ -66,9 +69,22 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
+def pictures(folder: Path) -> Path:
+    """Noise in two classes, 60 training and 10 test images each."""
+    for split, count in (("train", 60), ("test", 10)):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = stream(0, split, name, index).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{index:03d}.png")
+    return folder
+
+
 def test_interrupt_keeps_what_is_done(tmp_path):
     store = tmp_path / "store"
-    longer = (*TINY, "--set", "train.fit.batch_size=16", "--set", "train.fit.epochs=40", "--store", store)
+    settings = ('dataset.classes=["cat","dog"]', "attack.target_class=cat", "train.fit.batch_size=16")
+    longer = [part for setting in (*settings, "train.fit.epochs=150") for part in ("--set", setting)]
+    longer += ["--data", pictures(tmp_path / "pictures"), "--pairs", "1", "--store", store]
     with shell(tmp_path) as run, ThreadPoolExecutor(1) as pool:
 
         def interrupt() -> None:
@@ -76,7 +92,7 @@ def test_interrupt_keeps_what_is_done(tmp_path):
             run.interrupt()
 
         pressed = pool.submit(interrupt)
-        outcome = run("train", "demo", *longer)
+        outcome = run("train", "cifar10_byol", *longer)
         pressed.result(timeout=1)
         assert outcome.code == 130, outcome
         assert "the same command goes on" in outcome.stderr
@@ -85,5 +101,5 @@ def test_interrupt_keeps_what_is_done(tmp_path):
         assert kept
         mark = f"SSL_BACKDOOR_HOME={tmp_path}/"
         wait_until(lambda: not processes("ray::train", mark), timeout_s=20, what="the workers to end")
-        assert run("train", "demo", *longer).code == 0
-        assert len(list(store.glob("train/*/manifest.json"))) == 5
+        assert run("train", "cifar10_byol", *longer).code == 0
+        assert len(list(store.glob("train/*/manifest.json"))) == 3

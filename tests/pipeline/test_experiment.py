@@ -85,7 +85,7 @@ def test_show_and_export_take_a_short_reference(first, lab):
     run, folder = lab
     poisons = {
         "saha2022_targeted": (40, 40, 0),
-        "carlini2022_targeted": (64, 0, 64),
+        "carlini2022_targeted": (128, 0, 128),
         "carlini2022_backdoor": (50, 0, 50),
     }
     for artifact in (folder / "home/store/poison").iterdir():
@@ -105,7 +105,7 @@ def test_show_and_export_take_a_short_reference(first, lab):
 def test_both_papers_are_on_the_page(first):
     result, _ = first
     found = {(row["name"], row["arm"], row["condition"]) for row in result["measurements"]}
-    for poisons, arm in ((0, "control[targeted]"), (8, "suspect[targeted]")):
+    for poisons, arm in ((0, "control[targeted]"), (16, "suspect[targeted]")):
         assert ("targeted_success", arm, f"num_poisons={poisons}") in found
     assert ("attack_success_rate", "student[backdoor]", "num_poisons=50") in found
     with open(result["artifacts"]["report"], encoding="utf-8") as file:
