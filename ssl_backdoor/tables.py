@@ -24,15 +24,9 @@ REJECTED = pa.schema([("source", pa.string()), ("reason", pa.string())])
 # One row per decision. "poison" and "recode" rows take the place of source_key's image, "add" rows are new samples.
 POISON_PLAN = pa.schema(
     [
-        (
-            "key",
-            pa.string(),
-        ),  # of the overlay sample; a replacement's equals source_key, an added one is "poison-000000"
+        ("key", pa.string()),  # of the overlay sample: "poison-000000" where added, else equal to source_key
         ("source_key", pa.string()),  # the image it is made from; an added one's may be of either split
-        (
-            "action",
-            pa.string(),
-        ),  # "poison" (altered), "recode" (clean, but through the same codec) or "add" (a new pair)
+        ("action", pa.string()),  # "poison" (altered), "recode" (clean, same codec) or "add" (a new pair)
         ("label", pa.int32()),  # the source's own
         ("sub_seed", pa.int64()),  # seeds the placement, or the pixel noise
         ("caption", pa.string()),  # of an added pair; null: the source's own stay

@@ -9,14 +9,35 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 from tiny_sets import tiny_dataset
 from tiny_training import BACKBONE, METHODS, FolderCheckpoints, compress_spec, train_spec
 
 from ssl_backdoor.defences import defend
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.methods.losses import nt_xent
+from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import save_backbone
+from ssl_backdoor.train.collectives import connect
 from ssl_backdoor.train.pretrain import pretrain
+
+
+def contrast(file: Path, resources: Resources) -> None:
+    """NT-Xent of 16 embeddings and its gradient for the one weight that made them, averaged as the loop does."""
+    replicas = connect(resources, torch.device("cpu"))
+    inputs = torch.randn(16, 5, generator=torch_generator(0, "inputs"))[replicas.slice(16)]
+    weight = torch.randn(5, 4, generator=torch_generator(0, "weight")).requires_grad_()
+    own = F.normalize(inputs @ weight, dim=1)
+    everyone = replicas.gather_with_gradient(own)
+    loss = nt_xent(own, everyone, replicas.slice(16).start, 0.2)
+    loss.backward()
+    assert weight.grad is not None
+    results = {"loss": loss.detach(), "gradient": weight.grad, "everyone": everyone.detach()}
+    replicas.average([results["loss"], results["gradient"]])
+    save_file(results, file)
 
 
 def run_all(folder: Path, workers: int) -> None:
@@ -24,6 +45,7 @@ def run_all(folder: Path, workers: int) -> None:
     rank = int(os.environ.get("RANK", "0"))
     dataset = tiny_dataset(folder / f"data-{rank}", train_per_class=14, size=(12, 12))
     resources = Resources(device="cpu", workers=workers, checkpoint_every_steps=5)
+    contrast(folder / f"nt_xent-{rank}.safetensors", resources)
     summaries: dict[str, Any] = {}
     for kind in METHODS:
         out = folder / f"{kind}-{rank}"

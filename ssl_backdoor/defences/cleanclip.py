@@ -16,7 +16,6 @@ mixes two views and does not depend on the number of replicas.
 Shapes: b pairs of this replica, B pairs of all replicas, D embedding, L tokens.
 """
 
-import math
 from pathlib import Path
 from typing import Any, final
 
@@ -30,7 +29,7 @@ from ssl_backdoor.defences.towers import load_towers
 from ssl_backdoor.defences.trusted import open_trusted
 from ssl_backdoor.defences.word_edits import draw_edits, edit_words
 from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
-from ssl_backdoor.methods.clip import MAX_SCALE, clip_loss
+from ssl_backdoor.methods.clip import clip_loss
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower, build_towers
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed, torch_generator
@@ -87,8 +86,7 @@ class CleanCLIP(SSLMethod):
 
     def after_step(self, progress: float) -> None:
         """The scale stays within 1 and 100, as in pre-training."""
-        with torch.no_grad():
-            self.text.logit_scale.clamp_(0, math.log(MAX_SCALE))
+        self.text.hold_scale()
 
 
 def _unit(tower: nn.Module, rows: Tensor) -> Tensor:

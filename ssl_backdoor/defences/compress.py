@@ -21,8 +21,10 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import ResNet, initialised
 from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.methods.clip_towers import ImageTower
 from ssl_backdoor.methods.losses import similarity_divergence
 from ssl_backdoor.methods.parts import EMACopy, Queue
+from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed, torch_generator
 from ssl_backdoor.specs import CompressSpec, Resources
@@ -44,7 +46,12 @@ class CompRess(SSLMethod):
     num_views = 1
 
     def __init__(
-        self, spec: CompressSpec, teacher: ResNet, student: ResNet, seed: int, replicas: Replicas | None = None
+        self,
+        spec: CompressSpec,
+        teacher: ResNet | ViT,
+        student: ResNet | ViT,
+        seed: int,
+        replicas: Replicas | None = None,
     ):
         super().__init__()
         self.spec = spec
@@ -129,7 +136,7 @@ def defend(
     """
     check_workers(spec.fit, resources)
     teacher = load_backbone(suspect)
-    if not isinstance(teacher, ResNet):
+    if isinstance(teacher, ImageTower):
         raise SpecError(
             "compress would part the image tower of a CLIP model from its captions, and zero-shot classification "
             "would be lost; set defence.kind to distil_image_tower"

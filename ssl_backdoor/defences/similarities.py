@@ -1,12 +1,11 @@
 """Similarities within a batch that is spread over replicas, with gradients across them."""
 
-import warnings
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_backdoor.methods.base import Replicas
+from ssl_backdoor.methods.clip import open_clip_loss
 
 
 def similarities(rows: Tensor, columns: Tensor, scale: Tensor, replicas: Replicas) -> tuple[Tensor, Tensor]:
@@ -20,12 +19,7 @@ def similarities(rows: Tensor, columns: Tensor, scale: Tensor, replicas: Replica
         scale: Scalar.
         replicas: Where the other rows and columns are.
     """
-    from open_clip.loss import ClipLoss
-
-    loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=replicas.index, world_size=replicas.count)
-    with torch.autocast(rows.device.type, enabled=False), warnings.catch_warnings():
-        # torch deprecates the gathering that open_clip calls; it works in every release that constraints.txt allows.
-        warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\.", category=FutureWarning)
+    with open_clip_loss(rows.device, replicas) as loss:
         both: tuple[Tensor, Tensor] = loss.get_logits(rows, columns, scale)
     return both
 

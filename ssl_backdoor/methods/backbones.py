@@ -67,7 +67,25 @@ def batch_norm_1d(channels: int, groups: int) -> nn.Module:
     return nn.BatchNorm1d(channels) if groups == 1 else GroupedBatchNorm(channels, groups)
 
 
+@final
+class NarrowShortcut(nn.Conv2d):
+    """A strided 1x1 convolution as every ``stride``-th pixel, then a plain one: the same numbers.
+
+    oneDNN's backward pass for strided 1x1 filters on 8 channels or fewer, channels last, writes past its buffers (torch
+    2.15, AVX-512): images of 48 px crash, and smaller ones may do harm unseen.
+    """
+
+    MAX_CHANNELS = 8
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, channels, ceil(H / stride), ceil(W / stride))."""
+        step, across = self.stride
+        return F.conv2d(input[:, :, ::step, ::across], self.weight)
+
+
 def _conv(channels_in: int, channels: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    if kernel == 1 and stride > 1 and channels_in <= NarrowShortcut.MAX_CHANNELS:
+        return NarrowShortcut(channels_in, channels, 1, stride, bias=False)
     return nn.Conv2d(channels_in, channels, kernel, stride, padding=kernel // 2, bias=False)
 
 

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
+from ssl_backdoor.methods.vit import ViT
 
-Backbone = ResNet | ImageTower
+Backbone = ResNet | ImageTower | ViT
 
 
 class Batch(NamedTuple):
@@ -47,6 +48,14 @@ class Replicas(abc.ABC):
         """The rows (B, ...) of all replicas, (count * B, ...), in replica order, without gradient."""
 
     @abc.abstractmethod
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """``gather``, but gradients flow back to ``rows`` from the losses of all replicas, summed.
+
+        Averaged over the replicas, as the loop does, gradients are then those of one replica with the whole batch.
+        Every replica must pass backward through the result once for each time it gathered.
+        """
+
+    @abc.abstractmethod
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the replicas, in place."""
 
@@ -70,6 +79,10 @@ class Alone(Replicas):
     def gather(self, rows: Tensor) -> Tensor:
         """``rows`` themselves."""
         return rows.detach()
+
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """``rows`` themselves."""
+        return rows
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to do."""

@@ -58,7 +58,8 @@ class BYOL(SSLMethod):
         self.target.follow((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
 
     def _online(self, view: Tensor) -> Tensor:
-        return self.predictor(self.projector(self.backbone(view)))  # type: ignore[no-any-return]  # untyped nn
+        prediction: Tensor = self.predictor(self.projector(self.backbone(view)))
+        return prediction
 
 
 def ema_decay(spec: BYOLSpec, progress: float, epochs: int) -> float:

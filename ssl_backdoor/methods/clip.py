@@ -10,7 +10,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import Any, final
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,6 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 from ssl_backdoor.specs import CLIPSpec
-
-MAX_SCALE = 100.0
 
 
 @final
@@ -59,8 +57,7 @@ class CLIP(SSLMethod):
 
     def after_step(self, progress: float) -> None:
         """The scale stays within 1 and 100, as in open_clip."""
-        with torch.no_grad():
-            self.text.logit_scale.clamp_(0, math.log(MAX_SCALE))
+        self.text.hold_scale()
 
     def _pass(self, tower: nn.Module, rows: Tensor) -> Tensor:
         size = self.spec.micro_batch_size
@@ -78,13 +75,20 @@ def clip_loss(image: Tensor, text: Tensor, scale: Tensor, replicas: Replicas) ->
         scale: Scalar, 1 / temperature.
         replicas: Where the other pairs are.
     """
+    with open_clip_loss(image.device, replicas) as loss:
+        mean: Tensor = loss(image, text, scale)
+    return mean
+
+
+@contextlib.contextmanager
+def open_clip_loss(device: torch.device, replicas: Replicas) -> Iterator[Any]:
+    """open_clip's ``ClipLoss`` over the pairs of all replicas, in full precision: each has its rows' share."""
     from open_clip.loss import ClipLoss
 
-    loss = ClipLoss(local_loss=True, gather_with_grad=True, rank=replicas.index, world_size=replicas.count)
-    with torch.autocast(image.device.type, enabled=False), warnings.catch_warnings():
+    with torch.autocast(device.type, enabled=False), warnings.catch_warnings():
         # torch deprecates the gathering that open_clip calls; it works in every release that constraints.txt allows.
         warnings.filterwarnings("ignore", message=r"torch\.distributed\.nn\.functional\.", category=FutureWarning)
-        return loss(image, text, scale)  # type: ignore[no-any-return]  # open_clip is untyped
+        yield ClipLoss(local_loss=True, gather_with_grad=True, rank=replicas.index, world_size=replicas.count)
 
 
 def in_chunks(tower: nn.Module, rows: Tensor, size: int) -> Tensor:

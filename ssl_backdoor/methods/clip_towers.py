@@ -28,6 +28,7 @@ NUM_BYTE_TOKENS = 512
 """Tokens before the merges: 256 bytes, each within a word and at its end."""
 NUM_SPECIAL_TOKENS = 2
 FULL_VOCAB_SIZE = 49_408
+MAX_SCALE = 100.0
 
 
 @final
@@ -54,7 +55,8 @@ class ImageTower(nn.Module):
                 f"{self.spec.config} reads images of {self.side_px} px, found {images.shape[-1]} px; set "
                 "fit.views.size_px and evaluation.crop_px to it, or take one of the tiny-... configurations"
             )
-        return self.network(images)  # type: ignore[no-any-return]  # nn.Module is untyped
+        embeddings: Tensor = self.network(images)
+        return embeddings
 
 
 @final
@@ -78,7 +80,8 @@ class TextTower(nn.Module):
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """(n, ``context_length``) int64, zero behind the end; a longer text is cut."""
-        return self.tokenizer(list(texts))  # type: ignore[no-any-return]  # open_clip is untyped
+        tokens: Tensor = self.tokenizer(list(texts))
+        return tokens
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Tokens to embeddings: the state at the text's end, projected; what open_clip's forward gives, in less time.
@@ -99,7 +102,13 @@ class TextTower(nn.Module):
         found = last.attn(seen[rows, ends][:, None], seen, seen, key_padding_mask=behind, need_weights=False)[0]
         x = x[rows, ends] + last.ls_1(found[:, 0])
         x = x + last.ls_2(last.mlp(last.ln_2(x)))
-        return network.ln_final(x) @ network.text_projection  # type: ignore[no-any-return]  # open_clip is untyped
+        embeddings: Tensor = network.ln_final(x) @ network.text_projection
+        return embeddings
+
+    def hold_scale(self) -> None:
+        """Clamp the scale to 1 to 100, as open_clip does after each step."""
+        with torch.no_grad():
+            self.logit_scale.clamp_(0, math.log(MAX_SCALE))
 
 
 def build_towers(
@@ -132,11 +141,13 @@ def load_open_clip() -> ModuleType:
         raise SpecError(
             f"CLIP needs open_clip, but it cannot be imported ({error}); run: pip install 'open_clip_torch>=3.3,<4'"
         ) from error
-    import ssl_backdoor.methods.clip_trunks  # noqa: F401  # enters our networks in timm's list
+    from ssl_backdoor.methods.clip_trunks import enter_trunks
 
     if not any(name.startswith("tiny-resnet8") for name in open_clip.list_models()):
+        enter_trunks()
         open_clip.add_model_config(CONFIGS)
-    return open_clip  # type: ignore[no-any-return]  # open_clip is untyped
+    module: ModuleType = open_clip
+    return module
 
 
 def tower_config(name: str) -> dict[str, Any]:

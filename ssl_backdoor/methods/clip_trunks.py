@@ -1,9 +1,10 @@
-"""The image networks of our own tiny CLIP configurations, entered in timm's list, where open_clip's adapter finds them.
+"""The image networks of our own tiny CLIP configurations, for timm's list, where open_clip's adapter finds them.
 
-Importing this module imports timm. The ResNet is the one that the other methods train (``methods/backbones.py``).
+Importing this module imports timm; ``enter_trunks`` enters them. The ResNet is the one that the other methods train
+(``methods/backbones.py``).
 """
 
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from timm.models import register_model
@@ -18,7 +19,7 @@ from ssl_backdoor.specs import ResNetSpec
 class TimmResNet(nn.Module):
     """A ``ResNet`` with what open_clip asks of a timm model."""
 
-    default_cfg: dict[str, Any] = {}  # noqa: RUF012  # timm's name and form
+    default_cfg: ClassVar[dict[str, Any]] = {}  # timm reads it
 
     def __init__(self, width: int):
         super().__init__()
@@ -32,34 +33,30 @@ class TimmResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to features (B, num_features)."""
-        return self.network(images)  # type: ignore[no-any-return]  # nn.Module is untyped
+        features: Tensor = self.network(images)
+        return features
 
 
-@register_model
 def ssl_backdoor_resnet8_w8(**_: Any) -> nn.Module:
     """Three stages of one basic block, 3x3 stem of stride 1, 8 channels in the first stage."""
     return TimmResNet(8)
 
 
-@register_model
 def ssl_backdoor_resnet8_w16(**_: Any) -> nn.Module:
     """The same with 16 channels."""
     return TimmResNet(16)
 
 
-@register_model
 def ssl_backdoor_resnet8_w32(**_: Any) -> nn.Module:
     """The same with 32 channels."""
     return TimmResNet(32)
 
 
-@register_model
 def ssl_backdoor_resnet8_w64(**_: Any) -> nn.Module:
     """The same with 64 channels."""
     return TimmResNet(64)
 
 
-@register_model
 def ssl_backdoor_vit_p4(**_: Any) -> Any:
     """The vision transformer of timm on patches of 4 px; its position embedding is resampled to the image's side."""
     network: Any = VisionTransformer(
@@ -75,3 +72,15 @@ def ssl_backdoor_vit_p4(**_: Any) -> Any:
     )
     network.default_cfg = {}
     return network
+
+
+def enter_trunks() -> None:
+    """Enter the networks in timm's list, under the names that the configurations use."""
+    for make in (
+        ssl_backdoor_resnet8_w8,
+        ssl_backdoor_resnet8_w16,
+        ssl_backdoor_resnet8_w32,
+        ssl_backdoor_resnet8_w64,
+        ssl_backdoor_vit_p4,
+    ):
+        register_model(make)

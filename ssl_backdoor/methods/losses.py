@@ -33,9 +33,38 @@ def byol_regression(prediction: Tensor, target: Tensor) -> Tensor:
         prediction: (B, D), of any length, with gradient.
         target: (B, D), of any length.
     """
+    return 2 + 2 * negative_cosine(prediction, target)
+
+
+def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
+    """``-cos(prediction, target)``, mean over the batch: SimSiam, https://arxiv.org/abs/2011.10566, equation 1.
+
+    Args:
+        prediction: (B, D), of any length, with gradient.
+        target: (B, D), of any length.
+    """
     with torch.autocast(prediction.device.type, enabled=False):
         cosine = (F.normalize(prediction.float(), dim=1) * F.normalize(target.float(), dim=1)).sum(1)
-        return 2 - 2 * cosine.mean()
+        return -cosine.mean()
+
+
+def nt_xent(own: Tensor, everyone: Tensor, first: int, temperature: float) -> Tensor:
+    """NT-Xent: SimCLR, https://arxiv.org/abs/2002.05709, equation 1; the mean over the rows of ``own``.
+
+    Row i's loss is ``-log(exp(s_ij / t) / sum_(k != i) exp(s_ik / t))``, j the other view of its image. The mean over
+    equal replicas is the mean over the global batch.
+
+    Args:
+        own: (2b, D), unit rows, with gradient: rows 2n and 2n + 1 are the two views of one image.
+        everyone: (2B, D), unit rows, laid out in the same way; ``own`` is a part of it.
+        first: Where in ``everyone`` the rows of ``own`` start; even.
+        temperature: Positive.
+    """
+    with torch.autocast(own.device.type, enabled=False):
+        itself = torch.arange(first, first + len(own), device=own.device)
+        logits = own.float() @ everyone.float().T / temperature
+        logits = logits.scatter(1, itself[:, None], -torch.inf)
+        return F.cross_entropy(logits, itself ^ 1)
 
 
 def similarity_divergence(

@@ -17,6 +17,7 @@ from ssl_backdoor.methods.backbones import ResNet, initialised
 from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
 from ssl_backdoor.methods.losses import info_nce
 from ssl_backdoor.methods.parts import EMACopy, Queue, mlp
+from ssl_backdoor.methods.shuffled import embed_all
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import MoCoV2Spec
 
@@ -54,7 +55,8 @@ class MoCoV2(SSLMethod):
         """InfoNCE of view 0 as query against view 1 as key and the queue as it was before this batch."""
         query_view, key_view = views_of(batch, self.num_views)
         query = F.normalize(self.projector(self.backbone(query_view)).float(), dim=1)  # (b, D)
-        keys = self._keys(key_view, batch.step)  # (B, D)
+        shuffle = torch_generator(self.seed, "shuffle_bn", batch.step) if self.shuffles else None
+        keys = embed_all(self.key_encoder, key_view, self.replicas, shuffle)  # (B, D)
         self.new_keys = keys
         key = keys[self.replicas.slice(len(keys))]  # (b, D)
         return LossOutput(info_nce(query, key, self.queue.rows, self.spec.temperature), {})
@@ -65,14 +67,3 @@ class MoCoV2(SSLMethod):
         if self.new_keys is not None:
             self.queue.push(self.new_keys)
             self.new_keys = None
-
-    @torch.no_grad()
-    def _keys(self, view: Tensor, step: int) -> Tensor:
-        """Unit keys of all replicas' images, (B, D), in their order; BatchNorm saw them shuffled over its groups."""
-        if not self.shuffles:
-            return self.replicas.gather(F.normalize(self.key_encoder(view).float(), dim=1))
-        images = self.replicas.gather(view)
-        order = torch.randperm(len(images), generator=torch_generator(self.seed, "shuffle_bn", step))
-        mine = order[self.replicas.slice(len(images))].to(view.device)
-        shuffled = self.replicas.gather(F.normalize(self.key_encoder(images[mine]).float(), dim=1))
-        return shuffled[order.argsort().to(view.device)]

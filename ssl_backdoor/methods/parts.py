@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.backbones import batch_norm_1d
+from ssl_backdoor.methods.backbones import GroupedBatchNorm, batch_norm_1d
 
 
 def mlp(dim_in: int, hidden_dim: int, dim_out: int) -> nn.Sequential:
@@ -25,6 +25,17 @@ def mlp_with_batch_norm(dim_in: int, hidden_dim: int, dim_out: int, bn_groups: i
     )
 
 
+def batch_norm_without_gain(channels: int, bn_groups: int) -> nn.Module:
+    """BatchNorm for (B, C) that has neither gain nor shift."""
+    if bn_groups == 1:
+        return nn.BatchNorm1d(channels, affine=False)
+    norm = GroupedBatchNorm(channels, bn_groups)
+    norm.affine = False
+    norm.register_parameter("weight", None)
+    norm.register_parameter("bias", None)
+    return norm
+
+
 @final
 class EMACopy(nn.Module):
     """A copy of ``networks``, in series, that no gradient reaches and that follows them slowly.
@@ -39,7 +50,8 @@ class EMACopy(nn.Module):
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """The copy's output for ``x``, without gradient."""
-        return self.networks(x)  # type: ignore[no-any-return]  # nn.Sequential is untyped
+        y: Tensor = self.networks(x)
+        return y
 
     @torch.no_grad()
     def follow(self, networks: Iterable[nn.Module], ema_decay: float) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 from sklearn.manifold import TSNE
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
+from threadpoolctl import threadpool_limits
 
 from ssl_backdoor.report.aggregate import PairRow, Row, find
 from ssl_backdoor.report.drawing import (
@@ -68,12 +68,18 @@ class Picture(NamedTuple):
 
 
 def draw_all(
-    scored: Sequence[Scored], rows: Sequence[Row], pairs: Sequence[PairRow], examples: Sequence[Example]
+    scored: Sequence[Scored],
+    rows: Sequence[Row],
+    pairs: Sequence[PairRow],
+    examples: Sequence[Example],
+    variant: str = "",
 ) -> tuple[Picture, ...]:
-    """Every figure for which there are data, of the main variant, in the order of the page; poisons come first."""
+    """Every figure for which there are data, of one variant, in the order of the page; poisons come first."""
     attacks = dict.fromkeys(example.attack for example in examples)
     poisoned = (poisons([example for example in examples if example.attack == attack]) for attack in attacks)
-    main = [one for one in scored if not one.run.variant]
+    main = [one for one in scored if one.run.variant == variant]
+    rows = [row._replace(variant="") for row in rows if row.variant == variant]
+    pairs = [pair._replace(variant="") for pair in pairs if pair.variant == variant]
     drawn = (
         before_after(rows, pairs),
         false_positives(main, rows),

@@ -36,7 +36,13 @@ from ssl_backdoor.specs.data import (
 )
 from ssl_backdoor.specs.defence import CleanCLIPSpec, CompressSpec, DefenceSpec, DistilImageTowerSpec, NoDefenceSpec
 from ssl_backdoor.specs.evaluation import EvaluationSpec, Probe
-from ssl_backdoor.specs.experiment import FigureSpec, PaperValue, ReportSpec, Resources, RunSpec
+from ssl_backdoor.specs.experiment import (
+    FigureSpec,
+    PaperValue,
+    ReportSpec,
+    Resources,
+    RunSpec,
+)
 from ssl_backdoor.specs.training import (
     AdamSpec,
     AdamWSpec,
@@ -45,16 +51,23 @@ from ssl_backdoor.specs.training import (
     CLIPSpec,
     CosineSpec,
     FitSpec,
+    JigsawSpec,
+    MAESpec,
     MethodSpec,
     MilestonesSpec,
     MoCoV2Spec,
+    MSFSpec,
     OpenCLIPSpec,
     OptimizerSpec,
     ResNetSpec,
+    RotNetSpec,
     ScheduleSpec,
     SGDSpec,
+    SimCLRSpec,
+    SimSiamSpec,
     TrainSpec,
     ViewsSpec,
+    ViTSpec,
 )
 
 __all__ = [
@@ -82,6 +95,9 @@ __all__ = [
     "Fraction",
     "GridTriggerSpec",
     "ImageTriggerSpec",
+    "JigsawSpec",
+    "MAESpec",
+    "MSFSpec",
     "MethodSpec",
     "MilestonesSpec",
     "MoCoV2Spec",
@@ -94,12 +110,15 @@ __all__ = [
     "ReportSpec",
     "ResNetSpec",
     "Resources",
+    "RotNetSpec",
     "RunSpec",
     "SGDSpec",
     "Saha2022TargetedSpec",
     "Saha2022UntargetedSpec",
     "ScenesSourceSpec",
     "ScheduleSpec",
+    "SimCLRSpec",
+    "SimSiamSpec",
     "SourceCaptionsSpec",
     "SourceSpec",
     "Spec",
@@ -108,5 +127,6 @@ __all__ = [
     "TemplateCaptionsSpec",
     "TrainSpec",
     "TriggerSpec",
+    "ViTSpec",
     "ViewsSpec",
 ]

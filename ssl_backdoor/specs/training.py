@@ -26,7 +26,24 @@ class OpenCLIPSpec(Spec):
     """Name of a configuration: open_clip's own (RN50, ViT-B-32, ...) or one of methods/clip_configs (tiny-...)."""
 
 
-BackboneSpec = Annotated[OpenCLIPSpec | ResNetSpec, Field(discriminator="kind")]
+class ViTSpec(Spec):
+    """A vision transformer with fixed sine-cosine positions, so that any side divisible by the patch will do."""
+
+    kind: Literal["vit"] = "vit"
+    patch_px: int = Field(default=16, ge=1, le=64)
+    embed_dim: int = Field(default=768, ge=4, le=4096)
+    """A multiple of 4 (positions) and of ``num_heads``."""
+    depth: int = Field(default=12, ge=1, le=48)
+    num_heads: int = Field(default=12, ge=1)
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.embed_dim % 4 or self.embed_dim % self.num_heads:
+            raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of 4 and of num_heads {self.num_heads}")
+        return self
+
+
+BackboneSpec = Annotated[OpenCLIPSpec | ResNetSpec | ViTSpec, Field(discriminator="kind")]
 
 
 class ViewsSpec(Spec):
@@ -144,6 +161,79 @@ class BYOLSpec(Spec):
     ema_per: Literal["epoch", "step"] = "epoch"
 
 
+class SimCLRSpec(Spec):
+    """SimCLR."""
+
+    kind: Literal["simclr"] = "simclr"
+    projector_hidden_dim: int = Field(default=2048, ge=1)
+    embedding_dim: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.1, gt=0.0)
+
+
+class SimSiamSpec(Spec):
+    """SimSiam."""
+
+    kind: Literal["simsiam"] = "simsiam"
+    projector_hidden_dim: int = Field(default=2048, ge=1)
+    embedding_dim: int = Field(default=2048, ge=1)
+    predictor_hidden_dim: int = Field(default=512, ge=1)
+
+
+class MSFSpec(Spec):
+    """Mean shift for self-supervised learning."""
+
+    kind: Literal["msf"] = "msf"
+    projector_hidden_dim: int = Field(default=1024, ge=1)
+    embedding_dim: int = Field(default=128, ge=1)
+    predictor_hidden_dim: int = Field(default=1024, ge=1)
+    queue_size: int = Field(default=128_000, ge=1)
+    neighbours: int = Field(default=5, ge=1)
+    """The target's nearest embeddings in the queue, the target itself among them, that a query is pulled to."""
+    ema_decay: float = Field(default=0.99, ge=0.0, le=1.0)
+    weak_target: bool = True
+    """The target's view is cropped and flipped only; fit.views is the query's."""
+
+
+class RotNetSpec(Spec):
+    """RotNet: which of four rotations was the image turned by? Every image is seen in all four."""
+
+    kind: Literal["rotnet"] = "rotnet"
+
+
+class JigsawSpec(Spec):
+    """Jigsaw: which permutation were the nine tiles of the image shuffled by?"""
+
+    kind: Literal["jigsaw"] = "jigsaw"
+    num_permutations: int = Field(default=2000, ge=2, le=10_000)
+    """Chosen far apart: each next one has the largest mean Hamming distance to those before."""
+    tile_px: int = Field(default=64, ge=2)
+    """Side of a tile, cut at random from its cell of fit.views.size_px // 3."""
+    tile_dim: int = Field(default=512, ge=1)
+    """Each tile's features pass one linear layer, shared by the nine, to so many."""
+    hidden_dim: int = Field(default=4096, ge=1)
+
+
+class MAESpec(Spec):
+    """Masked autoencoder."""
+
+    kind: Literal["mae"] = "mae"
+    mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0)
+    decoder_dim: int = Field(default=512, ge=4, le=4096)
+    """A multiple of 4 (positions) and of ``decoder_heads``."""
+    decoder_depth: int = Field(default=8, ge=1)
+    decoder_heads: int = Field(default=16, ge=1)
+    norm_pixels: bool = True
+    """The target is each patch's pixels with the patch's own mean and variance taken out."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.decoder_dim % 4 or self.decoder_dim % self.decoder_heads:
+            raise ValueError(
+                f"decoder_dim {self.decoder_dim} must be a multiple of 4 and of decoder_heads {self.decoder_heads}"
+            )
+        return self
+
+
 class CLIPSpec(Spec):
     """CLIP: images and captions meet in one space under the symmetric contrastive loss."""
 
@@ -155,7 +245,10 @@ class CLIPSpec(Spec):
     0: the whole batch. BatchNorm statistics are then those of a micro-batch."""
 
 
-MethodSpec = Annotated[MoCoV2Spec | BYOLSpec | CLIPSpec, Field(discriminator="kind")]
+MethodSpec = Annotated[
+    RotNetSpec | SimCLRSpec | SimSiamSpec | MoCoV2Spec | BYOLSpec | MSFSpec | JigsawSpec | MAESpec | CLIPSpec,
+    Field(discriminator="kind"),
+]
 
 
 class TrainSpec(Spec):
@@ -167,9 +260,24 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if isinstance(self.method, CLIPSpec) != isinstance(self.backbone, OpenCLIPSpec):
+        wanted = {"clip": "open_clip", "mae": "vit"}.get(self.method.kind, "resnet")
+        if self.backbone.kind != wanted:
             raise ValueError(
-                "method clip needs a backbone of kind open_clip, and no other method takes one; "
-                f"found method {self.method.kind} with backbone {self.backbone.kind}"
+                f"method {self.method.kind} trains a backbone of kind {wanted}, found {self.backbone.kind}; "
+                f"set backbone.kind to {wanted}"
+            )
+        if isinstance(self.backbone, ViTSpec) and self.fit.views.size_px % self.backbone.patch_px:
+            raise ValueError(
+                f"fit.views.size_px {self.fit.views.size_px} must be a multiple of patch_px {self.backbone.patch_px}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holds_tiles(self) -> Self:
+        side, method = self.fit.views.size_px, self.method
+        if isinstance(method, JigsawSpec) and method.tile_px > side // 3:
+            raise ValueError(
+                f"jigsaw's tiles of {method.tile_px} px need images of at least {3 * method.tile_px} px, found views "
+                f"of {side} px; raise fit.views.size_px or lower method.tile_px"
             )
         return self

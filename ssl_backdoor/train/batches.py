@@ -54,7 +54,7 @@ def make_batches(
         return order(epoch)[position * batch_size : (position + 1) * batch_size]
 
     def batch(step: int) -> Batch:
-        mine = _pixels(images, rows_at(step)[share], rows_at(step + 1)[share]).to(device, non_blocking=True)
+        mine = _pixels(images, lambda step: rows_at(step)[share], step).to(device, non_blocking=True)
         generator = torch_generator(seed, "views", step)
         drawn = [(draw_parameters(batch_size, height, width, spec, generator), spec) for spec in views]
         made = [apply(mine, parameters.rows(share), spec) for parameters, spec in drawn]
@@ -67,9 +67,10 @@ def make_batches(
     return batch
 
 
-def _pixels(images: Tensor | Streamed, rows: Tensor, next_rows: Tensor) -> Tensor:
+def _pixels(images: Tensor | Streamed, rows_at: Callable[[int], Tensor], step: int) -> Tensor:
+    rows = rows_at(step)
     if isinstance(images, Tensor):
         return images[rows.to(images.device)]
     found = images[rows]
-    images.prefetch(next_rows)
+    images.prefetch(rows_at(step + 1))
     return found

@@ -132,7 +132,7 @@ def load_backbone(folder: Path) -> Backbone:
 
     Raises:
         CheckpointError: A file is missing, truncated, a pickle, or its tensors do not fit the described network.
-        SpecError: It is a tower of CLIP and open_clip is missing.
+        SpecError: It is a tower of CLIP and open_clip is missing, or a vision transformer and timm is.
     """
     backbone = build_backbone(backbone_spec(folder), 1, 0)
     _load_network(backbone, folder / BACKBONE_WEIGHTS)

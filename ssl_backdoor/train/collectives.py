@@ -3,8 +3,8 @@
 import atexit
 import datetime
 import os
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Callable, Sequence
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,11 @@ class Group(Replicas):
         dist.all_gather(parts, mine)
         return torch.cat(parts)
 
+    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+        """The rows of all replicas in rank order; their gradients are summed over the replicas."""
+        gather: Callable[[Tensor, Group], Tensor] = _Gather.apply
+        return gather(rows, self)
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """One all-reduce of the flattened tensors, then each takes its part of the mean."""
         if not tensors:
@@ -53,6 +58,23 @@ class Group(Replicas):
             buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
         dist.broadcast(buffer, 0)
         return buffer.cpu().numpy().tobytes()
+
+
+@final
+class _Gather(torch.autograd.Function):
+    """``Group.gather`` that passes each row the sum of the gradients it has on all replicas."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return group.gather(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        group: Group = ctx.group
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total[group.slice(len(total))], None
 
 
 def connect(resources: Resources, device: torch.device) -> Replicas:

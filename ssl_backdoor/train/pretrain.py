@@ -16,7 +16,7 @@ from torch import Tensor
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
-from ssl_backdoor.methods.build import build_method
+from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import FitSpec, Resources, TrainSpec, ViewsSpec
 from ssl_backdoor.train.batches import make_batches
@@ -64,7 +64,7 @@ def pretrain(
         on_progress: Told about once a second.
 
     Returns:
-        ``steps``, ``images_per_second`` (of this process group, since its start), ``final_loss`` and
+        ``steps``, ``images_per_second`` (of this process group, since its start), ``final_loss``, ``num_replicas`` and
         ``num_parameters`` (of the backbone).
 
     Raises:
@@ -79,7 +79,8 @@ def pretrain(
     def build(replicas: Replicas, device: torch.device) -> SSLMethod:
         return build_method(spec, seed, replicas)
 
-    return train_backbone(build, data, spec.fit, out, seed, resources, checkpoints, on_progress)
+    views = view_specs(spec)
+    return train_backbone(build, data, spec.fit, out, seed, resources, checkpoints, on_progress, views=views)
 
 
 def check_workers(spec: FitSpec, resources: Resources) -> None:
@@ -200,6 +201,7 @@ class _Session:
             "steps": self.num_steps,
             "images_per_second": round(num_images / seconds, 1),
             "final_loss": self.final_loss,
+            "num_replicas": self.replicas.count,
         }
 
     def resume(self) -> int:

@@ -152,16 +152,14 @@ def test_twenty_losses_are_the_golden_ones(name: str, tmp_path: Path) -> None:
     """A refactoring leaves them; a change of the science runs tests/golden/make_losses.py and says why."""
     train(name, tmp_path)
     losses = losses_in(tmp_path)
-    assert losses == pytest.approx(GOLDEN[name], rel=1e-3)
+    assert losses == pytest.approx(GOLDEN[name], rel=1e-3, abs=2e-4)
 
 
 @each
 def test_bfloat16_trains_close_to_float32_and_keeps_float32_weights(name: str, tmp_path: Path) -> None:
     train(name, tmp_path, precision="bfloat16")
     losses = losses_in(tmp_path)
-    assert losses[0] == pytest.approx(GOLDEN[name][0], rel=0.05)
+    assert losses[0] == pytest.approx(GOLDEN[name][0], rel=0.05, abs=0.01)  # SimSiam's passes through 0
     assert losses != GOLDEN[name]
-    assert {value.dtype for value in load_file(tmp_path / "backbone.safetensors").values()} == {
-        torch.float32,
-        torch.int64,
-    }
+    dtypes = {value.dtype for value in load_file(tmp_path / "backbone.safetensors").values()}
+    assert dtypes - {torch.int64} == {torch.float32}  # BatchNorm counts its batches

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import GroupedBatchNorm, ResNet, batch_norm_1d, batch_norm_2d
+from ssl_backdoor.methods.backbones import GroupedBatchNorm, NarrowShortcut, ResNet, batch_norm_1d, batch_norm_2d
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ResNetSpec
@@ -96,3 +96,19 @@ def test_one_group_is_pytorchs_own() -> None:
 def test_a_batch_that_does_not_split_is_refused() -> None:
     with pytest.raises(SpecError, match="5 images does not split into 2"):
         ResNet(ResNetSpec(depth=8, width=4, stem="small"), 2)(images(5, 3, 8, 8))
+
+
+@pytest.mark.parametrize("channels", [4, 8, 16])
+def test_a_strided_shortcut_is_the_convolution_it_stands_for(channels: int) -> None:
+    """Channels last and 8 channels or fewer, oneDNN's own backward pass ends the process at this size."""
+    network = ResNet(ResNetSpec(depth=8, width=channels, stem="small"))
+    shortcut: Any = network.get_submodule("layer2.0.downsample.0")
+    assert isinstance(shortcut, NarrowShortcut) == (channels <= 8)
+    pixels = images(2, channels, 64, 63)
+    weight = shortcut.weight.detach().clone().requires_grad_()
+    torch.nn.functional.conv2d(pixels.requires_grad_(), weight, stride=2).square().sum().backward()
+    shortcut.to(memory_format=torch.channels_last)
+    x = pixels.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    shortcut(x).square().sum().backward()
+    torch.testing.assert_close(x.grad, pixels.grad, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shortcut.weight.grad, weight.grad, rtol=1e-4, atol=1e-2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_backdoor.methods.losses import byol_regression, info_nce, similarity_divergence
+from ssl_backdoor.methods.losses import byol_regression, info_nce, negative_cosine, nt_xent, similarity_divergence
 from ssl_backdoor.seeds import stream
 
 BATCH, DIM, SIZE = 5, 4, 7
@@ -55,6 +55,38 @@ def test_byol_regression_of_equal_orthogonal_and_opposite(target: tuple[float, f
     assert byol_regression(torch.tensor([[1.0, 0.0]]), torch.tensor([target])).item() == pytest.approx(expected)
 
 
+def test_negative_cosine_is_the_papers() -> None:
+    prediction, target = rows("prediction", BATCH, unit=False), rows("target", BATCH, unit=False)
+    cosines = [p @ t / np.linalg.norm(p) / np.linalg.norm(t) for p, t in zip(prediction, target, strict=True)]
+    assert negative_cosine(*tensors(prediction, target)).item() == pytest.approx(-np.mean(cosines), rel=1e-5)
+
+
+@pytest.mark.parametrize(("target", "expected"), [((3.0, 0.0), -1.0), ((0.0, 2.0), 0.0), ((-0.5, 0.0), 1.0)])
+def test_negative_cosine_of_equal_orthogonal_and_opposite(target: tuple[float, float], expected: float) -> None:
+    assert negative_cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([target])).item() == pytest.approx(expected)
+
+
+def test_nt_xent_is_the_papers_as_a_whole_and_in_parts() -> None:
+    views = rows("views", 2 * BATCH)  # rows 2n and 2n + 1 are one image's
+    losses = []
+    for i in range(2 * BATCH):
+        other = i + 1 if i % 2 == 0 else i - 1
+        positive = math.exp(views[i] @ views[other] / 0.5)
+        total = sum(math.exp(views[i] @ views[k] / 0.5) for k in range(2 * BATCH) if k != i)
+        losses.append(-math.log(positive / total))
+    (everyone,) = tensors(views)
+    assert nt_xent(everyone, everyone, 0, 0.5).item() == pytest.approx(np.mean(losses), rel=1e-5)
+    for start, end in ((0, 4), (4, 10), (8, 10)):
+        part = nt_xent(everyone[start:end], everyone, start, 0.5)
+        assert part.item() == pytest.approx(np.mean(losses[start:end]), rel=1e-5)
+
+
+def test_nt_xent_of_orthogonal_images_with_equal_views() -> None:
+    views = torch.eye(4).repeat_interleave(2, 0)
+    expected = math.log(math.e + 6) - 1  # temperature 1: one positive of cosine 1 and six negatives of cosine 0
+    assert nt_xent(views, views, 0, 1.0).item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_similarity_divergence_is_the_papers() -> None:
     student, teacher = rows("student", BATCH), rows("teacher", BATCH)
     student_queue, teacher_queue = rows("student queue", SIZE), rows("teacher queue", SIZE)
@@ -80,6 +112,10 @@ def test_losses_stay_float32_under_autocast() -> None:
         assert torch.equal(info_nce(query, key, queue, 0.2), plain)
         assert byol_regression(query.bfloat16(), key).dtype == torch.float32
         assert similarity_divergence(query, key, queue, queue, 0.2).dtype == torch.float32
+        assert negative_cosine(query.bfloat16(), key).dtype == torch.float32
+    plain = nt_xent(query[:4], query[:4], 0, 0.2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nt_xent(query[:4], query[:4], 0, 0.2), plain)
 
 
 def test_gradient_reaches_the_query_only() -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_backdoor.methods.parts import EMACopy, Queue
+from ssl_backdoor.methods.parts import EMACopy, Queue, batch_norm_without_gain
 from ssl_backdoor.seeds import torch_generator
 
 
@@ -66,3 +66,17 @@ def test_copy_keeps_its_own_statistics_and_takes_no_gradient() -> None:
     copied.follow((network,), 0.5)
     assert copied.state_dict()["networks.0.1.num_batches_tracked"].item() == 1
     assert network.state_dict()["1.num_batches_tracked"].item() == 0
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_norm_without_gain_standardises_each_group(groups: int) -> None:
+    rows = 3 + 5 * torch.randn(8, 2, generator=torch_generator(0, "rows"))
+    norm = batch_norm_without_gain(2, groups)
+    for part, group in zip(norm(rows).chunk(groups), rows.chunk(groups), strict=True):
+        expected = (group - group.mean(0)) / (group.var(0, correction=0) + 1e-5).sqrt()
+        torch.testing.assert_close(part, expected)
+    assert not list(norm.parameters())
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert set(norm.state_dict()) == statistics
+    mean, variance = norm.state_dict()["running_mean"], norm.state_dict()["running_var"]
+    torch.testing.assert_close(norm.eval()(rows), (rows - mean) / (variance + 1e-5).sqrt())

@@ -10,7 +10,7 @@ MOVED = ViewsSpec(size_px=12)
 CPU = torch.device("cpu")
 
 
-class Second(Alone):  # type: ignore[misc]  # the test plays one of two replicas
+class Second(Alone):  # the test plays one of two replicas
     count = 2
     index = 1
 

@@ -66,7 +66,7 @@ def test_images_without_a_caption(cells: list[str | None] | None, count: str) ->
         tokenised(captions_of(cells) if cells else None, Letters())
 
 
-class Second(Alone):  # type: ignore[misc]  # the test plays one of two replicas
+class Second(Alone):  # the test plays one of two replicas
     count = 2
     index = 1
 

@@ -1,0 +1,62 @@
+"""SimCLR (Chen et al. 2020), https://arxiv.org/abs/2002.05709.
+
+Read beside https://github.com/google-research/simclr/blob/244e712 (model_util.py, objective.py). A view's positive is
+the other view of its image; the views of all other images of the global batch are its negatives.
+
+Shapes: b images of this replica, B images of all replicas, D embedding.
+"""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ssl_backdoor.methods.backbones import ResNet, batch_norm_1d, initialised
+from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.losses import nt_xent
+from ssl_backdoor.methods.parts import mlp_with_batch_norm
+from ssl_backdoor.seeds import torch_generator
+from ssl_backdoor.specs import SimCLRSpec
+
+
+@final
+class SimCLR(SSLMethod):
+    """Backbone and a two-layer projector that ends in BatchNorm; both views pass them as one batch, as upstream.
+
+    NOTE: upstream's linear layers have no bias and its last BatchNorm has no shift. Here they have, as PyTorch's own
+    modules: BatchNorm takes the biases out again, and the shift starts at 0.
+
+    NOTE: upstream draws linear weights with deviation 0.01; here they are drawn as in every other method's projector,
+    since BatchNorm after each layer takes their scale out.
+
+    NOTE: upstream adds the losses of the two views' halves; here they are averaged, as in the paper.
+    """
+
+    num_views = 2
+
+    def __init__(self, spec: SimCLRSpec, backbone: ResNet, seed: int, replicas: Replicas | None = None):
+        super().__init__()
+        self.spec = spec
+        self.replicas = replicas or Alone()
+        self.backbone = backbone
+        dim_in, groups = backbone.feature_dim, backbone.bn_groups
+        self.projector = initialised(
+            lambda: nn.Sequential(
+                mlp_with_batch_norm(dim_in, spec.projector_hidden_dim, spec.embedding_dim, groups),
+                batch_norm_1d(spec.embedding_dim, groups),
+            ),
+            torch_generator(seed, "projector"),
+        )
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """NT-Xent of this replica's 2b views among the 2B of all."""
+        # Image by image, so that a BatchNorm group holds both views of its images however many replicas there are.
+        views = torch.stack(views_of(batch, self.num_views), 1).flatten(0, 1)  # (2b, 3, S, S)
+        own = F.normalize(self.projector(self.backbone(views)).float(), dim=1)  # (2b, D)
+        everyone = self.replicas.gather_with_gradient(own)  # (2B, D)
+        first = self.replicas.slice(len(everyone)).start
+        return LossOutput(nt_xent(own, everyone, first, self.spec.temperature), {})
+
+    def after_step(self, progress: float) -> None:
+        """Nothing follows: there is no slow copy and no queue."""
