@@ -8,12 +8,16 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from flows import settings
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
 from ssl_backdoor.specs import Stage
 
+if TYPE_CHECKING:
+    from ssl_backdoor.specs import ReportSpec
+
+MANY_RUNS = 1000
 _DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
 
 
@@ -74,6 +78,9 @@ def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`")
     parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
     parser.add_argument(
+        "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"
+    )
+    parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. train.fit.epochs=3"
     )
     parser.add_argument(
@@ -84,6 +91,9 @@ def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     )
     parser.add_argument("--seeds", type=_positive, default=None, metavar="N", help="seeds 0 to N-1: models a point")
     parser.add_argument("--pairs", type=_positive, default=None, metavar="N", help="the first N trigger/target pairs")
+    parser.add_argument("--methods", default=None, metavar="A,B", help="only runs of these methods, such as byol,msf")
+    parser.add_argument("--probe-data", default=None, metavar="PATH", help="another labelled set, of transfer recipes")
+    parser.add_argument("--yes", action="store_true", help=f"more than {MANY_RUNS:,} runs without asking")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     parser.set_defaults(command=_run, until=until)
@@ -109,34 +119,27 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         result["seconds"] = {"total": seconds, **result["seconds"]}
         print(json.dumps(result, allow_nan=False))
-        return 0
+        return 1 if result["missing"] else 0
     headline = result.pop("text", "")
     print(headline)
     for name, place in result["artifacts"].items():
         print(f"{name}: {place}")
     print(f"{seconds} s")
-    return 0
+    for cell in result["missing"]:
+        print(f"ssl-backdoor: missing, {cell}", file=sys.stderr)
+    return 1 if result["missing"] else 0
 
 
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
-    from flows.overrides import apply
-    from flows.recipes import choose
     from ssl_backdoor.store import open_store
 
-    recipe = choose(options.recipe, options.size)
-    pairs, seeds = options.pairs or recipe.pairs, options.seeds or recipe.seeds
-    if pairs > recipe.max_pairs:
-        raise SpecError(f"{options.recipe} has {recipe.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
-    if recipe.needs_data and options.data is None:
-        raise SpecError(
-            f"{options.recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images."
-        )
-    report = apply(recipe.build(pairs, seeds), options.settings)
+    report = _plan(options)
     store_uri = options.store or settings.default_store()
     store = open_store(store_uri)
     store.check()
 
     from flows.console import Listener
+    from flows.matrix import matrix
     from flows.pipeline import experiment
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import disconnect
@@ -146,9 +149,11 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     try:
         with Listener().shown() as listener:
-            page = experiment(
+            page = (matrix if report.tables else experiment)(
                 report,
                 data=options.data,
+                probe_data=options.probe_data,
+                test_data=options.test_data,
                 store_uri=store.root,
                 resources=Resources(workers=options.workers),
                 listen=listener,
@@ -159,6 +164,40 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from flows.results import describe
 
     return describe(report, page, store, options.until)
+
+
+def _plan(options: argparse.Namespace) -> "ReportSpec":
+    """The recipe's runs, with all that the command line changes.
+
+    Raises:
+        SpecError: the command line cannot be meant so.
+    """
+    from flows.overrides import apply, only_methods
+    from flows.recipes import choose
+
+    recipe = choose(options.recipe, options.size)
+    pairs, seeds = options.pairs or recipe.pairs, options.seeds or recipe.seeds
+    if pairs > recipe.max_pairs:
+        raise SpecError(f"{options.recipe} has {recipe.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
+    if recipe.needs_data and options.data is None:
+        raise SpecError(
+            f"{options.recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images."
+        )
+    report = recipe.build(pairs, seeds)
+    if options.methods is not None:
+        report = only_methods(report, options.methods)
+    report = apply(report, options.settings)
+    if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
+        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes.")
+    return report
+
+
+def _agreed(num_runs: int) -> bool:
+    """Ask, where someone is there to answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    print(f"ssl-backdoor: this is {num_runs:,} runs. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _warm() -> None:

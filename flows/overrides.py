@@ -1,4 +1,4 @@
-"""``--set path=value``: change one field of every run of a recipe that has it."""
+"""``--set path=value``: change one field of every run of a recipe that has it. ``--methods``: leave runs out."""
 
 import difflib
 import hashlib
@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, RunSpec
 
@@ -16,8 +17,9 @@ from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, RunSpec
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     """``report`` with each ``path=value`` set in every run that has the field; equal runs are kept once.
 
-    A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line. A field of one attack
-    or defence (such as defence.queue_size) leaves runs under another as they are.
+    A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line, and ``@imagenet100_a``
+    and ``@imagenet100_b`` are known lists. A field of one attack or defence (such as defence.queue_size) leaves runs
+    under another as they are.
 
     Raises:
         SpecError: a path that no run has, or a value that the field refuses.
@@ -35,12 +37,44 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     return report.model_copy(update={"runs": tuple(dict.fromkeys(runs))})
 
 
+def only_methods(report: ReportSpec, methods: str) -> ReportSpec:
+    """``report`` with the runs, and the lines of tables, of ``methods`` alone: kinds, such as "byol,moco_v2".
+
+    Raises:
+        SpecError: no run has one of them.
+    """
+    asked = [name.strip() for name in methods.split(",") if name.strip()]
+    known = sorted({run.train.method.kind for run in report.runs})
+    if not asked or not set(asked) <= set(known):
+        wrong = ", ".join(name for name in asked if name not in known) or "none"
+        raise SpecError(f"--methods expects some of {','.join(known)} (those of {report.recipe}), found {wrong}.")
+    runs = tuple(run for run in report.runs if run.train.method.kind in asked)
+    return of_runs(report, runs)
+
+
+def of_runs(report: ReportSpec, runs: tuple[RunSpec, ...]) -> ReportSpec:
+    """``report`` over ``runs`` alone: lines of tables without a run go, and tables without a line."""
+    variants = {run.variant for run in runs}
+    tables = []
+    for table in report.tables:
+        rows = tuple(row for row in table.rows if row.variant in variants)
+        labels = {row.label for row in rows}
+        paper = tuple(cell for cell in table.paper if cell.row in labels)
+        tables += [table.model_copy(update={"rows": rows, "paper": paper})] if rows else []
+    return report.model_copy(update={"runs": runs, "tables": tuple(tables)})
+
+
 def _value(text: str) -> Any:
+    if text[1:] in CLASS_LISTS and text.startswith("@"):
+        return list(class_list(text[1:]))
     if text.startswith("@"):
         try:
             lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
         except OSError as error:
-            raise SpecError(f"--set expects a readable file after @, found {text[1:]!r} ({error.strerror}).") from error
+            known = " or ".join(CLASS_LISTS)
+            raise SpecError(
+                f"--set expects a readable file or {known} after @, found {text[1:]!r} ({error.strerror})."
+            ) from error
         return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     try:
         return json.loads(text)

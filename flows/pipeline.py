@@ -1,17 +1,21 @@
 """The whole experiment, one direction: ingest -> poison -> train -> defend -> evaluate -> report."""
 
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
 
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ssl_backdoor.specs import NoDefenceSpec, ReportSpec, Resources, RunSpec, Stage
+from ssl_backdoor.specs import NoDefenceSpec, OtherDataSpec, ReportSpec, Resources, RunSpec, Stage
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, open_store
 from tasks.lab import Lab
 from tasks.ray_fit import Listener, Watcher
 from tasks.stages import Place
+
+Evidence = Mapping[str, ArtifactRef]
+"""Of one run: role -> artifact."""
 
 
 def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
@@ -35,6 +39,7 @@ def attack_and_defence(lab: Lab, run: RunSpec, name: str, clean: str) -> Iterato
     """
     seed = run.seed
     images = lab.ingest(run.dataset)
+    probed = lab.ingest_other(run.probe_on.dataset) if isinstance(run.probe_on, OtherDataSpec) else images
     poisoned = lab.poison(run.attack, images, seed, name)
     models = {
         "control": lab.train(run.train, seed, clean, dataset=images),
@@ -49,18 +54,68 @@ def attack_and_defence(lab: Lab, run: RunSpec, name: str, clean: str) -> Iterato
     for arm, model in models.items():
         yield f"{arm}/model", model
         scores = lab.evaluate(
-            run.evaluation, run.attack, seed, f"{arm}, {name}", dataset=images, model=model, poison=poisoned
+            run.evaluation,
+            run.attack,
+            seed,
+            f"{arm}, {name}",
+            is_other=probed != images,
+            dataset=probed,
+            model=model,
+            poison=poisoned,
         )
         yield f"{arm}/scores", scores
 
 
-@flow(
-    name="experiment",
-    flow_run_name="{report.recipe}",
-    task_runner=ThreadPoolTaskRunner(max_workers=256),  # type: ignore[arg-type]  # prefect's decorator is invariant in the future's type
-    validate_parameters=False,
-    persist_result=False,
-)
+def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
+    """Ingest and poison alone: a mistake in the data or the attack is told before any training begins.
+
+    Raises:
+        SslBackdoorError: what one of these stages raised.
+    """
+    for run in runs:
+        lab.poison(run.attack, lab.ingest(run.dataset), run.seed, run_name(run))
+        if isinstance(run.probe_on, OtherDataSpec):
+            lab.ingest_other(run.probe_on.dataset)
+    lab.wait()
+
+
+def state_runs(lab: Lab, runs: Sequence[RunSpec]) -> list[Evidence]:
+    """Start every stage of every run, each once; the evidence of each run, as it will be."""
+    names = apart([run_name(run) for run in runs], runs)
+    labels = [f"control, {f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
+    cleans = apart(labels, [(run.dataset, run.train) for run in runs])
+    return [
+        dict(attack_and_defence(lab, run, name, clean)) for run, name, clean in zip(runs, names, cleans, strict=True)
+    ]
+
+
+def numbered(evidence: Sequence[Evidence]) -> Evidence:
+    """The evidence of all runs under "RUN/ROLE", as a report reads it."""
+    return {f"{index:03d}/{role}": ref for index, one in enumerate(evidence) for role, ref in one.items()}
+
+
+def write_record(page: ArtifactRef, store_uri: str) -> None:
+    """The report in MLflow; where that cannot be written, a warning."""
+    from tasks.tracking import record  # MLflow takes seconds to import
+
+    recorded = record(page, open_store(store_uri), return_state=True)
+    if not recorded.is_completed():
+        logging.getLogger("ssl_backdoor").warning(
+            "MLflow could not be written (%s); the report is in the store, the same command records it later.",
+            recorded.message,
+        )
+
+
+FLOW: dict[str, Any] = {
+    "flow_run_name": "{report.recipe}",
+    "task_runner": ThreadPoolTaskRunner(max_workers=256),
+    "validate_parameters": False,
+    "persist_result": False,
+}
+"""How every flow runs; a stage waits for its inputs in a thread."""
+
+
+@flow(name="experiment", **FLOW)
 def experiment(
     report: ReportSpec,
     *,
@@ -69,33 +124,18 @@ def experiment(
     resources: Resources,
     listen: Listener,
     until: Stage = "report",
+    probe_data: str | None = None,
+    test_data: str | None = None,
 ) -> ArtifactRef:
     """Answer ``report.question`` with all of its runs; stages that the store already holds are reused."""
     watcher = Watcher(listen)
-    lab = Lab(Place(store_uri, resources, watcher), data, until)
+    lab = Lab(Place(store_uri, resources, watcher), data, until, probe_data=probe_data, test_data=test_data)
     try:
-        for run in report.runs:
-            lab.poison(run.attack, lab.ingest(run.dataset), run.seed, run_name(run))
-        lab.wait()  # a mistake in the data or the attack is told before any training begins
-        runs = report.runs
-        names = apart([run_name(run) for run in runs], runs)
-        cleans = apart([f"control, seed {run.seed}" for run in runs], [(run.dataset, run.train) for run in runs])
-        evidence = {
-            f"{index:03d}/{role}": ref
-            for index, (run, name, clean) in enumerate(zip(runs, names, cleans, strict=True))
-            for role, ref in attack_and_defence(lab, run, name, clean)
-        }
-        page = lab.report(report, evidence)
+        check_attacks(lab, report.runs)
+        page = lab.report(report, numbered(state_runs(lab, report.runs)))
         lab.wait()
     finally:
         watcher.close()
     if until == "report":
-        from tasks.tracking import record  # MLflow takes seconds to import
-
-        recorded = record(page, open_store(store_uri), return_state=True)
-        if not recorded.is_completed():
-            logging.getLogger("ssl_backdoor").warning(
-                "MLflow could not be written (%s); the report is in the store, the same command records it later.",
-                recorded.message,
-            )
+        write_record(page, store_uri)
     return page

@@ -39,6 +39,7 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
         "recipe": report.recipe,
         "runs": [canonical(run) for run in report.runs],
         "measurements": [],
+        "missing": [],
         "artifacts": {"store": store.root},
         "seconds": {},
     }
@@ -46,6 +47,9 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
         return result | {"text": f"{report.recipe}: done up to {until}"}
     folder = store.fetch(page)
     manifest = store.manifest(page)
+    made = ReportSpec.model_validate(manifest.spec)  # of a matrix, what came through
+    result["runs"] = [canonical(run) for run in made.runs]
+    result["missing"] = list(made.missing)
     rows = [Row(**row) for row in pq.read_table(folder / "measurements.parquet").to_pylist()]
     result["measurements"] = to_json_measurements(rows)
     result["seconds"] = manifest.summary["seconds"]
@@ -56,6 +60,10 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
     }
     answer = manifest.summary["answer"]
     note = f"{report.note}\n\n" if report.note else ""
-    tables = [headline_text(rows)] if any("=" not in row.condition for row in rows) else []
+    matrix = manifest.summary.get("tables", [])
+    if matrix:
+        result["tables"] = [{name: value for name, value in one.items() if name != "text"} for one in matrix]
+    tables = [one["text"] for one in matrix]
+    tables += [headline_text(rows)] if any("=" not in row.condition and not row.variant for row in rows) else []
     tables += [figure_text(figure, rows) for figure in report.figures]
     return result | {"answer": answer, "text": "\n\n".join([f"{note}{answer}", *tables]) + "\n"}

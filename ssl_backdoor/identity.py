@@ -20,8 +20,8 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "poison": 1,
     "train": 1,
     "defend": 1,
-    "evaluate": 1,
-    "report": 2,
+    "evaluate": 2,
+    "report": 3,
 }
 
 

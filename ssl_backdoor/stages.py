@@ -10,11 +10,10 @@ import tempfile
 import time
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -107,6 +106,8 @@ class StageCall:
     """Digest of the raw source (ingest only)."""
     data: str | None = None
     """Where the raw source lies (ingest only): how, not what."""
+    test_data: str | None = None
+    """Where the second source of test images lies, if the dataset has one."""
     title: str = ""
     """For people: "train suspect, pair 3"."""
 
@@ -247,7 +248,7 @@ def _body(
         case IngestStage():
             from ssl_backdoor.data.ingest import ingest
 
-            return ingest(spec.dataset, call.data, out, on_progress)
+            return ingest(spec.dataset, call.data, out, on_progress, call.test_data)
         case PoisonStage():
             from ssl_backdoor.poison.craft import poison
 
@@ -340,11 +341,14 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
                     curves=pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet"),
                     facts=facts_of(run, arm, made, crafted, images),
                     similarity=pq.read_table(histogram) if histogram.exists() else None,
+                    neighbours=sheet if (sheet := folder / "neighbours.npz").exists() else None,
                 )
             )
     seconds = _seconds(inputs, store)
-    examples = [example for kind, poison in first.items() for example in _examples(poison, store, kind)]
-    return write_report(spec, scored, examples, poisons, out, seconds) | {"seconds": seconds}
+    looks = {kind: _poisons(poison, store, kind) for kind, poison in first.items()}
+    examples = [example for shown, _ in looks.values() for example in shown]
+    stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
+    return write_report(spec, scored, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
 
 
 def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[str, float]:
@@ -355,28 +359,14 @@ def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[st
     return total
 
 
-def _examples(poison: ArtifactRef, store: ArtifactStore, attack: str, count: int = 6) -> list[Any]:
-    """The first poisoned images beside their originals, in the stored frame; added pairs with their captions."""
-    from ssl_backdoor.data.images import decode, to_frame
-    from ssl_backdoor.data.shards import read_bytes
-    from ssl_backdoor.report.figures import Example
+def _poisons(
+    poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6, measured: int = 50
+) -> tuple[list[Any], Any]:
+    """The first poisoned images beside their originals, and how visible the first ``measured`` of them are."""
+    from ssl_backdoor.report.examples import read_examples
+    from ssl_backdoor.report.stealth import stealth
 
     dataset = open_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
-    overlay = open_overlay(store, poison)
-    rows = overlay.rows.filter(pc.is_in(overlay.rows["action"], pa.array(["poison", "add"]))).slice(0, count)
-    by_key = pc.index_in(rows["source_key"], value_set=dataset.samples["key"])
-    originals = dataset.samples.take(by_key)
-    limit, frame_px = dataset.spec.max_image_pixels, dataset.spec.frame_px
-    return [
-        Example(
-            original=to_frame(decode(original, limit), frame_px),
-            poisoned=decode(poisoned, limit),
-            box=(row["box_x"], row["box_y"], max(row["box_width"], 0), row["box_height"]),
-            caption=row["source_key"],
-            text=(row["caption"] or "") if row["action"] == "add" else "",
-            attack=attack,
-        )
-        for original, poisoned, row in zip(
-            read_bytes(dataset.folder, originals), read_bytes(overlay.folder, rows), rows.to_pylist(), strict=True
-        )
-    ]
+    reader = read_examples(dataset, open_overlay(store, poison), attack, measured)
+    examples = list(islice(reader, shown))
+    return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

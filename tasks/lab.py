@@ -11,6 +11,7 @@ from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, as_completed
 
 from ssl_backdoor.data.ingest import source_digest
+from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import (
     AttackSpec,
     DatasetSpec,
@@ -41,21 +42,46 @@ ORDER: tuple[Stage, ...] = ("ingest", "poison", "train", "defend", "evaluate", "
 class Lab:
     """Six verbs; each returns the reference its stage will have, and starts the stage once."""
 
-    def __init__(self, place: Place, data: str | None, until: Stage = "report") -> None:
+    def __init__(
+        self,
+        place: Place,
+        data: str | None,
+        until: Stage = "report",
+        *,
+        probe_data: str | None = None,
+        test_data: str | None = None,
+    ) -> None:
         self._place = place
         self._data = data
+        self._test_data = test_data
+        self._probe_data = probe_data
         self._store = open_store(place.store_uri)
         self._until = ORDER.index(until)
         self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
-        self._digests: dict[str, str] = {}
+        self._inputs: dict[ArtifactRef, tuple[ArtifactRef, ...]] = {}
+        self._digests: dict[tuple[str | None, ...], str] = {}
 
     def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images."""
-        kind = dataset.source.model_dump_json()
-        if kind not in self._digests:
-            self._digests[kind] = source_digest(dataset, self._data)
+        return self._ingest(dataset, self._data, "ingest", self._test_data)
+
+    def ingest_other(self, dataset: DatasetSpec) -> ArtifactRef:
+        """The images of another labelled set, for probes.
+
+        Raises:
+            SpecError: none was given.
+        """
+        if self._probe_data is None:
+            raise SpecError("these runs are probed on another labelled set: give it with --probe-data PATH")
+        return self._ingest(dataset, self._probe_data, "ingest, to probe on")
+
+    def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
+        place = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)
+        if place not in self._digests:
+            self._digests[place] = source_digest(dataset, data, test_data)
         spec = IngestStage(dataset=dataset)
-        return self._start(StageCall(spec, {}, source=self._digests[kind], data=self._data, title="ingest"))
+        call = StageCall(spec, {}, source=self._digests[place], data=data, test_data=test_data, title=title)
+        return self._start(call)
 
     def poison(self, attack: AttackSpec, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
         """The plan of an attack and its overlay."""
@@ -77,17 +103,23 @@ class Lab:
         attack: AttackSpec,
         seed: int,
         title: str,
+        *,
+        is_other: bool = False,
         **inputs: ArtifactRef,
     ) -> ArtifactRef:
-        """The measurements of ``model`` on ``dataset`` under the attack's trigger, or for its target images."""
+        """The measurements of ``model`` on ``dataset`` under the attack's trigger, or for its target images.
+
+        ``is_other``: the dataset is another than the attack was made for; it has neither its target class nor its
+        target images.
+        """
         trigger, target_class = trigger_of(attack)
         if not isinstance(trigger, ImageTriggerSpec):
             inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
         spec = EvaluateStage(
             evaluation=evaluation,
             trigger=trigger,
-            target_class=target_class,
-            targets=targets_of(attack),
+            target_class="" if is_other else target_class,
+            targets=None if is_other else targets_of(attack),
             seed=seed,
         )
         return self._state(spec, f"evaluate {title}", **inputs)
@@ -96,16 +128,31 @@ class Lab:
         """The page, the tables, the answer."""
         return self._start(StageCall(report, dict(evidence), title="report"))
 
-    def wait(self) -> None:
-        """Wait for every stage; the first failure ends the wait, so that a mistake is told at once.
+    def wait(self, *refs: ArtifactRef) -> None:
+        """Wait for every stage, or for ``refs``; the first failure ends the wait, so that a mistake is told at once.
 
         Raises:
             SslBackdoorError: what a stage raised.
         """
-        for future in as_completed(list(self._futures.values())):
+        futures = [self._futures[ref] for ref in refs or self._futures if ref in self._futures]
+        for future in as_completed(futures):
             future.wait()  # until then its state may still be the one before the last
             if (error := _failure(future.state)) is not None:
                 raise error
+
+    def settle(self) -> dict[ArtifactRef, str]:
+        """Wait for every stage, failed ones too; what could not be made, and why.
+
+        A stage whose input is missing has the input's cause. Raises only where the user ended the flow.
+        """
+        causes: dict[ArtifactRef, str] = {}
+        for ref, future in self._futures.items():  # inputs come before what needs them
+            future.wait()
+            if (error := _failure(future.state)) is not None:
+                causes[ref] = str(error)
+            elif not future.state.is_completed():
+                causes[ref] = next((causes[one] for one in self._inputs[ref] if one in causes), future.state.name or "")
+        return causes
 
     def _state(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
         return self._start(StageCall(spec, inputs, title=title))
@@ -113,7 +160,8 @@ class Lab:
     def _start(self, call: StageCall) -> ArtifactRef:
         ref = self._store.ref(call.stage, call.key)
         if ref not in self._futures and ORDER.index(call.stage) <= self._until:
-            before = [self._futures[ref] for ref in call.inputs.values() if ref in self._futures]
+            self._inputs[ref] = tuple(call.inputs.values())
+            before = [self._futures[one] for one in self._inputs[ref] if one in self._futures]
             stage_task = TASKS[call.stage].with_options(task_run_name=call.title)
             self._futures[ref] = stage_task.submit(call, self._place, wait_for=before)
         return ref

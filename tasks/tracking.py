@@ -19,7 +19,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ssl_backdoor.report.facts import facts_of
+from ssl_backdoor.report.runs import pair_of
 from ssl_backdoor.specs import ReportSpec, RunSpec
+from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
 _REPORT_KEY = "ssl_backdoor.report_key"
@@ -50,7 +52,7 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
                 if (place := (arm, evidence.model.key, evidence.scores.key)) not in seen:
                     seen.add(place)
                     _child(client, experiment, parent_id, evidence, run)
-        _summary(client, parent_id, spec, store.fetch(report))
+        _summary(client, parent_id, spec, store.fetch(report), manifest.summary["headline"])
     except BaseException:
         client.set_terminated(parent_id, "FAILED")
         raise
@@ -79,7 +81,7 @@ class _Evidence:
 
     def __init__(self, store: ArtifactStore, report: Manifest, index: int, arm: str) -> None:
         inputs = report.inputs
-        self.arm, self.index = arm, index
+        self.arm = arm
         self.store = store
         self.model = store.ref(
             "defend" if arm in ("student", "distilled_control") else "train", inputs[f"{index:03d}/{arm}/model"]
@@ -113,10 +115,15 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
         "mlflow.parentRunId": parent_id,
         "arm": evidence.arm,
         "variant": run.variant or "main",
+        "method": run.train.method.kind,
+        "attack": run.attack.kind,
+        "defence": run.defence.kind,
+        "pair": pair_of(run).label,
+        "seed": str(run.seed),
         "model_key": evidence.model.key,
         "scores_key": evidence.scores.key,
     }
-    child = client.create_run(experiment, run_name=f"{evidence.index:03d} {evidence.arm}", tags=tags)
+    child = client.create_run(experiment, run_name=f"{evidence.arm}, {run_name(run)}", tags=tags)
     run_id = str(child.info.run_id)
     measured = {
         name: value
@@ -143,13 +150,16 @@ def _log_inputs(client: mlflow.MlflowClient, run_id: str, scores: Manifest, stor
     client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
 
 
-def _summary(client: mlflow.MlflowClient, run_id: str, spec: ReportSpec, folder: Path) -> None:
+def _summary(
+    client: mlflow.MlflowClient, run_id: str, spec: ReportSpec, folder: Path, headline: Mapping[str, float]
+) -> None:
     rows = json.loads((folder / "measurements.json").read_text())
     metrics = [
         Metric(_metric_name(f"{row['arm']}/{row['name']}/{row['condition']}/{row['probe']}"), row["value"], 0, 0)
         for row in rows
         if row["value"] is not None and not row["name"].startswith(_IN_THE_REPORT_ONLY)
     ]
+    metrics += [Metric(_metric_name(name), value, 0, 0) for name, value in headline.items() if "_p_holm" in name]
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     params = [

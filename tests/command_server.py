@@ -53,6 +53,18 @@ class Shell:
         self._process.send_signal(signal.SIGINT)
 
 
+def refused_input(outcome: Outcome, store: Path) -> str:
+    """The one sentence of a refusal, after checking exit code 2 and that ``store`` holds no half-written artifact."""
+    assert outcome.code == 2, outcome
+    lines = [line for line in outcome.stderr.splitlines() if line.strip()]
+    assert len(lines) == 1, outcome.stderr
+    assert lines[0].startswith("ssl-backdoor: ")
+    assert outcome.stdout == ""
+    assert {path.parent.parent.name for path in store.rglob("manifest.json")} <= {"ingest"}  # images may be fine
+    assert not [folder for folder in store.rglob(".*") if folder.is_dir() and any(folder.iterdir())]
+    return lines[0]
+
+
 @contextlib.contextmanager
 def shell(folder: Path, **environment: str) -> Iterator[Shell]:
     env = {**os.environ, "SSL_BACKDOOR_HOME": str(folder / "home"), **environment}

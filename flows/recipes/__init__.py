@@ -1,14 +1,15 @@
 """Named experiments: a recipe is a function of (pairs, seeds) that states a question and the runs that answer it.
 
 ``pairs`` takes the first N of the recipe's trigger/target pairs, all fixed before the first run; ``seeds`` repeats
-each pair with seeds 0 to N - 1. The figures of Carlini & Terzis have a model a seed, and ``pairs`` as their file says.
+each pair with seeds 0 to N - 1: a table's cell is the mean over both, its interval is over seeds. The figures of
+Carlini & Terzis have a model a seed, and ``pairs`` as their file says.
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import carlini2022, cifar10, clip, demo, saha2022
+from flows.recipes import carlini2022, cifar10, clip, demo, saha2022, ssl
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import ReportSpec
 
@@ -63,12 +64,24 @@ def _figure(
     )
 
 
+def _table(build: Callable[[ssl.Scale, int, int], ReportSpec], summary: str, pairs: int = 2, seeds: int = 3) -> Sized:
+    """``pairs`` and ``seeds`` of the mini size; the paper has ten pairs and one seed."""
+    return Sized(
+        Recipe(partial(build, ssl.MINI), 10, pairs, seeds, True, f"{summary}; 5 classes of CIFAR-10 at 16 px"),
+        Recipe(partial(build, ssl.PAPER), 10, 10, 1, True, f"{summary}; ImageNet-100, ResNet-18"),
+    )
+
+
 RECIPES: Mapping[str, Recipe | Sized] = {
     "demo": Recipe(demo.demo, 1, 1, 1, False, "both papers in small on the embedded image set; minutes on two cores"),
     "cifar10_byol": Recipe(cifar10.cifar10_byol, 10, 10, 1, True, "ten pairs, BYOL, 5 classes of CIFAR-10 at 16 px"),
     "cifar10_moco": Recipe(cifar10.cifar10_moco, 10, 10, 1, True, "ten pairs, MoCo v2, 5 classes of CIFAR-10 at 16 px"),
-    "saha2022_moco": Recipe(saha2022.saha2022_moco, 10, 10, 1, True, "the paper's scale: ImageNet-100, ResNet-18"),
-    "saha2022_byol": Recipe(saha2022.saha2022_byol, 10, 10, 1, True, "the paper's scale: ImageNet-100, ResNet-18"),
+    "saha2022_table1": _table(saha2022.table1, "every method under the targeted attack"),
+    "saha2022_table2_defence": _table(saha2022.table2_defence, "distillation on less and less trusted data"),
+    "saha2022_ablation_rate": _table(saha2022.ablation_rate, "the attack by its share of the data"),
+    "saha2022_ablation_labels": _table(saha2022.ablation_labels, "the attack by the probe's labels"),
+    "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
+    "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
     "carlini2022_fig2_targeted": _figure(
         carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
     ),

@@ -15,6 +15,7 @@ from ssl_backdoor.specs import (
     DatasetSpec,
     DistilImageTowerSpec,
     EvaluationSpec,
+    FilesSourceSpec,
     FitSpec,
     GridTriggerSpec,
     OpenCLIPSpec,
@@ -103,7 +104,7 @@ MINI = Scale(
     "0.1 % there; the paper's counts and ours lie on one axis but not on one scale.",
 )
 
-CC3M = DatasetSpec(resident_px=256, max_rejected_frac=0.1)
+CC3M = DatasetSpec(test_source=FilesSourceSpec(), resident_px=256, max_rejected_frac=0.1)
 PAPER_FIT = FitSpec(
     epochs=30,
     batch_size=1024,
@@ -130,9 +131,10 @@ PAPER = Scale(
     # NOTE: the paper scales the width of RN50; open_clip ships these.
     backbones=(("RN50", 224), ("RN101", 224), ("RN50x4", 288)),
     patch_sides=(4, 8, 16, 32, 64),
-    note="The paper's protocol: CC3M, RN50, batch 1024, 30 epochs, momentum SGD. Expects training pairs and, as its "
-    "test split, labelled images. Validated as specs, not run at this scale here. The paper's patch pixels are not "
-    "known: ours are seeded grids. The optimiser is the paper's; later work used AdamW: "
+    note="The paper's protocol: CC3M, RN50, batch 1024, 30 epochs, momentum SGD. Expects the training pairs (--data) "
+    "and labelled test images (--test-data) such as ImageNet's validation images, in folders named as people say the "
+    "classes. Validated as specs, not run at this scale here. The paper's patch pixels are not known: ours are seeded "
+    "grids. The optimiser is the paper's; later work used AdamW: "
     """--set 'train.fit.optimizer={"kind":"adamw","lr":1e-3,"weight_decay":0.2}'.""",
 )
 

@@ -73,7 +73,7 @@ def open_files(path: Path) -> Files:
         with path.open("rb") as file:
             head = file.read(512)
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}): check the path given with --data") from error
+        raise DataError(f"cannot read {path} ({error.strerror}): check its path and permissions") from error
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return ZipFiles(path)
     if head.startswith(b"\x1f\x8b") or head[257:262] == b"ustar" or path.suffix == ".tar":

@@ -27,7 +27,12 @@ class Overlay:
     rows: pa.Table
 
 
-def imagenet100() -> tuple[str, ...]:
-    """The 100 wnids of ImageNet-100 as published with CMC (Tian et al. 2020), which Saha et al. use; sorted."""
-    text = resources.files("ssl_backdoor.data").joinpath("imagenet100.txt").read_text(encoding="ascii")
+CLASS_LISTS = ("imagenet100_a", "imagenet100_b")
+"""B: ImageNet-100 as published with CMC (Tian et al. 2020), which Saha et al. use. A: a hundred classes disjoint from
+them, of CorruptEncoder (Zhang et al. 2024, https://github.com/jzhang538/CorruptEncoder at 95838e9), for transfer."""
+
+
+def class_list(name: str) -> tuple[str, ...]:
+    """The wnids of one of ``CLASS_LISTS``, sorted."""
+    text = resources.files("ssl_backdoor.data").joinpath(f"{name}.txt").read_text(encoding="ascii")
     return tuple(text.split())

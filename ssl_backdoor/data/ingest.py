@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 from ssl_backdoor.data import captioner
 from ssl_backdoor.data.captions import clean_captions
 from ssl_backdoor.data.images import Header, encode_png, inspect
-from ssl_backdoor.data.items import Item, printable
+from ssl_backdoor.data.items import Item, Source, printable
+from ssl_backdoor.data.joined import Joined
 from ssl_backdoor.data.selection import Selection, select
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
 from ssl_backdoor.errors import DataError, StoreError
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.specs import DatasetSpec, TemplateCaptionsSpec
+from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
 from ssl_backdoor.tables import REJECTED, SAMPLES
 
 __all__ = ["ingest", "source_digest"]
@@ -40,6 +41,7 @@ class _Named(NamedTuple):
     row: int
     key: str
     item: Item
+    needs_caption: bool
 
 
 class _Checked(NamedTuple):
@@ -54,25 +56,34 @@ class _Checked(NamedTuple):
     reason: str = ""
 
 
-def ingest(spec: DatasetSpec, data: str | None, out: Path, on_progress: OnProgress = silent) -> dict[str, Any]:
+def ingest(
+    spec: DatasetSpec,
+    data: str | None,
+    out: Path,
+    on_progress: OnProgress = silent,
+    test_data: str | None = None,
+) -> dict[str, Any]:
     """Write ``out/shards/*.tar``, ``out/samples.parquet`` (SAMPLES) and ``out/rejected.parquet`` (REJECTED).
 
-    Rows follow the source: sorted by name for a folder or a zip, archive order for a tar. After an error nothing is
-    left in ``out``.
+    Rows follow the source: sorted by name for a folder or a zip, archive order for a tar. ``test_data`` is where the
+    second source lies, if the spec has one; keys of its images begin with "test--". After an error nothing is left in
+    ``out``.
 
     Returns:
         ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``captioner``, the whole
-        grammar, where captions were written from templates.
+        grammar, where captions were written from templates; with a second source ``num_train_unlabelled``,
+        ``num_test_unlabelled`` and ``num_own_test_left_out`` (the first source's test images).
 
     Raises:
         DataError: the source cannot be used: missing, empty, damaged, unsafe, too many unreadable images, or a class
-            without training images; images without a class where captions are to be written from it.
-        SpecError: a class that the source does not have.
+            without training images; images without a class where captions are to be written from it; no labelled
+            image in a second source.
+        SpecError: a class that the source does not have; ``test_data`` missing, or given and not asked for.
         StoreError: ``out`` cannot be written.
     """
     try:
         with _Output(out, spec.samples_per_shard) as output:
-            return _ingest(spec, data, output, on_progress)
+            return _ingest(spec, open_source(spec, data, test_data), output, on_progress)
     except BaseException as error:
         shutil.rmtree(out / "shards", ignore_errors=True)
         for name in ("samples.parquet", "rejected.parquet"):
@@ -85,9 +96,7 @@ def ingest(spec: DatasetSpec, data: str | None, out: Path, on_progress: OnProgre
         raise
 
 
-def _ingest(spec: DatasetSpec, data: str | None, output: "_Output", on_progress: OnProgress) -> dict[str, Any]:
-    source = open_source(spec, data)
-
+def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: OnProgress) -> dict[str, Any]:
     def listed() -> Iterator[Item]:
         for item in source.listing():
             if item.problem:
@@ -96,8 +105,13 @@ def _ingest(spec: DatasetSpec, data: str | None, output: "_Output", on_progress:
 
     selection = select(listed(), spec)
     _check_captions(selection, spec)
+    _check_second_source(selection, spec)
     total = int(selection.keep.sum()) + output.num_rejected
-    kept = (_Named(*named) for named in selection.named(source.read(iter(selection.keep.tolist()))))
+    has_own_test = isinstance(spec.test_source, OwnTestSpec)
+    kept = (
+        _Named(row, key, item, spec.captions_required and (has_own_test or item.split != "test"))
+        for row, key, item in selection.named(source.read(iter(selection.keep.tolist())))
+    )
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
     for done, checked in enumerate(_checked(kept, spec), start=output.num_rejected + 1):
         if checked.reason:
@@ -109,7 +123,7 @@ def _ingest(spec: DatasetSpec, data: str | None, output: "_Output", on_progress:
         if done % _BATCH_IMAGES == 0 or done == total:
             on_progress(Progress(done, total, "images"))
     _check_rejected(output, total, spec.max_rejected_frac)
-    _check_classes(selection, counts)
+    _check_classes(selection, counts, spec)
     return {
         "classes": list(selection.classes),
         "num_train": int(counts[0].sum()),
@@ -117,12 +131,21 @@ def _ingest(spec: DatasetSpec, data: str | None, output: "_Output", on_progress:
         "num_rejected": output.num_rejected,
         "bytes": output.num_bytes,
         **_recorded(selection, spec),
+        **(_joined(source, counts) if isinstance(source, Joined) else {}),
     }
 
 
 def _recorded(selection: Selection, spec: DatasetSpec) -> dict[str, Any]:
     is_written = isinstance(spec.captions, TemplateCaptionsSpec)
     return {"captioner": captioner.grammar(selection.classes)} if is_written else {}
+
+
+def _joined(source: Joined, counts: Any) -> dict[str, Any]:
+    return {
+        "num_train_unlabelled": int(counts[0, -1]),
+        "num_test_unlabelled": int(counts[1, -1]),
+        "num_own_test_left_out": source.num_left_out,
+    }
 
 
 def _check_captions(selection: Selection, spec: DatasetSpec) -> None:
@@ -134,6 +157,15 @@ def _check_captions(selection: Selection, spec: DatasetSpec) -> None:
         )
 
 
+def _check_second_source(selection: Selection, spec: DatasetSpec) -> None:
+    tests = selection.keep & selection.is_test
+    if not isinstance(spec.test_source, OwnTestSpec) and not (selection.labels[tests] >= 0).any():
+        raise DataError(
+            f"none of the {int(tests.sum())} test images of the second source has a class: expected labelled images "
+            "such as class/0001.jpg, of the classes in dataset.classes where it names some"
+        )
+
+
 def _check_rejected(output: "_Output", total: int, allowed: float) -> None:
     if output.num_rejected > allowed * total:
         raise DataError(
@@ -142,12 +174,17 @@ def _check_rejected(output: "_Output", total: int, allowed: float) -> None:
         )
 
 
-def _check_classes(selection: Selection, counts: Any) -> None:
+def _check_classes(selection: Selection, counts: Any, spec: DatasetSpec) -> None:
+    """Every class needs training images, but for those that a second source alone names (CLIP's zero-shot classes)."""
     if not counts[0].any():
         raise DataError(
             f"there are {int(counts[1].sum())} test images but no training images: expected a folder train/"
         )
-    if empty := [name for name, count in zip(selection.classes, counts[0, :-1], strict=True) if not count]:
+    named = np.ones(len(selection.classes) + 1, bool)
+    if not isinstance(spec.test_source, OwnTestSpec):
+        named[:] = False
+        named[selection.labels[~selection.is_test]] = True
+    if empty := [name for label, name in enumerate(selection.classes) if named[label] and not counts[0, label]]:
         raise DataError(
             f"class {empty[0]!r} has no training images left ({len(empty)} such classes): "
             "add images, or name the wanted ones in dataset.classes"
@@ -194,9 +231,13 @@ def _check(named: _Named, spec: DatasetSpec) -> _Checked:
     if image is None or named.item.problem:
         return _Checked(named.row, named.key, item, reason=named.item.problem or "could not be read")
     try:
-        item = item._replace(caption=_caption(item, named.key, spec))
+        item = item._replace(caption=_caption(item, named, spec))
         if isinstance(image, bytes):
             header, data = inspect(image, spec.max_image_pixels), image
+        elif image.shape[0] * image.shape[1] > spec.max_image_pixels:
+            raise DataError(
+                f"{image.shape[1]} x {image.shape[0]} px is over the limit of {spec.max_image_pixels} pixels"
+            )
         else:
             header, data = Header("png", image.shape[1], image.shape[0]), encode_png(image)
     except DataError as error:
@@ -204,13 +245,13 @@ def _check(named: _Named, spec: DatasetSpec) -> _Checked:
     return _Checked(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())
 
 
-def _caption(item: Item, key: str, spec: DatasetSpec) -> str | None:
+def _caption(item: Item, named: _Named, spec: DatasetSpec) -> str | None:
     """The cleaned captions, one a line."""
     found = item.caption
     if isinstance(spec.captions, TemplateCaptionsSpec) and item.class_name is not None:
-        found = "\n".join(captioner.write_captions(item.class_name, key, spec.captions))
+        found = "\n".join(captioner.write_captions(item.class_name, named.key, spec.captions))
     caption = clean_captions(found, spec.max_caption_chars)
-    if caption is None and spec.captions_required:
+    if caption is None and named.needs_caption:
         raise DataError("has no caption left after cleaning" if found else "has no caption")
     return caption
 

@@ -11,16 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.images import UInt8Image, decode, to_frame
-from ssl_backdoor.data.rows import Encoded as Encoded  # these are had from here too
-from ssl_backdoor.data.rows import captions_of as captions_of
-from ssl_backdoor.data.rows import encoded_rows as encoded_rows
-from ssl_backdoor.data.rows import rows_of as rows_of
+from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 
@@ -38,8 +34,6 @@ class Resident(NamedTuple):
     labels: torch.Tensor
     """(N,) int64, -1 where there is none."""
     keys: tuple[str, ...]
-    captions: pa.ChunkedArray
-    """(N,) strings as ``captions_of`` gives them: some 60 bytes each, never all of them Python objects at once."""
 
 
 def load_resident(
@@ -74,7 +68,7 @@ def load_resident(
     images = np.empty((rows.num_rows, 3, *first.shape[:2]), dtype=np.uint8)
     _fill(images, encoded_rows(dataset, overlay, rows), pixels, on_progress)
     labels = rows["label"].to_numpy().astype(np.int64)
-    return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()), rows["caption"])
+    return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()))
 
 
 def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8Image:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ssl_backdoor.data.items import IMAGE_SUFFIXES, Item, printable
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import DatasetSpec
+from ssl_backdoor.specs import DatasetSpec, OwnTestSpec
 
 _MAX_KEY = 80
 Ints = npt.NDArray[np.int64]
@@ -85,13 +85,15 @@ class Selection:
 def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
     """Decide by ``spec``'s classes, held-out fraction, caps and kept fraction, in this order.
 
-    Images with a ``problem`` are never kept.
+    Images with a ``problem`` are never kept. Where test images come from a second source, none is held out or
+    lost to the kept fraction, and training images need no class.
 
     Raises:
         SpecError: a class that the data do not have.
         DataError: no images at all.
     """
-    draws_test = spec.test_fraction > 0
+    has_own_test = isinstance(spec.test_source, OwnTestSpec)
+    draws_test = has_own_test and spec.test_fraction > 0
     draws_kept = spec.keep_fraction < 1 or spec.max_train_per_class > 0 or spec.max_test_per_class > 0
     code_of: dict[str | None, int] = {None: 0}
     codes, tests, usable = array("i"), array("b"), array("b")
@@ -111,11 +113,12 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
     classes = _classes(code_of, spec.classes)
     number = {name: label for label, name in enumerate(classes)}
     label_of = np.array([number.get(name, -1) if name is not None else -1 for name in code_of], np.int32)
-    labels = label_of[np.frombuffer(codes, np.int32)]
+    class_codes = np.frombuffer(codes, np.int32)
+    labels = label_of[class_codes]
     is_test = np.frombuffer(tests, np.int8).astype(bool)
     keep = np.frombuffer(usable, np.int8).astype(bool)
     if spec.classes:
-        keep &= labels >= 0
+        keep &= (labels >= 0) | ((class_codes == 0) & ~is_test & (not has_own_test))
     if draws_test and not is_test[keep].any():
         for rows in _groups(keep, labels, is_test):
             is_test[_lowest(test_draws, rows, round(len(rows) * spec.test_fraction))] = True
@@ -123,12 +126,17 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
         for rows in _groups(keep, labels, is_test):
             cap = spec.max_test_per_class if is_test[rows[0]] else spec.max_train_per_class
             count = min(len(rows), cap) if cap else len(rows)
-            chosen = _lowest(keep_draws, rows, max(1, round(count * spec.keep_fraction)))
+            is_whole = is_test[rows[0]] and not has_own_test
+            chosen = _lowest(keep_draws, rows, count if is_whole else max(1, round(count * spec.keep_fraction)))
             keep[rows] = False
             keep[chosen] = True
     marks = np.frombuffer(fingerprints, np.uint64)
+    return Selection(keep, is_test, labels, classes, marks, _repeated(marks))
+
+
+def _repeated(marks: npt.NDArray[np.uint64]) -> frozenset[int]:
     values, counts = np.unique(marks, return_counts=True)
-    return Selection(keep, is_test, labels, classes, marks, frozenset(values[counts > 1].tolist()))
+    return frozenset(values[counts > 1].tolist())
 
 
 def _classes(found: Iterable[str | None], wanted: tuple[str, ...]) -> tuple[str, ...]:

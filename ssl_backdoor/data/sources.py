@@ -10,12 +10,14 @@ from typing import Literal
 from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, nothing, open_files
 from ssl_backdoor.data.cifar import Cifar, is_cifar
 from ssl_backdoor.data.items import IMAGE_SUFFIXES, Source, is_image
+from ssl_backdoor.data.joined import Joined
+from ssl_backdoor.data.official import Official, OfficialSet, demand_official, find_official
 from ssl_backdoor.data.pair_table import SUFFIXES, PairTable
 from ssl_backdoor.data.scenes import Scenes
 from ssl_backdoor.data.trees import Tree
 from ssl_backdoor.data.webshards import SIDECARS, WebShards, key_and_field
-from ssl_backdoor.errors import DataError
-from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec
+from ssl_backdoor.errors import DataError, SpecError
+from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec, SourceSpec
 
 _PEEK = 200  # files looked at to tell a layout
 _MAX_SHARDS = 1_000_000
@@ -24,42 +26,85 @@ _BLOCK_BYTES = 2**20
 Layout = Literal["folder", "cifar", "webdataset", "pairs"]
 
 
-def open_source(spec: DatasetSpec, data: str | None) -> Source:
-    """The images that ``spec`` names; ``data`` is a folder, an archive, a table or a brace pattern of shards.
+def open_source(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> Source:
+    """The images that ``spec`` names.
+
+    Args:
+        spec: what is wanted.
+        data: a folder, an archive, a table or a brace pattern of shards.
+        test_data: the same, of the second source where the spec has one.
 
     Raises:
         DataError: nothing is there, or it has not the layout that the spec demands.
+        SpecError: ``test_data`` is missing, or given and not asked for.
     """
-    if isinstance(spec.source, ScenesSourceSpec):
-        return Scenes(spec.source)
+    second = _second_source(spec, test_data)
+    first = _open(spec.source, data)
+    return Joined(first, _open(second, test_data)) if second else first
+
+
+def source_digest(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> str:
+    """Identity of the raw data: sha256 of the archives' content, or of a folder's (path, size, mtime_ns) list.
+
+    A table of pairs: its content and the (path, size, mtime_ns) of the images it lists. Two sources: of both digests.
+
+    Raises:
+        DataError: nothing is there.
+        SpecError: ``test_data`` is missing, or given and not asked for.
+    """
+    second = _second_source(spec, test_data)
+    first = _digest(spec.source, data)
+    return hashlib.sha256(f"{first}\n{_digest(second, test_data)}".encode()).hexdigest() if second else first
+
+
+def _second_source(spec: DatasetSpec, test_data: str | None) -> FilesSourceSpec | None:
+    """Where test images come from, where that is another source.
+
+    Raises:
+        SpecError: the spec and what was given do not fit.
+    """
+    if isinstance(spec.test_source, FilesSourceSpec):
+        if not test_data:
+            raise SpecError(
+                "these runs take their test images from a second, labelled source: give it with --test-data PATH, or "
+                """--set 'dataset.test_source={"kind":"own"}' where the training data have a labelled test split"""
+            )
+        return spec.test_source
+    if test_data:
+        raise SpecError(
+            f"these runs take their test images from the data themselves, but --test-data {test_data} was given: "
+            """leave it out, or --set 'dataset.test_source={"kind":"files"}'"""
+        )
+    return None
+
+
+def _open(spec: SourceSpec, data: str | None) -> Source:
+    if isinstance(spec, ScenesSourceSpec):
+        return Scenes(spec)
     paths = _paths(data)
-    if _is_table(spec.source, paths):
-        return PairTable(paths[0], spec.source)
+    if _is_table(spec, paths):
+        return PairTable(paths[0], spec)
+    if (official := _official(spec, paths)) is not None:
+        return Official(*official)
     files = open_files(paths[0])
-    layout: Layout = _look(files) if spec.source.layout == "auto" else spec.source.layout
+    layout: str = _look(files) if spec.layout == "auto" else spec.layout
     if len(paths) > 1 or layout == "webdataset":
         return WebShards(_shards(paths, files))
     return Cifar(files) if layout == "cifar" else Tree(files)
 
 
-def source_digest(spec: DatasetSpec, data: str | None) -> str:
-    """Identity of the raw data: sha256 of the archives' content, or of a folder's (path, size, mtime_ns) list.
-
-    A table of pairs: its content and the (path, size, mtime_ns) of the images it lists.
-
-    Raises:
-        DataError: nothing is there.
-    """
-    if isinstance(spec.source, ScenesSourceSpec):
+def _digest(spec: SourceSpec, data: str | None) -> str:
+    if isinstance(spec, ScenesSourceSpec):
         return "scenes"
     paths = _paths(data)
     digest = hashlib.sha256()
     if paths[0].is_dir():
-        for name, file in FolderFiles(paths[0]).walk():
+        official = _official(spec, paths)
+        for name, file in FolderFiles(official[1] if official else paths[0]).walk():
             status = os.stat(file)
             digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    elif _is_table(spec.source, paths):
-        table = PairTable(paths[0], spec.source)
+    elif _is_table(spec, paths):
+        table = PairTable(paths[0], spec)
         digest.update(_file_digest(paths[0]).encode())
         for item in table.listing():
             if not item.problem:
@@ -80,7 +125,7 @@ def _file_digest(path: Path) -> str:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
     except OSError as error:
-        raise DataError(f"cannot read {path} ({error.strerror}): check the path given with --data") from error
+        raise DataError(f"cannot read {path} ({error.strerror}): check its path and permissions") from error
     return digest.hexdigest()
 
 
@@ -90,7 +135,7 @@ def _paths(data: str | None) -> list[Path]:
     whole = Path(data).expanduser()
     paths = [whole] if whole.exists() or "{" not in data else [Path(path) for path in expand_braces(str(whole))]
     if missing := [path for path in paths if not path.exists()]:
-        raise DataError(f"there is nothing at {missing[0]}: check the path given with --data")
+        raise DataError(f"there is nothing at {missing[0]}: check the path")
     return paths
 
 
@@ -126,6 +171,17 @@ def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:
     if len(paths) > 1 or paths[0].is_dir():
         raise DataError(f"expected one CSV, TSV or Parquet table of image paths and captions, but found {paths[0]}")
     return True
+
+
+def _official(spec: FilesSourceSpec, paths: list[Path]) -> tuple[OfficialSet, Path] | None:
+    """The official set that the data are, and its folder; None for any other data.
+
+    Raises:
+        DataError: the spec demands one and there is none, or none that can be read as it lies there.
+    """
+    if spec.layout == "official":
+        return demand_official(paths[0])
+    return find_official(paths[0]) if spec.layout == "auto" and paths[0].is_dir() else None
 
 
 def _look(files: Files) -> Layout:

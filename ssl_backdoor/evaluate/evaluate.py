@@ -1,6 +1,12 @@
-"""Score one frozen backbone: features once, probes on them, the per-image record, then the numbers."""
+"""Score one frozen backbone: features once, probes on them, the per-image record, then the numbers.
 
-from collections.abc import Iterator
+What is left behind: predictions, measurements, similarity and (with target images) targets, each .parquet under the
+schema of its name; map.npz: features float32 (M, D), label int32 (M,), triggered bool (M,) of up to 300 clean images,
+then the same ones triggered; with a trigger neighbours.npz, see ``write_neighbours``.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -15,6 +21,7 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.evaluate import probes
 from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_features
+from ssl_backdoor.evaluate.layers import Reading, layer_readings
 from ssl_backdoor.evaluate.metrics import (
     Measurement,
     measure_features,
@@ -22,6 +29,7 @@ from ssl_backdoor.evaluate.metrics import (
     measure_targets,
     measurements_table,
 )
+from ssl_backdoor.evaluate.neighbours import write_neighbours
 from ssl_backdoor.evaluate.probes import NamedProbe
 from ssl_backdoor.evaluate.retrieval import measure_retrieval
 from ssl_backdoor.evaluate.similarity import similarity_table
@@ -55,40 +63,47 @@ def evaluate(
 ) -> dict[str, Any]:
     """Probe the backbone in folder ``model`` on clean, triggered and unseen-trigger test images.
 
-    Probes see clean training images with true labels, or class names alone; never a poison. ``trigger_file`` holds the
-    bytes of an image trigger (else its own path is read). Without ``trigger`` only clean images are scored, without
-    ``target_label`` the target's numbers are left out. ``targets`` are what an attack under ``seed`` aims at.
+    Probes see clean training images with true labels, or class names alone; never a poison. ``dataset`` may be another
+    than the backbone's (transfer). ``trigger_file`` holds the bytes of an image trigger (else its own path is read).
+    Without ``trigger`` only clean images are scored, without ``target_label`` the target's numbers are left out.
+    ``targets`` are what an attack under ``seed`` aims at.
 
-    Writes under ``out`` predictions, measurements, similarity and (with ``targets``) targets, each .parquet under the
-    schema of its name, and map.npz (features float32 (M, D), label int32 (M,), triggered bool (M,): up to 300 clean
-    images, then the same ones triggered). Returns {"measurements": {"name/condition/probe": value}}.
+    Returns {"measurements": {"name/condition/probe": value}}; the files written under ``out`` are listed above.
 
     Raises:
         DataError: no labelled training or test image, or images that cannot be used.
         SpecError: a trigger that does not fit the evaluated frame or is itself the unseen one, more targets than test
-            images, or zero_shot of a model without a text tower.
+            images, zero_shot of a model without a text tower, or linear_layers of what is no ResNet (or too much).
         CheckpointError: the backbone cannot be loaded, or its features are not finite.
     """
     _check_split(dataset, "test")
-    out.mkdir(parents=True, exist_ok=True)
     conditions = _conditions(spec, trigger, trigger_file)
     chosen = choose_targets(dataset.samples, dataset.classes, targets, seed) if targets else None
     text_tower = _text_tower(model, device) if "zero_shot" in spec.probes else None
     backbone = load_backbone(model).to(device).to(memory_format=torch.channels_last)
-    named = _probes(spec, dataset, backbone, text_tower, seed, on_progress)
+    train = _clean_training_features(spec, dataset, backbone, seed, on_progress)
+    in_layers = layer_readings(backbone, dataset, conditions, spec, seed, on_progress)
+    named = _probes(spec, dataset.classes, train, text_tower, seed, device)
     test = split_features(backbone, dataset, "test", conditions, spec, seed, on_progress)
-    predictions = pa.concat_tables(_predictions(test, named, len(dataset.classes), device, on_progress))
+    readings = chain((Reading(test, named),), in_layers)
+    predictions, scored = _read(readings, len(dataset.classes), chosen, device, on_progress)
     rows = [*measure_predictions(predictions, dataset.classes, target_label), *_similarities(test)]
-    if chosen:
-        pq.write_table(scored := score_targets(chosen, test, named, device), out / "targets.parquet")
-        rows += measure_targets(scored)
+    rows += measure_targets(scored) if scored is not None else ()
     if text_tower:
         rows += measure_retrieval(text_tower, test.values["clean"], labelled(dataset, "test")["caption"].to_pylist())
-    pq.write_table(predictions, out / "predictions.parquet")
-    pq.write_table(measurements_table(rows), out / "measurements.parquet")
-    pq.write_table(similarity_table(test.values, device), out / "similarity.parquet")
+    tables = {"predictions": predictions, "measurements": measurements_table(rows), "targets": scored}
+    _write_tables(out, tables | {"similarity": similarity_table(test.values, device)})
     _write_map(test, seed, out / "map.npz")
+    if trigger is not None:
+        write_neighbours(dataset, train, test, conditions[1], target_label, spec, seed, out / "neighbours.npz")
     return {"measurements": {f"{row.name}/{row.condition}/{row.probe}": row.value for row in rows}}
+
+
+def _write_tables(out: Path, tables: Mapping[str, pa.Table | None]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in tables.items():
+        if table is not None:
+            pq.write_table(table, out / f"{name}.parquet")
 
 
 def _text_tower(model: Path, device: str) -> TextTower:
@@ -129,28 +144,33 @@ def _conditions(spec: EvaluationSpec, trigger: TriggerSpec | None, trigger_file:
     return [clean, Condition("triggered", trigger, source), Condition("unseen_trigger", unseen)]
 
 
+def _clean_training_features(
+    spec: EvaluationSpec, dataset: Dataset, backbone: nn.Module, seed: int, on_progress: OnProgress
+) -> Features | None:
+    """None where no probe of the spec learns."""
+    if all(probe == "zero_shot" for probe in spec.probes):
+        return None
+    _check_split(dataset, "train")
+    return split_features(backbone, dataset, "train", [Condition("clean")], spec, seed, on_progress)
+
+
 def _probes(
     spec: EvaluationSpec,
-    dataset: Dataset,
-    backbone: nn.Module,
+    classes: Sequence[str],
+    train: Features | None,
     text_tower: TextTower | None,
     seed: int,
-    on_progress: OnProgress,
+    device: str,
 ) -> list[NamedProbe]:
-    """Every probe of the spec: those that learn from the training images, then zero_shot."""
-    named: list[NamedProbe] = []
-    if any(probe != "zero_shot" for probe in spec.probes):
-        _check_split(dataset, "train")
-        train = split_features(backbone, dataset, "train", [Condition("clean")], spec, seed, on_progress)
-        device = next(backbone.parameters()).device
-        named += _trained_probes(spec, train, len(dataset.classes), seed, device)
+    """Every probe of the spec on the backbone's features: those that learn from the training images, then zero_shot."""
+    named = _trained_probes(spec, train, len(classes), seed, device) if train else []
     if text_tower:
-        named.append(NamedProbe("zero_shot", zero_shot(class_embeddings(text_tower, dataset.classes, spec.prompts))))
+        named.append(NamedProbe("zero_shot", zero_shot(class_embeddings(text_tower, classes, spec.prompts))))
     return named
 
 
 def _trained_probes(
-    spec: EvaluationSpec, train: Features, num_classes: int, seed: int, device: torch.device
+    spec: EvaluationSpec, train: Features, num_classes: int, seed: int, device: str
 ) -> list[NamedProbe]:
     """Every probe of the spec that learns, trained on the clean training features; kNN uses all labels."""
     clean, labels = train.values["clean"].to(device), train.labels.to(device)
@@ -160,8 +180,6 @@ def _trained_probes(
     }
     named = []
     for probe in spec.probes:
-        if probe == "zero_shot":
-            continue
         if probe == "knn":
             named.append(NamedProbe("knn", probes.knn(clean, labels, num_classes, spec.knn_neighbours)))
             continue
@@ -171,14 +189,34 @@ def _trained_probes(
                     scores = probes.linear(clean[rows], labels[rows], num_classes, spec.linear_l2)
                 case "linear_sgd":
                     scores = probes.linear_sgd(clean[rows], labels[rows], num_classes, seed)
+                case "linear_adam":
+                    scores = probes.linear_adam(clean[rows], labels[rows], num_classes, seed)
+                case "linear_layers" | "zero_shot":
+                    continue  # they read other features
                 case _:
                     assert_never(probe)
             named.append(NamedProbe(f"{probe}_{100 * fraction:g}", scores))
     return named
 
 
+def _read(
+    readings: Iterable[Reading],
+    num_classes: int,
+    targets: pa.Table | None,
+    device: str,
+    on_progress: OnProgress,
+) -> tuple[pa.Table, pa.Table | None]:
+    """PREDICTIONS of all readings and, where there are ``targets``, TARGETS. Progress is that of the first one."""
+    predictions, scored = list[pa.Table](), list[pa.Table]()
+    for test, named in readings:
+        predictions += _predictions(test, named, num_classes, device, silent if predictions else on_progress)
+        if targets is not None:
+            scored.append(score_targets(targets, test, named, device))
+    return pa.concat_tables(predictions), pa.concat_tables(scored) if scored else None
+
+
 def _predictions(
-    test: Features, named: list[NamedProbe], num_classes: int, device: str, on_progress: OnProgress
+    test: Features, named: Sequence[NamedProbe], num_classes: int, device: str, on_progress: OnProgress
 ) -> Iterator[pa.Table]:
     n, done = len(test.labels), 0
     labels = pa.array(test.labels.numpy(), pa.int32())

@@ -59,15 +59,17 @@ def split_features(
         CheckpointError: the backbone's features are not finite.
     """
     samples = labelled(dataset, split)
-    parts: dict[str, list[Tensor]] = {condition.name: [] for condition in conditions}
+    values: dict[str, Tensor] = {}
     for start in range(0, samples.num_rows, _CHUNK):
         chunk = replace(dataset, samples=samples.slice(start, _CHUNK))
         images = load_resident(chunk, split, resize_px=spec.resize_px, crop_px=spec.crop_px)
         for condition in conditions:
-            parts[condition.name].append(features(backbone, stamped_batches(images, condition, seed)))
+            found = features(backbone, stamped_batches(images, condition, seed))
+            held = values.setdefault(condition.name, torch.empty(samples.num_rows, found.shape[1]))
+            held[start : start + len(found)] = found
         on_progress(Progress(start + len(images.keys), samples.num_rows, f"{split} images"))
     labels = torch.from_numpy(samples["label"].to_numpy().astype(np.int64))
-    return Features(samples["key"], labels, {name: torch.cat(chunks) for name, chunks in parts.items()})
+    return Features(samples["key"], labels, values)
 
 
 def labelled(dataset: Dataset, split: str) -> pa.Table:

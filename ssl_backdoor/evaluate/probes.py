@@ -1,6 +1,12 @@
 """Probes: classifiers on the features of a frozen backbone. Features in, a score for each class out; clean labels only.
 
-Protocol of the linear probes: the MoCo evaluation of UMBCvision/SSL-Backdoor at 273ca47 (moco/eval_linear.py).
+To compare methods, use ``linear``: one head for all, converged, so that no method is favoured by a schedule. The heads
+of UMBCvision/SSL-Backdoor at 273ca47 are those that its methods were published with, and are not comparable:
+``linear_sgd`` (MoCo, MSF and CompRess: moco/eval_linear.py), ``linear_adam`` (BYOL: byol/eval/sgd.py) and
+``linear_on_map`` (Jigsaw, RotNet: jigsaw/eval_conv_linear.py; see layers.py).
+
+NOTE: for all three, upstream's labelled images are those of the evaluated frame here, features computed once; BYOL's
+are so upstream as well, the others crop and flip anew in each epoch.
 Shapes: N images, D feature dimensions, C classes.
 """
 
@@ -21,6 +27,9 @@ from ssl_backdoor.seeds import torch_generator
 _SGD_EPOCHS = 40
 _SGD_MILESTONES = (15, 30)
 _SGD_BATCH = 256
+_ADAM_EPOCHS = 500
+_ADAM_BATCH = 1000
+_ADAM_LR = (1e-2, 1e-6)
 _BLOCK_CELLS = 1 << 23  # similarities or scores held at once: 32 MiB of float32
 
 Scores = Callable[[Tensor], Tensor]
@@ -36,7 +45,7 @@ class NamedProbe(NamedTuple):
 
 def predict(scores: Scores, features: Tensor, num_classes: int) -> Tensor:
     """Predicted labels int64 (N,) of raw features float32 (N, D), a block of images at a time."""
-    block = max(1, _BLOCK_CELLS // num_classes)
+    block = max(1, _BLOCK_CELLS // max(num_classes, features.shape[1]))
     return torch.cat([scores(rows).argmax(dim=1) for rows in torch.split(features, block)])
 
 
@@ -95,7 +104,7 @@ def knn(features: Tensor, labels: Tensor, num_classes: int, neighbours: int) -> 
 
 
 def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Scores:
-    """Multinomial logistic regression to convergence: L-BFGS, float64, from zero; the bias is not penalised.
+    """The common head: multinomial logistic regression to convergence (L-BFGS, float64, from zero), bias not penalised.
 
         minimise  mean cross-entropy + l2 / 2 * |weight|^2
 
@@ -115,30 +124,73 @@ def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Sco
 
     options = {"maxiter": 1000, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
     found = minimize(objective, np.zeros(shape).ravel(), jac=True, method="L-BFGS-B", options=options)
-    return _logits(standardise, torch.from_numpy(found.x).float().view(shape).to(inputs.device))
+    return _logits(torch.from_numpy(found.x).float().view(shape).to(inputs.device), standardise)
 
 
 def linear_sgd(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Scores:
-    """The paper's head: SGD of rate 0.01, momentum 0.9, decay 1e-4, batch 256, 40 epochs, rate x0.1 after 15 and 30.
-
-    NOTE: upstream crops and flips the labelled images anew in each epoch; here the features are those of the evaluated
-    frame, computed once. Initial weights (torch's Linear default) and batches come from the stream "linear_sgd".
-
-    ``features`` float32 (N, D), ``labels`` int64 (N,).
-    """
+    """MoCo's and MSF's head: ``_sgd`` on normalised, standardised features float32 (N, D); ``labels`` int64 (N,)."""
     standardise = standardiser(features)
-    inputs = _with_ones(standardise(features))
-    generator, bound = torch_generator(seed, "linear_sgd"), features.shape[1] ** -0.5
-    head = torch.empty(num_classes, inputs.shape[1]).uniform_(-bound, bound, generator=generator).to(inputs.device)
+    return _logits(_sgd(standardise(features), labels, num_classes, seed, "linear_sgd"), standardise)
+
+
+def linear_on_map(features: Tensor, labels: Tensor, num_classes: int, seed: int, name: str) -> Scores:
+    """Jigsaw's head on one layer: ``_sgd`` on features float32 (N, D) as they are; draws from the stream ``name``.
+
+    NOTE: RotNet's heads differ (BatchNorm without scale, Nesterov, batch 32, rates by look-up); Jigsaw's serve both.
+    """
+    return _logits(_sgd(features, labels, num_classes, seed, name))
+
+
+def _sgd(inputs: Tensor, labels: Tensor, num_classes: int, seed: int, name: str) -> Tensor:
+    """SGD of rate 0.01, momentum 0.9, decay 1e-4, batch 256, 40 epochs, rate x0.1 after 15 and 30; a head (C, D + 1).
+
+    Upstream's third drop, after epoch 40 of 40, trains nothing.
+    """
+    head, generator = _fresh_head(inputs, num_classes, seed, name)
     velocity = torch.zeros_like(head)
     for epoch in range(_SGD_EPOCHS):
         lr = 0.01 * 0.1 ** sum(epoch >= milestone for milestone in _SGD_MILESTONES)
         order = torch.randperm(len(inputs), generator=generator).to(inputs.device)
         for batch in torch.split(order, _SGD_BATCH):
-            _, gradient = _cross_entropy(inputs[batch], labels[batch], head)
+            _, gradient = _cross_entropy(_with_ones(inputs[batch]), labels[batch], head)
             velocity.mul_(0.9).add_(gradient).add_(head, alpha=1e-4)
             head.sub_(velocity, alpha=lr)
-    return _logits(standardise, head)
+    return head
+
+
+def linear_adam(features: Tensor, labels: Tensor, num_classes: int, seed: int) -> Scores:
+    """BYOL's head: Adam, decay 5e-6, 500 epochs, rate 1e-2 to 1e-6 exponentially by epoch; features not normalised.
+
+    Batches of 1,000. As upstream's loader drops the last one while it caches the features, what is over the largest
+    multiple of 1,000 images is never seen: which images those are is drawn once. With fewer than 1,000, all are one
+    batch (NOTE: upstream stops there). Draws come from the stream "linear_adam".
+
+    ``features`` float32 (N, D), ``labels`` int64 (N,).
+    """
+    head, generator = _fresh_head(features, num_classes, seed, "linear_adam")
+    n = len(features)
+    kept = torch.randperm(n, generator=generator)[: n - n % _ADAM_BATCH or n]
+    mean, square, step = torch.zeros_like(head), torch.zeros_like(head), 0
+    start, end = _ADAM_LR
+    for epoch in range(_ADAM_EPOCHS):
+        lr = start * (end / start) ** (epoch / _ADAM_EPOCHS)
+        order = kept[torch.randperm(len(kept), generator=generator)].to(features.device)
+        for batch in torch.split(order, _ADAM_BATCH):
+            step += 1
+            _, gradient = _cross_entropy(_with_ones(features[batch]), labels[batch], head)
+            gradient.add_(head, alpha=5e-6)
+            mean.lerp_(gradient, 0.1)
+            square.lerp_(gradient.square(), 0.001)
+            spread = (square / (1 - 0.999**step)).sqrt_().add_(1e-8)
+            head.addcdiv_(mean, spread, value=-lr / (1 - 0.9**step))
+    return _logits(head)
+
+
+def _fresh_head(inputs: Tensor, num_classes: int, seed: int, name: str) -> tuple[Tensor, torch.Generator]:
+    """Weights and bias (C, D + 1) as torch's Linear draws them, and the generator of stream ``name``."""
+    generator, bound = torch_generator(seed, name), inputs.shape[1] ** -0.5
+    head = torch.empty(num_classes, inputs.shape[1] + 1).uniform_(-bound, bound, generator=generator)
+    return head.to(inputs.device), generator
 
 
 def _with_ones(inputs: Tensor) -> Tensor:
@@ -157,5 +209,5 @@ def _cross_entropy(inputs: Tensor, labels: Tensor, head: Tensor) -> tuple[Tensor
     return F.nll_loss(log_share, labels), error.T @ inputs / len(inputs)
 
 
-def _logits(standardise: Standardiser, head: Tensor) -> Scores:
-    return lambda features: _with_ones(standardise(features)) @ head.T
+def _logits(head: Tensor, standardise: Standardiser | None = None) -> Scores:
+    return lambda features: _with_ones(standardise(features) if standardise else features) @ head.T

@@ -52,9 +52,9 @@ def poison(
     Returns:
         The summary: num_poisons, num_recoded, target_class, target_label, and poison_fraction_of_target (the share of
         the target's training images that was poisoned) and poison_fraction_of_dataset (poisons over clean training
-        images). What does not apply is None. Where pairs are added also num_targets and pairs_per_model (both the
-        number of (x', y') in one model; None for a backdoor), poisons_per_target, num_captions (distinct ones used)
-        and patch_frac (mean side of the patch over the image's shorter side; None without a trigger).
+        images). What does not apply is None. Where pairs are added also num_targets (the number of (x', y') in one
+        model; None for a backdoor), poisons_per_target, num_captions (distinct ones used) and patch_frac (mean side of
+        the patch over the image's shorter side; None without a trigger).
 
     Raises:
         SpecError: the target class is unknown, the trigger is larger than an image, or there are fewer images than
@@ -195,7 +195,6 @@ def _additions(attack: AttackSpec, decisions: pa.Table, patch_frac: float | None
     num_targets = attack.targets.num_targets if isinstance(attack, Carlini2022TargetedSpec) else None
     return {
         "num_targets": num_targets,
-        "pairs_per_model": num_targets,
         "poisons_per_target": attack.num_poisons,
         "num_captions": pc.count_distinct(decisions["caption"]).as_py(),
         "patch_frac": patch_frac,

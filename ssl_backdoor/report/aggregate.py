@@ -1,13 +1,14 @@
 """From the measurements of single runs to rows with an interval and an n.
 
 The unit of replication is the (trigger, target) pair where there are two or more, seeds within a pair averaged
-first; otherwise it is the seed. Differences to the control are paired: same dataset, trigger, target and seed.
+first; otherwise it is the seed. A report may ask for seeds instead: pairs are then averaged within each seed, where
+there are two seeds or more. Differences to the control are paired: same dataset, trigger, target and seed.
 """
 
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,7 @@ SHARED = "Pairs of one seed share the clean-trained encoder: its own training no
 ONE_RUN = "The spread between pairs and seeds is not in it."
 NO_EXCESS = "not defined: no excess to remove"
 FloatArray = npt.NDArray[np.float64]
+Unit = Literal["pair", "seed"]
 
 
 class Row(NamedTuple):
@@ -90,9 +92,10 @@ class PairRow(NamedTuple):
         return (self.values[name, probe, "suspect"] - student) / excess
 
 
-def aggregate(scored: Sequence[Scored]) -> tuple[Row, ...]:
+def aggregate(scored: Sequence[Scored], unit: Unit = "pair") -> tuple[Row, ...]:
     """Every measurement, its excess over the control and the share of it that the student removed.
 
+    Intervals are over units of the kind ``unit``, or of the other kind where there is only one of it.
     Order: variant (main first), arm, then the order of the measurements; excess rows and removed shares follow.
 
     Raises:
@@ -102,10 +105,10 @@ def aggregate(scored: Sequence[Scored]) -> tuple[Row, ...]:
     rows: list[Row] = []
     for variant in variants_of(scored):
         for arm in ARMS:
-            rows += _measured_rows(index, variant, arm)
+            rows += _measured_rows(index, variant, arm, unit)
         for arm in EXCESS_ARMS:
-            rows += _excess_rows(index, variant, arm)
-        rows += _removed_rows(index, variant)
+            rows += _excess_rows(index, variant, arm, unit)
+        rows += _removed_rows(index, variant, unit)
     return tuple(rows)
 
 
@@ -150,23 +153,57 @@ def _top_class(suspect: Scored) -> str:
 # ------------------------------------------------------------------------------------------------- replication
 
 
-class _Units(NamedTuple):
-    kind: str  # "pair" or "seed"
-    values: FloatArray  # (units, arms): one column for each value given
-    num_seeds: int  # most seeds behind one unit
-    shared: bool  # several units of one seed, so of one clean-trained encoder
+class Units(NamedTuple):
+    """Values by unit of replication."""
+
+    kind: Unit
+    values: FloatArray
+    """(units, columns): one column for each value given."""
+    fewest: int
+    """Runs behind one unit: pairs of a seed, or seeds of a pair."""
+    most: int
+    shared: bool
+    """Several units have one seed, so one clean-trained encoder."""
 
 
-def _units(values: Mapping[Replicate, tuple[float, ...]]) -> _Units:
-    """Averages seeds within a pair where there are two pairs or more; otherwise each seed is a unit."""
-    by_pair: dict[Pair, list[tuple[float, ...]]] = {}
+def units_of(values: Mapping[Replicate, tuple[float, ...]], unit: Unit = "pair") -> Units:
+    """Averages ``values`` within units of the kind ``unit``; where there is only one, units are of the other kind."""
+    by_kind: dict[Unit, dict[Pair | int, list[tuple[float, ...]]]] = {"pair": {}, "seed": {}}
+    for (pair, seed), value in values.items():
+        by_kind["pair"].setdefault(pair, []).append(value)
+        by_kind["seed"].setdefault(seed, []).append(value)
+    other: Unit = "seed" if unit == "pair" else "pair"
+    kind: Unit = unit if len(by_kind[unit]) >= 2 else other
+    groups = list(by_kind[kind].values())
+    means = np.array([np.mean(group, axis=0) for group in groups], dtype=np.float64)
+    sizes = [len(group) for group in groups]
+    shared = kind == "pair" and len(by_kind["seed"]) < len(values)
+    return Units(kind, means, min(sizes), max(sizes), shared)
+
+
+def pair_means(values: Mapping[Replicate, float]) -> dict[Pair, float]:
+    """Mean over the seeds of each pair."""
+    by_pair: dict[Pair, list[float]] = {}
     for (pair, _), value in values.items():
         by_pair.setdefault(pair, []).append(value)
-    if len(by_pair) >= 2:
-        shared = len({seed for _, seed in values}) < len(values)
-        means = np.array([np.mean(one, axis=0) for one in by_pair.values()], dtype=np.float64)
-        return _Units("pair", means, max(len(one) for one in by_pair.values()), shared)
-    return _Units("seed", np.array(list(values.values()), dtype=np.float64), 1, False)
+    return {pair: sum(group) / len(group) for pair, group in by_pair.items()}
+
+
+def differences(index: Index, variant: str, arm: str, key: Key) -> dict[Replicate, float]:
+    """``arm`` minus its control in one measurement, by pair and seed, where both are there."""
+    return _differences(_with_control(index, variant, arm), key)
+
+
+def _with_control(index: Index, variant: str, arm: str) -> dict[Replicate, tuple[RunValues, ...]]:
+    return _joined(index, variant, arm, lambda one: (control_of(index, one),))
+
+
+def _differences(joined: Mapping[Replicate, tuple[RunValues, ...]], key: Key) -> dict[Replicate, float]:
+    return {
+        replicate: runs[0][key].value - runs[1][key].value
+        for replicate, runs in joined.items()
+        if all(key in run for run in runs)
+    }
 
 
 def t_interval(values: FloatArray) -> tuple[float, float, float]:
@@ -176,15 +213,21 @@ def t_interval(values: FloatArray) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
-def _how(units: _Units) -> str:
-    n = len(units.values)
+def _how(units: Units) -> str:
+    n, most = len(units.values), units.most
     if units.kind == "pair":
-        seeds = ", seeds within a pair averaged first" if units.num_seeds > 1 else ", one seed each"
+        seeds = ", seeds within a pair averaged first" if most > 1 else ", one seed each"
         return f"Mean over {n} (trigger, target) pairs{seeds}"
-    return f"Mean over {n} seeds of one (trigger, target) pair; the spread between pairs is not in it"
+    if most == 1:
+        return f"Mean over {n} seeds of one (trigger, target) pair; the spread between pairs is not in it"
+    count = f"{most}" if units.fewest == most else f"{units.fewest} to {most}"
+    return (
+        f"Mean over {n} seeds, the {count} (trigger, target) pairs of each averaged first; the spread between pairs is "
+        "not in it"
+    )
 
 
-def _replicated(head: tuple[str, str, str, str, str], units: _Units, definition: str, control: bool) -> Row:
+def _replicated(head: tuple[str, str, str, str, str], units: Units, definition: str, control: bool) -> Row:
     """A row over two units or more; ``control`` says whether the clean-trained encoder is part of it."""
     if units.values[:, 0].min() == units.values[:, 0].max():
         text = (
@@ -205,7 +248,7 @@ def base_definition(definition: str) -> str:
     return text if text.endswith(".") else f"{text}."
 
 
-def _measured_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
+def _measured_rows(index: Index, variant: str, arm: str, unit: Unit) -> Iterable[Row]:
     runs = {replicate: run for replicate, (_, run) in of_arm(index, variant, arm).items()}
     for name, condition, probe in dict.fromkeys(key for run in runs.values() for key in run):
         found = {
@@ -213,7 +256,7 @@ def _measured_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
         }
         head = (name, arm, variant, condition, probe)
         first = next(iter(found.values()))
-        units = _units({replicate: (measured.value,) for replicate, measured in found.items()})
+        units = units_of({replicate: (measured.value,) for replicate, measured in found.items()}, unit)
         definition = base_definition(first.definition) + _left_out(len(runs) - len(found))
         if len(units.values) >= 2:
             yield _replicated(head, units, definition, arm in ("control", "distilled_control"))
@@ -225,17 +268,13 @@ def _measured_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
             yield Row(*head, first.value, first.n, None, None, text, "none")
 
 
-def _excess_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
-    joined = _joined(index, variant, arm, lambda one: (control_of(index, one),))
+def _excess_rows(index: Index, variant: str, arm: str, unit: Unit) -> Iterable[Row]:
+    joined = _with_control(index, variant, arm)
     for key in dict.fromkeys(key for runs in joined.values() for key in runs[0]):
         name, condition, probe = key
         if name not in EXCESS_NAMES:
             continue
-        found = {
-            replicate: (runs[0][key].value - runs[1][key].value,)
-            for replicate, runs in joined.items()
-            if all(key in run for run in runs)
-        }
+        found = _differences(joined, key)
         if not found:
             continue
         measured = next(runs[0][key] for runs in joined.values() if key in runs[0])
@@ -244,7 +283,7 @@ def _excess_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
             f"{base_definition(measured.definition)}"
         ) + _left_out(len(joined) - len(found))
         head = (f"{name}_excess", arm, variant, condition, probe)
-        units = _units(found)
+        units = units_of({replicate: (value,) for replicate, value in found.items()}, unit)
         if len(units.values) >= 2:
             yield _replicated(head, units, definition, control=True)
         else:
@@ -252,7 +291,7 @@ def _excess_rows(index: Index, variant: str, arm: str) -> Iterable[Row]:
             yield Row(*head, float(units.values[0, 0]), 1, None, None, text, "none")
 
 
-def _removed_rows(index: Index, variant: str) -> Iterable[Row]:
+def _removed_rows(index: Index, variant: str, unit: Unit) -> Iterable[Row]:
     def suspect_and_control(student: Scored) -> tuple[tuple[Scored, RunValues] | None, ...]:
         suspect = index.get((variant, "suspect", (pair_of(student.run), student.run.seed)))
         return suspect, None if suspect is None else control_of(index, suspect[0])
@@ -267,7 +306,7 @@ def _removed_rows(index: Index, variant: str) -> Iterable[Row]:
             if all(key in run for run in runs)
         }
         if found:
-            yield _removed(key, variant, _units(found))
+            yield _removed(key, variant, units_of(found, unit))
 
 
 def _joined(
@@ -285,7 +324,7 @@ def _joined(
     return joined
 
 
-def _removed(key: Key, variant: str, units: _Units) -> Row:
+def _removed(key: Key, variant: str, units: Units) -> Row:
     """Share of the mean excess that the student lost; an excess of accuracy is a loss of it."""
     name, condition, probe = key
     student, suspect, control = units.values.T

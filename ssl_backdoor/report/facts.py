@@ -11,7 +11,8 @@ def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset:
     ``num_poisons`` (added pairs for each x' where targeted; 0 for a clean-trained encoder),
     ``poison_fraction_of_dataset``, ``num_train`` (clean training images), ``num_parameters`` (of the image tower,
     where the training counted them), ``patch_frac`` (side of the patch over that of the evaluated frame, where both
-    are stated) and ``seconds`` (wall-clock of the stage that made the encoder).
+    are stated), ``seconds`` (wall-clock of the stage that made the encoder) and ``num_replicas`` (devices that it was
+    trained on, where the training recorded them).
     """
     clean = arm in CLEAN_ARMS
     total = float(poison.summary["num_poisons"])
@@ -21,8 +22,9 @@ def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset:
         "num_train": float(dataset.summary["num_train"]),
         "seconds": float(model.seconds),
     }
-    if "num_parameters" in model.summary:
-        facts["num_parameters"] = float(model.summary["num_parameters"])
+    for name in ("num_parameters", "num_replicas"):
+        if name in model.summary:
+            facts[name] = float(model.summary[name])
     trigger = getattr(run.attack, "trigger", None)
     if trigger is not None:
         frame_px = run.evaluation.crop_px or run.dataset.frame_px or run.dataset.resident_px

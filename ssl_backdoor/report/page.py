@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.aggregate import PairRow, Row, aggregate, find, per_pair
 from ssl_backdoor.report.answer import answer
+from ssl_backdoor.report.comparison_view import COMPARED, COSTS
 from ssl_backdoor.report.figures import Example, Picture, draw_all
 from ssl_backdoor.report.runs import Scored, variants_of
 from ssl_backdoor.report.sweep import curves_of, sweep, swept
@@ -24,6 +25,18 @@ from ssl_backdoor.report.sweep_answer import sweep_answer
 from ssl_backdoor.report.sweep_figures import Drawn, draw
 from ssl_backdoor.report.sweep_view import GLOSSARY as SWEEP_GLOSSARY
 from ssl_backdoor.report.sweep_view import figure_table
+from ssl_backdoor.report.table_page import (
+    STEALTH,
+    Matrix,
+    matrix_headline,
+    matrix_of,
+    matrix_summary,
+    pictured_variant,
+    stealth_lines,
+    write_tables,
+)
+from ssl_backdoor.report.table_view import GLOSSARY as TABLE_GLOSSARY
+from ssl_backdoor.report.table_view import interval_definition
 from ssl_backdoor.report.text import headline_quantities, to_json_measurements
 from ssl_backdoor.report.view import (
     GLOSSARY,
@@ -38,6 +51,9 @@ from ssl_backdoor.report.view import (
 )
 from ssl_backdoor.specs import FigureSpec, ReportSpec
 from ssl_backdoor.tables import MEASUREMENTS
+
+if TYPE_CHECKING:
+    from ssl_backdoor.report.stealth import Stealth
 
 ROWS = pa.schema(
     [
@@ -73,11 +89,13 @@ def write_report(
     poison_summaries: Mapping[str, Mapping[str, Any]],
     out: Path,
     seconds: Mapping[str, float] | None = None,
+    *,
+    stealth: Mapping[str, "Stealth"] | None = None,
 ) -> dict[str, Any]:
     """Writes report.html, report.md, measurements.parquet, measurements.json and figures/ into ``out``.
 
     Runs under an attack that ``spec.figures`` names are laid out along the figures' axes (PNG, and the data behind it
-    as CSV); all others are paired with their controls.
+    as CSV); all others are paired with their controls, and laid out in the tables that ``spec.tables`` names.
 
     Args:
         spec: the question and the runs.
@@ -86,31 +104,34 @@ def write_report(
         poison_summaries: summary of each poison stage by a name for people.
         out: an existing folder.
         seconds: wall-clock by stage, shown as the cost.
+        stealth: how visible the poisons of each kind of attack are.
 
     Returns:
-        ``question``, ``answer`` and ``headline``, the key numbers by ``name/arm/condition/probe``.
+        ``question``, ``answer`` and ``headline``, the key numbers by ``name/arm/condition/probe``; where there are
+        tables, ``tables`` as ``matrix_summary`` gives them.
 
     Raises:
         SpecError: two results for one arm, variant, pair and seed, or points that mix settings (see ``sweep``).
     """
     found = _Found.of(spec, scored)
     drawn = [(figure, draw(figure, found.points, found.swept)) for figure in spec.figures]
-    pictures = draw_all(found.tables, found.paired, found.pairs, examples)
+    pictures = draw_all(found.tables, found.paired, found.pairs, examples, pictured_variant(spec, found.tables))
     sentence = _answer(spec, found)
     context = _context(spec, found) | {
         "answer": sentence,
         "sweeps": [_section(figure, one, found.points) for figure, one in drawn],
+        "stealth": stealth_lines(stealth or {}),
         "pictures": [(picture, base64.b64encode(picture.png).decode()) for picture in pictures],
         "poisons": poison_table(poison_summaries),
         "costs": cost_table(found.tables, seconds or {}),
     }
     _write_pages(context, out)
-    _write_figures([*pictures, *(one.picture for _, one in drawn if one)], out / "figures")
-    for one in (one for _, one in drawn if one):
-        (out / "figures" / f"{one.picture.name}.csv").write_text(one.data, encoding="utf-8")
+    _write_figures(pictures, [one for _, one in drawn if one], out / "figures")
+    if found.matrix:
+        _write_figures((), found.matrix.drawn, out / "figures")
+        write_tables(found.matrix, out / "figures")
     _write_numbers((*found.paired, *found.points), out)
-    numbers = headline(found.paired) | sweep_headline(spec.figures, found.points)
-    return {"question": spec.question, "answer": sentence, "headline": numbers}
+    return {"question": spec.question, "answer": sentence} | _numbers(spec, found)
 
 
 class _Found(NamedTuple):
@@ -121,19 +142,26 @@ class _Found(NamedTuple):
     paired: tuple[Row, ...]
     pairs: tuple[PairRow, ...]
     points: tuple[Row, ...]
+    matrix: Matrix | None
 
     @classmethod
     def of(cls, spec: ReportSpec, scored: Sequence[Scored]) -> "_Found":
         tables = [one for one in scored if not swept(spec.figures, one)]
         curves = [one for one in scored if swept(spec.figures, one)]
-        return cls(tables, curves, aggregate(tables), per_pair(tables), sweep(spec.figures, curves))
+        rows = aggregate(tables, spec.unit)
+        matrix = matrix_of(spec, tables, rows) if spec.tables else None
+        return cls(tables, curves, rows, per_pair(tables), sweep(spec.figures, curves), matrix)
 
 
 def _context(spec: ReportSpec, found: _Found) -> dict[str, Any]:
     """What the templates read besides pictures, poisons and costs."""
-    full, definitions = full_table((*found.paired, *found.points))
+    paired = [row for row in found.paired if found.matrix is None or not row.name.startswith("false_positives:")]
+    full, definitions = full_table((*paired, *found.points))
     spec_json = json.dumps(canonical(spec), indent=1, sort_keys=True, ensure_ascii=False)
     variants = variants_of(found.tables)
+    glossary = dict((*GLOSSARY, *(SWEEP_GLOSSARY if spec.figures else ()), *(TABLE_GLOSSARY if spec.tables else ())))
+    if spec.unit == "seed":
+        glossary |= [interval_definition(spec.unit)]
     return {
         "spec": spec,
         "paired": bool(found.tables) or not spec.figures,
@@ -144,7 +172,13 @@ def _context(spec: ReportSpec, found: _Found) -> dict[str, Any]:
         "poison_columns": POISON_COLUMNS,
         "rows": full,
         "definitions": definitions,
-        "glossary": (*GLOSSARY, *(SWEEP_GLOSSARY if spec.figures else ())),
+        "glossary": tuple(glossary.items()),
+        "matrix": found.matrix,
+        "pictured": pictured_variant(spec, found.tables),
+        "compared": COMPARED,
+        "cost_heads": COSTS,
+        "stealth_heads": STEALTH,
+        "heading": "h3" if found.matrix else "h2",
         "spec_json": spec_json,
         "spec_fence": Verbatim(spec_json.replace("<", "\\u003c")),
         "verbatim": Verbatim,
@@ -156,7 +190,7 @@ def _answer(spec: ReportSpec, found: _Found) -> str:
     last = sweep_answer(spec.figures, found.points)
     if last and not found.tables:
         return f"{last[0].upper()}{last[1:]}"
-    first = answer(found.paired, found.pairs, spec.note)
+    first = found.matrix.answer if found.matrix else answer(found.paired, found.pairs, spec.note)
     return f"{first[:-1]}; {last}" if last else first
 
 
@@ -195,10 +229,21 @@ def _write_pages(context: Mapping[str, Any], out: Path) -> None:
         (out / name).write_text(environment.get_template(f"{name}.j2").render(context) + "\n", encoding="utf-8")
 
 
-def _write_figures(pictures: Sequence[Picture], folder: Path) -> None:
+def _write_figures(pictures: Sequence[Picture], drawn: Sequence[Drawn], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    for picture in pictures:
+    for picture in (*pictures, *(one.picture for one in drawn)):
         (folder / f"{picture.name}.png").write_bytes(picture.png)
+    for one in drawn:
+        (folder / f"{one.picture.name}.csv").write_text(one.data, encoding="utf-8")
+
+
+def _numbers(spec: ReportSpec, found: _Found) -> dict[str, Any]:
+    """The key numbers, and where there are tables, their comparisons."""
+    numbers = headline(found.paired) | sweep_headline(spec.figures, found.points)
+    if found.matrix is None:
+        return {"headline": numbers}
+    numbers |= matrix_headline(found.matrix, found.paired)
+    return {"headline": numbers, "tables": matrix_summary(found.matrix)}
 
 
 def headline(rows: Sequence[Row]) -> dict[str, float]:

@@ -54,6 +54,8 @@ class Scored:
     """What ``facts.facts_of`` says of it: num_poisons, num_train, seconds, ..."""
     similarity: pa.Table | None = None
     """tables.SIMILARITY."""
+    neighbours: Path | None = None
+    """npz of triggered test images and the clean images nearest to them, as evaluation writes it."""
 
 
 class Pair(NamedTuple):

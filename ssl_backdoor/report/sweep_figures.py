@@ -22,8 +22,8 @@ from ssl_backdoor.report.drawing import COLOURS, INK, headed, literal, panels, p
 from ssl_backdoor.report.figures import Picture
 from ssl_backdoor.report.runs import ARMS, Scored
 from ssl_backdoor.report.sweep import Curve, Place, axis_of, curves_of
-from ssl_backdoor.report.sweep_view import AXIS_LABELS, figure_csv, paper_label, x_label
-from ssl_backdoor.report.text import arm_label, measure_quantity, probe_label
+from ssl_backdoor.report.sweep_view import AXIS_LABELS, figure_csv, x_label
+from ssl_backdoor.report.text import arm_label, measure_quantity, paper_label, probe_label
 from ssl_backdoor.specs import FigureSpec
 
 _DASHES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")
@@ -126,7 +126,7 @@ def _legend(figure: FigureSpec, curves: Sequence[Curve], probes: Sequence[str], 
             Line2D([], [], color=INK, linestyle="", marker=_MARKERS[i % len(_MARKERS)], label=plain(name or "main", 40))
             for i, name in enumerate(series)
         ]
-    for label, verified in dict.fromkeys((paper_label(value), value.is_verified) for value in figure.paper):
+    for label, verified in dict.fromkeys((paper_label(value.is_verified), value.is_verified) for value in figure.paper):
         face = INK if verified else "none"
         handles.append(
             Line2D([], [], color=INK, linestyle="", marker="*", markerfacecolor=face, markersize=10, label=label)
@@ -206,7 +206,7 @@ def _paper_lines(axes: Axes, figure: FigureSpec) -> None:
         face = _SHADES[condition] if value.is_verified else "none"
         axes.plot(
             [value.value], [0.0], "*", color=_SHADES[condition], markerfacecolor=face, markersize=12, clip_on=False,
-            zorder=5, linestyle="", label=f"{condition}, {paper_label(value)}: {value.value:.2f}",
+            zorder=5, linestyle="", label=f"{condition}, {paper_label(value.is_verified)}: {value.value:.2f}",
         )  # fmt: skip
 
 

@@ -6,9 +6,18 @@ from collections.abc import Sequence
 
 from ssl_backdoor.report.aggregate import Row
 from ssl_backdoor.report.sweep import ONE_MODEL, POOLED, at, axis_of, curves_of, places_of
-from ssl_backdoor.report.text import MISSING, Quantity, arm_label, fixed_width, measure_quantity, number, span
+from ssl_backdoor.report.text import (
+    MISSING,
+    Quantity,
+    arm_label,
+    fixed_width,
+    measure_quantity,
+    number,
+    paper_label,
+    span,
+)
 from ssl_backdoor.report.view import Cell, Line, Table
-from ssl_backdoor.specs import FigureSpec, PaperValue
+from ssl_backdoor.specs import FigureSpec
 
 AXIS_LABELS = {
     "num_poisons": "poisoned pairs",
@@ -55,11 +64,6 @@ def x_label(axis: str, x: float) -> str:
             return f"a patch of {100 * x:.3g} % of the side"
 
 
-def paper_label(value: PaperValue) -> str:
-    """Whether the paper's value was read or recalled."""
-    return "paper" if value.is_verified else "paper (unverified)"
-
-
 def accuracy_measure(figure: FigureSpec, rows: Sequence[Row]) -> str | None:
     """Clean accuracy by the probe of the figure's first measure, or by zero_shot, or by any other."""
     probes = list(dict.fromkeys(row.probe for row in rows if row.name == "accuracy"))
@@ -96,7 +100,7 @@ def figure_table(figure: FigureSpec, rows: Sequence[Row]) -> Table:
             Cell(number(value.value, q.kind) if m == value.measure else MISSING)
             for m, q in zip(measures, columns, strict=True)
         )
-        lines.append(Line(f"{paper_label(value)}, {x_label(axis, value.x)}", "paper", cells))
+        lines.append(Line(f"{paper_label(value.is_verified)}, {x_label(axis, value.x)}", "paper", cells))
     return Table(figure.title, columns, tuple(lines))
 
 
@@ -135,5 +139,7 @@ def figure_csv(figure: FigureSpec, rows: Sequence[Row]) -> str:
             )  # fmt: skip
     for value in figure.paper:
         name, _, probe = value.measure.partition("/")
-        writer.writerow((paper_label(value), name, probe, "", "", f"{value.x:.10g}", value.value, "", "", "", ""))
+        writer.writerow(
+            (paper_label(value.is_verified), name, probe, "", "", f"{value.x:.10g}", value.value, "", "", "", "")
+        )
     return out.getvalue()

@@ -1,6 +1,7 @@
 """How a number, an interval and a name are spelled, the same in every table, figure and sentence."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -87,11 +88,17 @@ def span(row: Row, kind: Kind, signed: bool = False) -> str:
 
 
 def probe_label(probe: str) -> str:
-    """Name of a probe for people: kNN, zero-shot, linear 100 %, linear SGD 1 %."""
+    """Name of a probe for people: kNN, zero-shot, linear 100 %, linear SGD 1 %, linear layer 2 100 %."""
     if probe in ("knn", "zero_shot"):
         return {"knn": "kNN", "zero_shot": "zero-shot"}[probe]
-    words = {"sgd": "SGD"} | {word: f"{word} %" for word in probe.split("_") if word[:1].isdigit()}
+    probe = re.sub(r"layer(\d+)", r"layer \1", probe)
+    words = {"sgd": "SGD", "adam": "Adam"} | {word: f"{word} %" for word in probe.split("_") if word[:1].isdigit()}
     return " ".join(words.get(word, word) for word in probe.split("_"))
+
+
+def paper_label(is_verified: bool) -> str:
+    """Whether a paper's value was read or recalled."""
+    return "paper" if is_verified else "paper (unverified)"
 
 
 _MEASURES: dict[str, tuple[str, Kind]] = {

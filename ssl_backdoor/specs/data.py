@@ -11,9 +11,10 @@ class FilesSourceSpec(Spec):
     """Images the user brings: a folder, an archive or shards. The path itself is given at run time."""
 
     kind: Literal["files"] = "files"
-    layout: Literal["auto", "folder", "cifar", "webdataset", "pairs"] = "auto"
+    layout: Literal["auto", "folder", "cifar", "webdataset", "pairs", "official"] = "auto"
     """folder: split/class/file, also in a tar, tar.gz or zip; cifar: the official archives; webdataset: shards;
-    pairs: a CSV, TSV or Parquet table of image path and caption."""
+    pairs: a CSV, TSV or Parquet table of image path and caption; official: STL-10, GTSRB, Flowers-102 or Oxford-IIIT
+    Pets, unpacked as torchvision has them."""
     path_column: str = ""
     """Of a pairs table; empty takes the first of filepath, path, image, file, filename that is there."""
     caption_column: str = ""
@@ -34,6 +35,15 @@ class ScenesSourceSpec(Spec):
 
 
 SourceSpec = Annotated[FilesSourceSpec | ScenesSourceSpec, Field(discriminator="kind")]
+
+
+class OwnTestSpec(Spec):
+    """Test images are those of the source."""
+
+    kind: Literal["own"] = "own"
+
+
+TestSourceSpec = Annotated[OwnTestSpec | FilesSourceSpec, Field(discriminator="kind")]
 
 
 class SourceCaptionsSpec(Spec):
@@ -57,13 +67,18 @@ class DatasetSpec(Spec):
     """Which images, and the frame they are stored in."""
 
     source: SourceSpec = FilesSourceSpec()
+    test_source: TestSourceSpec = OwnTestSpec()
+    """own: test images are the source's. files: they come from a second, labelled source, given at run time
+    (--test-data): its test split, or all of it where it has none. The first source's own test images are then left
+    out, and its other images need no class: so image-caption sets without labels are evaluated."""
     classes: tuple[str, ...] = ()
-    """Class names (folder names, e.g. wnids) to keep; empty keeps all. Labels number them in sorted order."""
+    """Class names (folder names, e.g. wnids) to keep; empty keeps all. Labels number them in sorted order. With a
+    second source training images without a class are kept all the same."""
     max_train_per_class: int = Field(default=0, ge=0)
     """Keep at most this many training images of each class, drawn by ``subset_seed``; 0 keeps all."""
     max_test_per_class: int = Field(default=0, ge=0)
     keep_fraction: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Seeded sub-sample of all that is left, as a fraction of each class."""
+    """Seeded sub-sample of all that is left, as a fraction of each class; never of a second source's test images."""
     test_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share held out as the test split where the source has none."""
     subset_seed: int = Field(default=0, ge=0)
@@ -76,7 +91,7 @@ class DatasetSpec(Spec):
     max_image_pixels: int = Field(default=50_000_000, ge=1)
     captions: CaptionsSpec = SourceCaptionsSpec()
     captions_required: bool = False
-    """An image that has no caption left after cleaning is rejected."""
+    """An image that has no caption left after cleaning is rejected; a second source's test images need none."""
     max_caption_chars: int = Field(default=1_000, ge=1, le=100_000)
     """An image with a longer caption is rejected: CLIP reads 77 tokens of it."""
     samples_per_shard: int = Field(default=10_000, ge=1)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ssl_backdoor.specs.base import Spec
 
-Probe = Literal["knn", "linear", "linear_sgd", "zero_shot"]
+Probe = Literal["knn", "linear", "linear_sgd", "linear_adam", "linear_layers", "zero_shot"]
 
 
 class EvaluationSpec(Spec):
@@ -17,7 +17,11 @@ class EvaluationSpec(Spec):
     crop_px: int = Field(default=0, ge=0)
     """Side of the centre crop: the evaluated frame; 0 leaves the image as it is held."""
     probes: tuple[Probe, ...] = ("knn", "linear", "linear_sgd")
-    """linear: converged L-BFGS; linear_sgd: the paper's 40-epoch SGD. Both on normalised, standardised features.
+    """linear: the common head, to compare methods: converged L-BFGS on normalised, standardised features. The heads of
+    Saha et al.'s code, a method's own: linear_sgd, of MoCo v2, MSF and distilled students (40 epochs of SGD, same
+    features); linear_adam, of BYOL (500 epochs of Adam, features as they are); linear_layers, of Jigsaw and RotNet (SGD
+    on the stem and on each layer of a ResNet; probes linear_layer0_100, linear_layer1_100, ...).
+    knn: the knn_neighbours nearest training images vote; all labels.
     zero_shot: CLIP's text tower, prompts averaged; with it come retrieval and, for targets, the rank of y'."""
     prompts: Literal["imagenet80", "simple7"] = "imagenet80"
     """Templates of zero_shot, from open_clip: CLIP's 80 for ImageNet, or the 7 that do nearly as well."""

@@ -1,6 +1,6 @@
 """One experiment, a report over several, and how they are run."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,7 +15,26 @@ from ssl_backdoor.specs.defence import (
     NoDefenceSpec,
 )
 from ssl_backdoor.specs.evaluation import EvaluationSpec
-from ssl_backdoor.specs.training import CLIPSpec, TrainSpec
+from ssl_backdoor.specs.training import CLIPSpec, ResNetSpec, TrainSpec
+
+
+class OwnDataSpec(Spec):
+    """Probes learn and are tested on the data that the encoder was trained on."""
+
+    kind: Literal["own"] = "own"
+
+
+class OtherDataSpec(Spec):
+    """Probes learn and are tested on another labelled set, given at run time (--probe-data): transfer.
+
+    The trigger is the attack's; its target class is none of theirs.
+    """
+
+    kind: Literal["other"] = "other"
+    dataset: DatasetSpec = DatasetSpec()
+
+
+ProbeOnSpec = Annotated[OwnDataSpec | OtherDataSpec, Field(discriminator="kind")]
 
 
 class RunSpec(Spec):
@@ -26,6 +45,7 @@ class RunSpec(Spec):
     train: TrainSpec
     defence: DefenceSpec = NoDefenceSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
+    probe_on: ProbeOnSpec = OwnDataSpec()
     seed: int = Field(default=0, ge=0)
     variant: str = ""
     """Name of a side condition shown beside the main one (such as another poison fraction); empty is the main one."""
@@ -41,6 +61,8 @@ class RunSpec(Spec):
         }
         if bad := [what for what, needs in needs_clip.items() if needs and not is_clip]:
             raise ValueError(f"{bad[0]} needs method clip, found method {self.train.method.kind}")
+        if "linear_layers" in self.evaluation.probes and not isinstance(self.train.backbone, ResNetSpec):
+            raise ValueError(f"probe linear_layers reads the layers of a resnet, found {self.train.backbone.kind}")
         if is_clip and isinstance(self.defence, CompressSpec):
             raise ValueError(
                 "defence compress loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"
@@ -72,6 +94,43 @@ class FigureSpec(Spec):
     paper: tuple[PaperValue, ...] = ()
 
 
+class PaperCell(Spec):
+    """What a paper says in one cell of a table, shown beside ours."""
+
+    row: str
+    """Label of the row."""
+    arm: Literal["control", "suspect", "student", "distilled_control"]
+    condition: Literal["clean", "triggered"]
+    name: str
+    """Measurement, such as target_false_positives."""
+    value: float
+    is_verified: bool = False
+    """Read in the paper; otherwise recalled, and shown as unverified."""
+
+
+class TableRow(Spec):
+    """One line of a table: the runs of one variant."""
+
+    label: str
+    variant: str = ""
+    arm: Literal["", "control", "suspect", "student", "distilled_control"] = ""
+    """The encoder that the line is about; empty: control and suspect side by side, the paper's four cells."""
+
+
+class TableSpec(Spec):
+    """A paper's table: a line a variant or encoder; accuracy and false positives on clean and on triggered images."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Stem of its files."""
+    title: str
+    rows: tuple[TableRow, ...]
+    probe: str
+    """Which probe's numbers: "linear_100", "knn", ..."""
+    measures: tuple[str, ...] = ("accuracy", "target_false_positives")
+    """Of each cell; the last one is what is compared with the control."""
+    paper: tuple[PaperCell, ...] = ()
+
+
 class ReportSpec(Spec):
     """A named question and the runs that answer it."""
 
@@ -83,6 +142,13 @@ class ReportSpec(Spec):
     runs: tuple[RunSpec, ...]
     figures: tuple[FigureSpec, ...] = ()
     """Figures of Carlini & Terzis 2022 among ``runs``; runs under other attacks are paired with their controls."""
+    tables: tuple[TableSpec, ...] = ()
+    """Tables over the variants of ``runs``, as in Saha et al. 2022."""
+    unit: Literal["pair", "seed"] = "pair"
+    """What intervals are over. pair: pairs, seeds averaged within each, where there are two pairs or more; seed: seeds,
+    pairs averaged within each, where there are two seeds or more."""
+    missing: tuple[str, ...] = ()
+    """Runs that were asked for and failed, each with its cause; shown on the page."""
 
 
 class Resources(BaseModel):

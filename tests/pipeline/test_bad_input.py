@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from command_server import TINY
+from command_server import TINY, refused_input
 from PIL import Image
 
 pytestmark = pytest.mark.services
@@ -130,17 +130,7 @@ def test_one_sentence_and_nothing_left(lab, tmp_path, case):
     arguments, expected = case(tmp_path)
     store = tmp_path / "store"
     outcome = run("train", "cifar10_byol", *SETTINGS, "--store", store, *arguments)
-    assert outcome.code == 2, outcome
-    lines = [line for line in outcome.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, outcome.stderr
-    assert lines[0].startswith("ssl-backdoor: ")
-    assert expected in lines[0]
-    assert outcome.stdout == ""
-    kept = sorted(path.parent.parent.name for path in store.rglob("manifest.json"))
-    assert kept in ([], ["ingest"]), kept  # the images themselves may be fine
-    assert not [
-        path for path in store.rglob("*") if path.name.startswith(".") and path.is_dir() and any(path.iterdir())
-    ]
+    assert expected in refused_input(outcome, store)
 
 
 def test_full_disk(lab, tmp_path):

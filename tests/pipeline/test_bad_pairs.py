@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from command_server import refused_input
 from PIL import Image
 
 pytestmark = pytest.mark.services
@@ -76,6 +77,14 @@ def shard_without_its_images(folder: Path) -> tuple[list[str], list[str]]:
     return ["--data", str(folder / "train-000000.tar"), *SOURCE_CAPTIONS], ["10 of 20", "no image"]
 
 
+def second_source_missing(folder: Path) -> tuple[list[str], list[str]]:
+    return [*table(folder, rows()), "--set", 'dataset.test_source={"kind":"files"}'], ["--test-data", "test_source"]
+
+
+def second_source_unasked(folder: Path) -> tuple[list[str], list[str]]:
+    return [*table(folder, rows()), "--test-data", str(folder)], ["--test-data", "test_source"]
+
+
 CASES = (
     no_caption_of_the_target,
     more_poisons_than_images,
@@ -83,6 +92,8 @@ CASES = (
     caption_of_a_megabyte,
     path_that_leads_out,
     shard_without_its_images,
+    second_source_missing,
+    second_source_unasked,
 )
 
 
@@ -92,14 +103,9 @@ def test_one_sentence_about_pairs(lab, tmp_path, case):
     arguments, expected = case(tmp_path)
     store = tmp_path / "store"
     outcome = run("train", "carlini2022_fig2_backdoor", *SETTINGS, "--store", store, *arguments)
-    assert outcome.code == 2, outcome
-    lines = [line for line in outcome.stderr.splitlines() if line.strip()]
-    assert len(lines) == 1, outcome.stderr
-    assert len(lines[0]) < 600, outcome.stderr
-    assert [words for words in expected if words not in lines[0]] == [], lines[0]
-    assert outcome.stdout == ""
-    kept = {path.parent.parent.name for path in store.rglob("manifest.json")}
-    assert kept <= {"ingest"}  # the pairs themselves may be fine
+    sentence = refused_input(outcome, store)
+    assert len(sentence) < 600
+    assert [words for words in expected if words not in sentence] == [], sentence
 
 
 def test_sizes_are_named(lab):

@@ -14,7 +14,7 @@ from picture_files import cats_and_dogs, picture, tree, write_folder, write_tar,
 from PIL import Image
 
 from ssl_backdoor.data import ingest as ingest_module
-from ssl_backdoor.data.dataset import imagenet100
+from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.ingest import ingest
 from ssl_backdoor.data.selection import plain_key
@@ -30,13 +30,13 @@ SHARED = Path(__file__).parents[3] / "../shared/data"
 def samples(out: Path) -> list[dict[str, Any]]:
     table = pq.read_table(out / "samples.parquet")
     assert table.schema.equals(SAMPLES)
-    return table.to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
+    return table.to_pylist()
 
 
 def rejected(out: Path) -> list[dict[str, str]]:
     table = pq.read_table(out / "rejected.parquet")
     assert table.schema.equals(REJECTED)
-    return table.to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
+    return table.to_pylist()
 
 
 def keys(out: Path, split: str = "train") -> set[str]:
@@ -71,7 +71,7 @@ def test_rows_shards_and_bytes_agree(tmp_path: Path) -> None:
         assert (row["width"], row["height"], row["caption"]) == (12, 12, None)
         suffix = "jpg" if row["key"] == "train-cat-jpeg" else "png"  # by content, not by name
         with tarfile.open(out / row["shard"]) as tar:
-            meta = json.load(tar.extractfile(f"{row['key']}.json"))  # type: ignore[arg-type]  # it is there
+            meta = json.load(tar.extractfile(f"{row['key']}.json"))
             assert f"{row['key']}.{suffix}" in tar.getnames()
         assert meta == {name: row[name] for name in ("label", "caption", "split", "width", "height", "sha256")}
     assert not by_key
@@ -132,7 +132,7 @@ def test_scenes_are_stored_losslessly(tmp_path: Path) -> None:
 
     drawn = [item.image for item in Scenes(source).read(iter([True] * 18))]
     stored = [decode(data, 1000) for data in read_bytes(out, pq.read_table(out / "samples.parquet"))]
-    assert np.array_equal(np.stack(drawn), np.stack(stored))  # type: ignore[arg-type]  # all of them pixels
+    assert np.array_equal(np.stack(drawn), np.stack(stored))
     assert all(row["caption"] for row in samples(out))
 
 
@@ -229,12 +229,15 @@ def test_a_test_split_is_held_out_only_where_there_is_none(tmp_path: Path) -> No
     assert ingest(spec, str(both), tmp_path / "b")["num_test"] == 2
 
 
-def test_imagenet100_is_a_list_of_wnids() -> None:
-    wnids = imagenet100()
+@pytest.mark.parametrize(("name", "some"), [(CLASS_LISTS[0], "n02093859"), (CLASS_LISTS[1], "n01558993")])
+def test_imagenet100_is_a_list_of_wnids(name: str, some: str) -> None:
+    wnids = class_list(name)
     assert len(wnids) == 100
     assert list(wnids) == sorted(set(wnids))
     assert all(len(wnid) == 9 and wnid[0] == "n" and wnid[1:].isdigit() for wnid in wnids)
-    assert {"n01558993", "n02869837", "n04592741"} <= set(wnids)
+    assert some in wnids
+    assert not set(class_list(CLASS_LISTS[0])) & set(class_list(CLASS_LISTS[1]))
+    assert class_list("imagenet100_b").index("n02106550") == 26  # the Rottweiler's number in Saha et al.'s code
 
 
 # ------------------------------------------------------------------------------------------------ refusing

@@ -15,11 +15,11 @@ from ssl_backdoor.specs import DatasetSpec, TemplateCaptionsSpec
 
 
 def samples(out: Path) -> list[dict[str, Any]]:
-    return pq.read_table(out / "samples.parquet").to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
+    return pq.read_table(out / "samples.parquet").to_pylist()
 
 
 def rejected(out: Path) -> list[dict[str, str]]:
-    return pq.read_table(out / "rejected.parquet").to_pylist()  # type: ignore[no-any-return]  # pyarrow has no types
+    return pq.read_table(out / "rejected.parquet").to_pylist()
 
 
 def test_captions_arrive(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 from ssl_backdoor.data import resident
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.images import encode_png, to_frame
-from ssl_backdoor.data.resident import captions_of, load_resident, rows_of, to_evaluated_frame
+from ssl_backdoor.data.resident import load_resident, to_evaluated_frame
+from ssl_backdoor.data.rows import captions_of, rows_of
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import Progress
@@ -227,10 +228,11 @@ def test_added_pairs_come_after_all_others_with_their_own_captions(tmp_path: Pat
     loaded, clean = load_resident(dataset, "train", overlay), load_resident(dataset, "train")
     assert loaded.keys == ("s000", "s001", "s002", "s003", "poison-000000", "poison-000001")
     assert loaded.labels.tolist() == [0, 1, 2, 0, 2, 1]
-    assert loaded.captions.to_pylist() == ["nought", "one\nuno", None, "three", "a plane", "the plane"]
+    captions = captions_of(dataset, "train", overlay).to_pylist()
+    assert captions == ["nought", "one\nuno", None, "three", "a plane", "the plane"]
     pictures = ["new s000", "new s001", "s002", "s003", "new poison-000000", "new poison-000001"]
     np.testing.assert_array_equal(hwc(loaded.images), np.stack([noise(name) for name in pictures]))
-    assert clean.captions.to_pylist() == ["zero", "one\nuno", None, "three"]
+    assert captions_of(dataset, "train").to_pylist() == ["zero", "one\nuno", None, "three"]
     assert torch.equal(clean.images[2:], loaded.images[2:4])
 
 
@@ -245,7 +247,7 @@ def test_nothing_is_added_to_the_test_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_captions_are_had_without_pixels(tmp_path: Path, split: str) -> None:
     dataset, overlay = captioned_overlay(tmp_path)
-    expected = [(which, load_resident(dataset, split, which).captions.to_pylist()) for which in (None, overlay)]
+    expected = [(which, rows_of(dataset, split, which)["caption"].to_pylist()) for which in (None, overlay)]
     for path in tmp_path.rglob("*.tar"):
         path.unlink()
     for which, captions in expected:

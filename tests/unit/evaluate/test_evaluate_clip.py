@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(dataset: Dataset, model: Path, out: Path, **changes: Any) -> dict[str, float]:
     arguments: dict[str, Any] = {"trigger": None, "trigger_file": None, "target_label": None, "seed": 0} | changes
     summary = evaluate(arguments.pop("spec", SPEC), dataset, model, out=out, **arguments)
-    return summary["measurements"]  # type: ignore[no-any-return]
+    return summary["measurements"]
 
 
 def test_targets_are_scored_by_every_probe(dataset: Dataset, model: Path, tmp_path: Path) -> None:

@@ -9,7 +9,17 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ssl_backdoor.evaluate import probes
-from ssl_backdoor.evaluate.probes import Scores, knn, labelled_subset, linear, linear_sgd, predict, standardiser
+from ssl_backdoor.evaluate.probes import (
+    Scores,
+    knn,
+    labelled_subset,
+    linear,
+    linear_adam,
+    linear_on_map,
+    linear_sgd,
+    predict,
+    standardiser,
+)
 from ssl_backdoor.seeds import stream, torch_generator
 
 
@@ -98,10 +108,9 @@ def test_classes_without_a_labelled_image_are_not_predicted() -> None:
     assert set(labels_of(linear(train, labels, 5, 1e-4), train)) <= {0, 1}
 
 
-def slow_sgd(features: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def slow_sgd(inputs: np.ndarray, labels: Tensor, classes: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
     """The schedule written out in NumPy, with the gradient of softmax regression by hand."""
-    inputs = standardiser(features)(features).double().numpy()
-    generator, bound = torch_generator(seed, "linear_sgd"), inputs.shape[1] ** -0.5
+    generator, bound = torch_generator(seed, name), inputs.shape[1] ** -0.5
     head = torch.empty(classes, inputs.shape[1] + 1).uniform_(-bound, bound, generator=generator).double().numpy()
     weight, bias = head[:, :-1], head[:, -1]
     velocity, bias_velocity = np.zeros_like(weight), np.zeros_like(bias)
@@ -123,9 +132,19 @@ def slow_sgd(features: Tensor, labels: Tensor, classes: int, seed: int) -> tuple
 def test_linear_sgd_is_the_papers_schedule() -> None:
     train, labels = clusters(600, noise=2.0)
     test, _ = clusters(400, noise=2.0, name="test")
-    weight, bias = slow_sgd(train, labels, 3, seed=4)
-    logits = standardiser(train)(test).double().numpy() @ weight.T + bias
+    standardise = standardiser(train)
+    weight, bias = slow_sgd(standardise(train).double().numpy(), labels, 3, 4, "linear_sgd")
+    logits = standardise(test).double().numpy() @ weight.T + bias
     np.testing.assert_allclose(linear_sgd(train, labels, 3, seed=4)(test).numpy(), logits, atol=1e-4)
+
+
+def test_the_head_on_a_map_is_the_same_schedule_on_features_as_they_are() -> None:
+    train, labels = clusters(600, noise=2.0)
+    test, _ = clusters(400, noise=2.0, name="test")
+    weight, bias = slow_sgd(train.double().numpy(), labels, 3, 4, "linear_layer2")
+    logits = test.double().numpy() @ weight.T + bias
+    found = linear_on_map(train, labels, 3, 4, "linear_layer2")(test)
+    np.testing.assert_allclose(found.numpy(), logits, atol=1e-4)
 
 
 def test_the_gradient_by_hand_is_autograds() -> None:
@@ -143,6 +162,75 @@ def test_linear_sgd_depends_on_its_seed_alone() -> None:
     first, again, other = (linear_sgd(train, labels, 3, seed)(test).tolist() for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+# -------------------------------------------------------------------------- BYOL's head
+
+
+@pytest.fixture
+def short_adam(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thirtieth of the images and a twentieth of the epochs, which leave what is tested as it is."""
+    monkeypatch.setattr(probes, "_ADAM_EPOCHS", 25)
+    monkeypatch.setattr(probes, "_ADAM_BATCH", 30)
+
+
+def torchs_adam(features: Tensor, labels: Tensor, classes: int, seed: int) -> torch.nn.Linear:
+    """The same steps by torch's own layer, loss, optimiser and schedule, in double precision."""
+    generator, bound = torch_generator(seed, "linear_adam"), features.shape[1] ** -0.5
+    head = torch.empty(classes, features.shape[1] + 1).uniform_(-bound, bound, generator=generator).double()
+    size = probes._ADAM_BATCH
+    kept = torch.randperm(len(features), generator=generator)
+    kept = kept[: len(features) // size * size] if len(features) > size else kept
+    layer = torch.nn.Linear(features.shape[1], classes).double()
+    with torch.no_grad():
+        layer.weight.copy_(head[:, :-1])
+        layer.bias.copy_(head[:, -1])
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, weight_decay=5e-6)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1e-4 ** (1 / probes._ADAM_EPOCHS))
+    for _ in range(probes._ADAM_EPOCHS):
+        order = kept[torch.randperm(len(kept), generator=generator)]
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
+            optimizer.zero_grad()
+            F.cross_entropy(layer(features[rows].double()), labels[rows]).backward()
+            optimizer.step()
+        schedule.step()
+    return layer
+
+
+@pytest.mark.parametrize("n", [12, 30, 31, 100])
+@pytest.mark.usefixtures("short_adam")
+def test_linear_adam_is_torchs_adam(n: int) -> None:
+    train, labels = clusters(n, noise=2.0)
+    test, _ = clusters(50, noise=2.0, name="test")
+    expected = torchs_adam(train, labels, 3, seed=4)(test.double()).detach()
+    np.testing.assert_allclose(linear_adam(train, labels, 3, seed=4)(test).numpy(), expected.numpy(), atol=1e-4)
+
+
+def test_adams_first_step_is_the_learning_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """mean / sqrt(square) is the gradient's sign, whatever its size: closed form."""
+    train, labels = clusters(20)
+    heads = []
+    for epochs in (0, 1):
+        monkeypatch.setattr(probes, "_ADAM_EPOCHS", epochs)
+        scores = linear_adam(train, labels, 3, seed=0)
+        rows = torch.cat([torch.zeros(1, 8), torch.eye(8)])
+        bias, *columns = scores(rows)
+        heads.append(torch.stack([bias, *(column - bias for column in columns)]))
+    torch.testing.assert_close((heads[1] - heads[0]).abs(), torch.full((9, 3), 1e-2), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.usefixtures("short_adam")
+def test_what_is_over_a_whole_batch_is_never_seen() -> None:
+    """95 images of which 90 are kept: a broken image among the five left out breaks nothing."""
+    train, labels = clusters(95)
+    generator = torch_generator(1, "linear_adam")
+    torch.empty(3, 9).uniform_(generator=generator)
+    left_out = torch.randperm(95, generator=generator)[90:]
+    broken = train.clone()
+    broken[left_out] = torch.nan
+    first, second = (linear_adam(features, labels, 3, seed=1)(train) for features in (train, broken))
+    assert torch.equal(first, second)
 
 
 # -------------------------------------------------------------------------- label fractions

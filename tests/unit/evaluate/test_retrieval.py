@@ -26,12 +26,12 @@ CAPTIONS = [
 ]
 
 
-def slow_places(features: np.ndarray, texts: dict[str, np.ndarray]) -> tuple[list[int], list[int]]:  # type: ignore[type-arg]
+def slow_places(features: np.ndarray, texts: dict[str, np.ndarray]) -> tuple[list[int], list[int]]:
     """Places by sorting, strangers first among equals; images without a caption are nowhere."""
     images = {row: features[row] / np.linalg.norm(features[row]) for row, cell in enumerate(CAPTIONS) if cell}
     own = {row: set((CAPTIONS[row] or "").split("\n")) for row in images}
 
-    def place(query: np.ndarray, candidates: dict, mine: set) -> int:  # type: ignore[type-arg]
+    def place(query: np.ndarray, candidates: dict, mine: set) -> int:
         order = sorted(candidates, key=lambda name: (-float(query @ candidates[name]), name in mine))
         return 1 + min(order.index(name) for name in mine)
 

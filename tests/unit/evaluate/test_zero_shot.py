@@ -36,7 +36,7 @@ def test_the_classifier_and_its_accuracy_are_open_clips(prompts: str) -> None:
     theirs = open_clip.build_zero_shot_classifier(
         AsOpenCLIP(text_tower), text_tower.tokenize, names, templates[prompts], num_classes_per_batch=2
     )
-    ours = class_embeddings(text_tower, CLASSES, prompts)  # type: ignore[arg-type]
+    ours = class_embeddings(text_tower, CLASSES, prompts)
     torch.testing.assert_close(ours, theirs.T, rtol=1e-4, atol=1e-5)
     images = torch.from_numpy(stream(0, "images").normal(0, 1, (60, 3, 16, 16))).float()
     labels = torch.arange(60) % len(CLASSES)

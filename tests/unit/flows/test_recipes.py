@@ -1,18 +1,22 @@
 import json
+import re
 from collections import Counter
 from typing import get_args
 
 import pytest
 from PIL import Image
 
-from flows.overrides import apply
+from flows.overrides import apply, only_methods
 from flows.recipes import RECIPES, Recipe, Sized, choose
 from ssl_backdoor import specs
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import ReportSpec
 
-FIGURES = [name for name, recipe in RECIPES.items() if isinstance(recipe, Sized)]
-EVERY = [(name, size) for name in RECIPES for size in (("mini", "paper") if name in FIGURES else (None,))]
+SIZED = [name for name, recipe in RECIPES.items() if isinstance(recipe, Sized)]
+FIGURES = [name for name in SIZED if name.startswith("carlini2022")]
+TABLES = [name for name in SIZED if name.startswith("saha2022")]
+SIZES = ("mini", "paper")
+EVERY = [(name, size) for name in RECIPES for size in (SIZES if name in SIZED else (None,))]
 
 
 @pytest.mark.parametrize(("name", "size"), EVERY)
@@ -37,14 +41,15 @@ def test_pairs_and_seeds_only_add_runs():
 
 
 def test_a_size_is_asked_only_of_a_recipe_that_has_two():
-    assert choose(FIGURES[0]) == choose(FIGURES[0], "mini") != choose(FIGURES[0], "paper")
+    assert choose(SIZED[0]) == choose(SIZED[0], "mini") != choose(SIZED[0], "paper")
     with pytest.raises(SpecError, match="demo has a single size"):
         choose("demo", "mini")
     with pytest.raises(SpecError, match="carlini2022_fig_patch"):
         choose("carlini2022_fig_ptach")
 
 
-@pytest.mark.parametrize(("name", "size"), [(name, size) for name, size in EVERY if size])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_is_drawn_from_runs_that_differ_along_its_axis_alone(name, size):
     recipe = choose(name, size)
     report = recipe.build(recipe.pairs, recipe.seeds)
@@ -62,11 +67,42 @@ def test_a_figure_is_drawn_from_runs_that_differ_along_its_axis_alone(name, size
     assert {value.measure for figure in report.figures for value in figure.paper} <= shown
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", TABLES)
+def test_every_line_of_a_table_has_runs_that_differ_in_pair_and_seed_alone(name, size):
+    recipe = choose(name, size)
+    report = recipe.build(2, 2)
+    assert (report.recipe, report.unit) == (name, "seed")
+    variants = Counter(run.variant for run in report.runs)
+    assert set(variants.values()) == {4}
+    for table in report.tables:
+        assert {row.variant for row in table.rows} <= set(variants)
+        labels = [row.label for row in table.rows]
+        assert len(set(labels)) == len(labels)
+        assert {cell.row for cell in table.paper} <= set(labels)
+        assert re.sub(r"_[0-9.]+$", "", table.probe) in report.runs[0].evaluation.probes
+    for variant in variants:
+        here = [run for run in report.runs if run.variant == variant]
+        assert len({(run.dataset, run.train, run.defence, run.evaluation, run.probe_on) for run in here}) == 1
+        assert len({(run.attack, run.seed) for run in here}) == 4
+
+
+def test_methods_leave_runs_and_lines_out():
+    report = only_methods(choose("saha2022_table1").build(1, 1), "mae, byol")
+    assert {run.train.method.kind for run in report.runs} == {"mae", "byol"}
+    assert [[row.label for row in table.rows] for table in report.tables] == [["BYOL", "MAE"]] * 2
+    assert {cell.row for cell in report.tables[0].paper} == {"BYOL", "MAE"}
+    with pytest.raises(SpecError, match=r"--methods expects some of byol,.*found mea"):
+        only_methods(report, "mea")
+
+
 def test_nothing_recalled_is_shown_as_read():
-    values = [
-        value for name in FIGURES for size in ("mini", "paper") for figure in choose(name, size).build(1, 1).figures
-        for value in figure.paper
-    ]  # fmt: skip
+    reports = [choose(name, size).build(1, 1) for name in SIZED for size in SIZES]
+    drawn = [value for report in reports for figure in report.figures for value in figure.paper]
+    told = [cell for report in reports for table in report.tables for cell in table.paper]
+    assert drawn
+    assert told
+    values = drawn + told
     assert values
     assert not any(value.is_verified for value in values)
 
@@ -103,7 +139,8 @@ def test_the_demo_points_to_the_evidence():
 
 
 def test_paper_scale_is_the_papers():
-    moco = RECIPES["saha2022_moco"].build(10, 1).runs[0]
+    runs = choose("saha2022_table2_defence", "paper").build(10, 1).runs
+    moco = runs[0]
     assert len(moco.dataset.classes) == 100
     assert (moco.train.backbone.depth, moco.train.backbone.stem) == (18, "imagenet")
     fit, method = moco.train.fit, moco.train.method
@@ -112,9 +149,18 @@ def test_paper_scale_is_the_papers():
     assert (method.queue_size, method.embedding_dim, method.temperature, method.ema_decay) == (65_536, 128, 0.2, 0.999)
     assert (moco.attack.trigger.size_px, moco.attack.poison_fraction_of_target) == (50, 0.5)
     assert moco.attack.trigger.train_location == (0.25, 0.75)
-    byol = RECIPES["saha2022_byol"].build(1, 1).runs[0].train
+    methods = {run.variant: run.train for run in choose("saha2022_table1", "paper").build(1, 1).runs}
+    byol = methods["BYOL"]
     assert (byol.fit.batch_size, byol.fit.optimizer.lr, byol.fit.views.grey_p) == (512, 2e-3, 0.1)
     assert byol.fit.schedule == specs.MilestonesSpec(milestones=(150, 175), factor=0.2, warmup_steps=500)
+    msf, jigsaw, rotnet = (methods[name] for name in ("MSF", "Jigsaw", "RotNet"))
+    assert (msf.method.queue_size, msf.method.neighbours, msf.method.ema_decay, msf.fit.optimizer.lr) == (
+        128_000, 5, 0.99, 0.05
+    )  # fmt: skip
+    assert (jigsaw.fit.views.size_px, jigsaw.method.tile_px, jigsaw.method.num_permutations) == (255, 64, 2000)
+    assert jigsaw.fit.schedule == specs.MilestonesSpec(milestones=(30, 60, 90, 100), factor=0.1)
+    assert (rotnet.fit.epochs, rotnet.fit.batch_size, rotnet.fit.optimizer.lr) == (105, 128, 0.05)
+    assert [run.defence.trusted_fraction for run in runs[::10]] == [0.25, 0.1, 0.05]
     defence = moco.defence
     assert (defence.num_queues, defence.queue_size, defence.temperature, defence.fit.epochs) == (2, 128_000, 0.04, 130)
 
@@ -166,13 +212,15 @@ def test_lists_from_files_and_digests_of_triggers(tmp_path):
         RECIPES["cifar10_byol"].build(1, 1), [f"dataset.classes=@{tmp_path}/classes.txt", f"attack.trigger={trigger}"]
     )
     assert report.runs[0].dataset.classes == ("cat", "dog")
+    known = apply(RECIPES["cifar10_byol"].build(1, 1), ["dataset.classes=@imagenet100_a"])
+    assert len(known.runs[0].dataset.classes) == 100
     assert len(report.runs[0].attack.trigger.sha256) == 64
 
 
 def test_no_member_of_a_union_hides_another():
     """Prefect's form picks the member that shares most field names: none may equal, or hold all of, a later one's."""
     for union in (specs.SourceSpec, specs.TriggerSpec, specs.AttackSpec, specs.OptimizerSpec, specs.ScheduleSpec,
-                  specs.MethodSpec, specs.DefenceSpec):  # fmt: skip
+                  specs.MethodSpec, specs.BackboneSpec, specs.DefenceSpec, specs.ProbeOnSpec):  # fmt: skip
         members = [set(member.model_fields) for member in get_args(get_args(union)[0])]
         for index, fields in enumerate(members):
             for later in members[index + 1 :]:

@@ -143,7 +143,6 @@ def test_the_summary_counts_pairs_and_captions(tmp_path: Path) -> None:
         "target_class": None,
         "target_label": None,
         "num_targets": 2,
-        "pairs_per_model": 2,
         "poisons_per_target": 3,
         "patch_frac": None,
     }
@@ -152,7 +151,6 @@ def test_the_summary_counts_pairs_and_captions(tmp_path: Path) -> None:
         "target_class": "cat",
         "target_label": 1,
         "num_targets": None,
-        "pairs_per_model": None,
         "poisons_per_target": 6,
         "num_captions": 1,
         "patch_frac": 0.25,

@@ -1,0 +1,80 @@
+"""Many cells at once: {methods} x {attacks} x {defences} x {pairs} x {seeds}, and a report of those that came through.
+
+What cells share is computed once (one ingest, one clean encoder a method and seed), as many stages run at once as the
+Ray cluster holds, and a cell that fails leaves the others: it is listed with its cause. A rerun does what is missing.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from prefect import flow
+
+from flows.overrides import of_runs
+from flows.pipeline import FLOW, Evidence, check_attacks, numbered, state_runs, write_record
+from ssl_backdoor.errors import TrainingError
+from ssl_backdoor.specs import ReportSpec, Resources, Stage
+from ssl_backdoor.stages import run_name
+from ssl_backdoor.store import ArtifactRef
+from tasks.lab import Lab
+from tasks.ray_fit import Listener, Watcher
+from tasks.stages import Place
+
+
+@flow(name="matrix", **FLOW)
+def matrix(
+    report: ReportSpec,
+    *,
+    data: str | None,
+    store_uri: str,
+    resources: Resources,
+    listen: Listener,
+    until: Stage = "report",
+    probe_data: str | None = None,
+    test_data: str | None = None,
+) -> ArtifactRef:
+    """Answer ``report.question`` with the cells that came through; those that failed are listed in ``missing``.
+
+    Raises:
+        SslBackdoorError: a mistake in the data or an attack, before any training begins.
+        TrainingError: no cell came through.
+    """
+    watcher = Watcher(listen)
+    lab = Lab(Place(store_uri, resources, watcher), data, until, probe_data=probe_data, test_data=test_data)
+    try:
+        check_attacks(lab, report.runs)
+        evidence = state_runs(lab, report.runs)
+        causes = lab.settle()
+        kept, missing = sift(report, evidence, causes)
+        page = lab.report(kept, numbered(whole(evidence, causes)))
+        lab.wait(page)
+    finally:
+        watcher.close()
+    if until == "report":
+        write_record(page, store_uri)
+    elif missing:
+        raise TrainingError("; ".join(missing))
+    return page
+
+
+def whole(evidence: Sequence[Evidence], causes: Mapping[ArtifactRef, str]) -> list[Evidence]:
+    """The evidence of the cells that came through."""
+    return [one for one in evidence if not any(ref in causes for ref in one.values())]
+
+
+def sift(
+    report: ReportSpec, evidence: Sequence[Evidence], causes: Mapping[ArtifactRef, str]
+) -> tuple[ReportSpec, tuple[str, ...]]:
+    """``report`` over the cells that came through, and the others with their causes.
+
+    Raises:
+        TrainingError: none came through.
+    """
+    kept, missing = [], []
+    for run, one in zip(report.runs, evidence, strict=True):
+        cause = next((causes[ref] for ref in one.values() if ref in causes), None)
+        if cause is None:
+            kept.append(run)
+        else:
+            missing.append(f"{run_name(run)}: {cause}")
+    if not kept:
+        raise TrainingError(f"none of the {len(report.runs)} cells came through; the first: {missing[0]}")
+    return of_runs(report, tuple(kept)).model_copy(update={"missing": tuple(missing)}), tuple(missing)
