@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from prefect import flow
 
 from flows.overrides import of_runs
-from flows.pipeline import FLOW, Evidence, check_attacks, numbered, state_runs, write_record
+from flows.pipeline import FLOW, Evidence, check_attacks, numbered, state_runs
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.specs import ReportSpec, Resources, Stage
 from ssl_backdoor.stages import run_name
@@ -37,21 +37,18 @@ def matrix(
         SslBackdoorError: a mistake in the data or an attack, before any training begins.
         TrainingError: no cell came through.
     """
-    watcher = Watcher(listen)
-    lab = Lab(Place(store_uri, resources, watcher), data, until, probe_data=probe_data, test_data=test_data)
-    try:
+    place = Place(store_uri, resources, Watcher(listen))
+    with Lab(place, data, until, probe_data=probe_data, test_data=test_data) as lab:
         check_attacks(lab, report.runs)
         evidence = state_runs(lab, report.runs)
         causes = lab.settle()
         kept, missing = sift(report, evidence, causes)
         page = lab.report(kept, numbered(whole(evidence, causes)))
         lab.wait(page)
-    finally:
-        watcher.close()
-    if until == "report":
-        write_record(page, store_uri)
-    elif missing:
-        raise TrainingError("; ".join(missing))
+        if until == "report":
+            lab.record(page)
+        elif missing:
+            raise TrainingError("; ".join(missing))
     return page
 
 

@@ -1,6 +1,5 @@
 """The whole experiment, one direction: ingest -> poison -> train -> defend -> evaluate -> report."""
 
-import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from ssl_backdoor.specs import NoDefenceSpec, OtherDataSpec, ReportSpec, Resources, RunSpec, Stage
 from ssl_backdoor.stages import run_name
-from ssl_backdoor.store import ArtifactRef, open_store
+from ssl_backdoor.store import ArtifactRef
 from tasks.lab import Lab
 from tasks.ray_fit import Listener, Watcher
 from tasks.stages import Place
@@ -94,18 +93,6 @@ def numbered(evidence: Sequence[Evidence]) -> Evidence:
     return {f"{index:03d}/{role}": ref for index, one in enumerate(evidence) for role, ref in one.items()}
 
 
-def write_record(page: ArtifactRef, store_uri: str) -> None:
-    """The report in MLflow; where that cannot be written, a warning."""
-    from tasks.tracking import record  # MLflow takes seconds to import
-
-    recorded = record(page, open_store(store_uri), return_state=True)
-    if not recorded.is_completed():
-        logging.getLogger("ssl_backdoor").warning(
-            "MLflow could not be written (%s); the report is in the store, the same command records it later.",
-            recorded.message,
-        )
-
-
 FLOW: dict[str, Any] = {
     "flow_run_name": "{report.recipe}",
     "task_runner": ThreadPoolTaskRunner(max_workers=256),
@@ -128,14 +115,11 @@ def experiment(
     test_data: str | None = None,
 ) -> ArtifactRef:
     """Answer ``report.question`` with all of its runs; stages that the store already holds are reused."""
-    watcher = Watcher(listen)
-    lab = Lab(Place(store_uri, resources, watcher), data, until, probe_data=probe_data, test_data=test_data)
-    try:
+    place = Place(store_uri, resources, Watcher(listen))
+    with Lab(place, data, until, probe_data=probe_data, test_data=test_data) as lab:
         check_attacks(lab, report.runs)
         page = lab.report(report, numbered(state_runs(lab, report.runs)))
         lab.wait()
-    finally:
-        watcher.close()
-    if until == "report":
-        write_record(page, store_uri)
+        if until == "report":
+            lab.record(page)
     return page

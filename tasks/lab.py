@@ -4,8 +4,11 @@ A stage's key is known before its work is done, so two runs that share a stage (
 share the task as well.
 """
 
+import logging
 from collections.abc import Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
 
 from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, as_completed
@@ -34,13 +37,18 @@ from ssl_backdoor.stages import (
     trigger_of,
 )
 from ssl_backdoor.store import ArtifactRef, open_store
+from tasks.history import wait_until_written
 from tasks.stages import TASKS, Place
 
 ORDER: tuple[Stage, ...] = ("ingest", "poison", "train", "defend", "evaluate", "report")
 
 
 class Lab:
-    """Six verbs; each returns the reference its stage will have, and starts the stage once."""
+    """Six verbs; each returns the reference its stage will have, and starts the stage once.
+
+    Entered for the length of a flow: on leaving it stages that have not started are called off and, unless the user
+    ended the flow, Prefect has the last state of those that were.
+    """
 
     def __init__(
         self,
@@ -60,6 +68,18 @@ class Lab:
         self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
         self._inputs: dict[ArtifactRef, tuple[ArtifactRef, ...]] = {}
         self._digests: dict[tuple[str | None, ...], str] = {}
+        self._recorded: list[UUID] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._place.watcher.close()
+        if kind is None or issubclass(kind, Exception):
+            ended = [one.task_run_id for one in self._futures.values() if one.state.is_final()]
+            wait_until_written([*ended, *self._recorded])
 
     def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images."""
@@ -127,6 +147,19 @@ class Lab:
     def report(self, report: ReportSpec, evidence: Mapping[str, ArtifactRef]) -> ArtifactRef:
         """The page, the tables, the answer."""
         return self._start(StageCall(report, dict(evidence), title="report"))
+
+    def record(self, page: ArtifactRef) -> None:
+        """The report in MLflow; where that cannot be written, a warning."""
+        from tasks.tracking import record  # MLflow takes seconds to import
+
+        recorded = record(page, self._store, return_state=True)
+        if recorded.state_details.task_run_id is not None:
+            self._recorded.append(recorded.state_details.task_run_id)
+        if not recorded.is_completed():
+            logging.getLogger("ssl_backdoor").warning(
+                "MLflow could not be written (%s); the report is in the store, the same command records it later.",
+                recorded.message,
+            )
 
     def wait(self, *refs: ArtifactRef) -> None:
         """Wait for every stage, or for ``refs``; the first failure ends the wait, so that a mistake is told at once.
