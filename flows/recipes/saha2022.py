@@ -148,7 +148,7 @@ def table1(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         _runs(scale, pairs, seeds, lines),
         _tables("table1", "Every method under the targeted attack", _lines(lines), scale.probes, paper=_four_cells()),
         "All methods are compared under the same heads, kNN and a converged linear probe on features; the paper's own "
-        "heads are the probes linear_sgd, linear_adam and linear_layers.",
+        "heads are the probes linear_sgd, linear_adam, linear_layers and fine_tune.",
     )
 
 

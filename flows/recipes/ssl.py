@@ -77,8 +77,10 @@ class Scale(NamedTuple):
 
 # ------------------------------------------------------------------------------------------------------- mini
 
-FIT = small.FIT
-CROP_AND_FLIP = small.VIEWS.model_copy(update={"jitter_p": 0.0, "grey_p": 0.0})
+# Colours vary as in the paper's code: clean accuracy is some two points above that of the other small recipes' 0.6.
+VIEWS = small.VIEWS.model_copy(update={"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1})
+CROP_AND_FLIP = VIEWS.model_copy(update={"jitter_p": 0.0, "grey_p": 0.0})
+FIT = small.FIT.model_copy(update={"views": VIEWS})
 
 
 def _mini(method: object, epochs: int, **changes: object) -> TrainSpec:
@@ -89,8 +91,8 @@ def _mini(method: object, epochs: int, **changes: object) -> TrainSpec:
 MINI = Scale(
     dataset=DATASET,
     methods={
-        "MoCo v2": small.MOCO.model_copy(update={"fit": small.MOCO.fit.model_copy(update={"epochs": 25})}),
-        "BYOL": small.BYOL,
+        "MoCo v2": _mini(small.MOCO.method, 25, bn_groups=2),
+        "BYOL": _mini(small.BYOL.method, 20),
         "MSF": _mini(
             MSFSpec(
                 projector_hidden_dim=128,

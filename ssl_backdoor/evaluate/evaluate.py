@@ -21,6 +21,7 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.evaluate import probes
 from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_features
+from ssl_backdoor.evaluate.fine_tune import fine_tuned_readings
 from ssl_backdoor.evaluate.layers import Reading, layer_readings
 from ssl_backdoor.evaluate.metrics import (
     Measurement,
@@ -73,7 +74,7 @@ def evaluate(
     Raises:
         DataError: no labelled training or test image, or images that cannot be used.
         SpecError: a trigger that does not fit the evaluated frame or is itself the unseen one, more targets than test
-            images, zero_shot of a model without a text tower, or linear_layers of what is no ResNet (or too much).
+            images, zero_shot of a model without a text tower, linear_layers of what is no ResNet, or too much to hold.
         CheckpointError: the backbone cannot be loaded, or its features are not finite.
     """
     _check_split(dataset, "test")
@@ -83,9 +84,10 @@ def evaluate(
     backbone = load_backbone(model).to(device).to(memory_format=torch.channels_last)
     train = _clean_training_features(spec, dataset, backbone, seed, on_progress)
     in_layers = layer_readings(backbone, dataset, conditions, spec, seed, on_progress)
+    fine_tuned = fine_tuned_readings(backbone, dataset, conditions, spec, seed, on_progress)
     named = _probes(spec, dataset.classes, train, text_tower, seed, device)
     test = split_features(backbone, dataset, "test", conditions, spec, seed, on_progress)
-    readings = chain((Reading(test, named),), in_layers)
+    readings = chain((Reading(test, named),), in_layers, fine_tuned)
     predictions, scored = _read(readings, len(dataset.classes), chosen, device, on_progress)
     rows = [*measure_predictions(predictions, dataset.classes, target_label), *_similarities(test)]
     rows += measure_targets(scored) if scored is not None else ()
@@ -191,7 +193,7 @@ def _trained_probes(
                     scores = probes.linear_sgd(clean[rows], labels[rows], num_classes, seed)
                 case "linear_adam":
                     scores = probes.linear_adam(clean[rows], labels[rows], num_classes, seed)
-                case "linear_layers" | "zero_shot":
+                case "linear_layers" | "fine_tune" | "zero_shot":
                     continue  # they read other features
                 case _:
                     assert_never(probe)

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from ssl_backdoor.specs.base import Spec
 
-Probe = Literal["knn", "linear", "linear_sgd", "linear_adam", "linear_layers", "zero_shot"]
+Probe = Literal["knn", "linear", "linear_sgd", "linear_adam", "linear_layers", "fine_tune", "zero_shot"]
 
 
 class EvaluationSpec(Spec):
@@ -20,7 +20,8 @@ class EvaluationSpec(Spec):
     """linear: the common head, to compare methods: converged L-BFGS on normalised, standardised features. The heads of
     Saha et al.'s code, a method's own: linear_sgd, of MoCo v2, MSF and distilled students (40 epochs of SGD, same
     features); linear_adam, of BYOL (500 epochs of Adam, features as they are); linear_layers, of Jigsaw and RotNet (SGD
-    on the stem and on each layer of a ResNet; probes linear_layer0_100, linear_layer1_100, ...).
+    on the stem and on each layer of a ResNet; probes linear_layer0_100, linear_layer1_100, ...); fine_tune, of MAE (the
+    whole encoder learns, 100 epochs of AdamW; its features and neighbours are still the frozen encoder's).
     knn: the knn_neighbours nearest training images vote; all labels.
     zero_shot: CLIP's text tower, prompts averaged; with it come retrieval and, for targets, the rank of y'."""
     prompts: Literal["imagenet80", "simple7"] = "imagenet80"
