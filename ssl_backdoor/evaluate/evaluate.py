@@ -46,6 +46,7 @@ from ssl_backdoor.tables import PREDICTIONS
 from ssl_backdoor.train.checkpoint import TEXT_WEIGHTS, load_backbone, load_text_tower
 
 _MAP_IMAGES = 300
+_OTHER_READINGS = (layer_readings, fine_tuned_readings)
 
 
 def evaluate(
@@ -83,11 +84,10 @@ def evaluate(
     text_tower = _text_tower(model, device) if "zero_shot" in spec.probes else None
     backbone = load_backbone(model).to(device).to(memory_format=torch.channels_last)
     train = _clean_training_features(spec, dataset, backbone, seed, on_progress)
-    in_layers = layer_readings(backbone, dataset, conditions, spec, seed, on_progress)
-    fine_tuned = fine_tuned_readings(backbone, dataset, conditions, spec, seed, on_progress)
+    others = [read(backbone, dataset, conditions, spec, seed, on_progress) for read in _OTHER_READINGS]
     named = _probes(spec, dataset.classes, train, text_tower, seed, device)
     test = split_features(backbone, dataset, "test", conditions, spec, seed, on_progress)
-    readings = chain((Reading(test, named),), in_layers, fine_tuned)
+    readings = chain((Reading(test, named),), *others)
     predictions, scored = _read(readings, len(dataset.classes), chosen, device, on_progress)
     rows = [*measure_predictions(predictions, dataset.classes, target_label), *_similarities(test)]
     rows += measure_targets(scored) if scored is not None else ()
