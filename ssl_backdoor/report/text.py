@@ -88,10 +88,10 @@ def span(row: Row, kind: Kind, signed: bool = False) -> str:
 
 
 def probe_label(probe: str) -> str:
-    """Name of a probe for people: kNN, zero-shot, linear 100 %, linear SGD 1 %, linear layer 2 100 %."""
+    """Name of a probe for people: kNN, zero-shot, linear 100 %, linear SGD 1 %, linear layer 2 1 %, fine-tuned 1 %."""
     if probe in ("knn", "zero_shot"):
         return {"knn": "kNN", "zero_shot": "zero-shot"}[probe]
-    probe = re.sub(r"layer(\d+)", r"layer \1", probe)
+    probe = re.sub(r"layer(\d+)", r"layer \1", probe).replace("fine_tune", "fine-tuned")
     words = {"sgd": "SGD", "adam": "Adam"} | {word: f"{word} %" for word in probe.split("_") if word[:1].isdigit()}
     return " ".join(words.get(word, word) for word in probe.split("_"))
 

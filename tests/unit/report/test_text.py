@@ -39,10 +39,11 @@ def test_span_drops_units_and_keeps_signs():
 
 
 def test_labels():
-    assert [probe_label(p) for p in ("knn", "linear_100", "linear_sgd_0.5")] == [
+    assert [probe_label(p) for p in ("knn", "linear_100", "linear_sgd_0.5", "fine_tune_1")] == [
         "kNN",
         "linear 100 %",
         "linear SGD 0.5 %",
+        "fine-tuned 1 %",
     ]
     assert [listing(parts) for parts in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == ["", "a", "a and b", "a, b and c"]
 
