@@ -25,6 +25,7 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.features import Condition, labelled, split_features
 from ssl_backdoor.evaluate.layers import Reading
 from ssl_backdoor.evaluate.probes import NamedProbe, Scores, labelled_subset
+from ssl_backdoor.methods.base import Backbone
 from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.progress import OnProgress, Progress
 from ssl_backdoor.seeds import torch_generator
@@ -44,7 +45,7 @@ _MAX_BYTES = 8 << 30
 
 
 def fine_tuned_readings(
-    backbone: nn.Module,
+    backbone: Backbone,
     dataset: Dataset,
     conditions: Sequence[Condition],
     spec: EvaluationSpec,
@@ -71,7 +72,7 @@ def fine_tuned_readings(
 
 
 def _readings(
-    backbone: nn.Module,
+    backbone: Backbone,
     dataset: Dataset,
     subsets: dict[float, pa.Table],
     conditions: Sequence[Condition],
@@ -90,7 +91,7 @@ def _readings(
 
 
 def fine_tune(
-    backbone: nn.Module, images: Tensor, labels: Tensor, num_classes: int, seed: int, on_progress: OnProgress
+    backbone: Backbone, images: Tensor, labels: Tensor, num_classes: int, seed: int, on_progress: OnProgress
 ) -> Scores:
     """Train ``backbone`` in place, on its device, and a linear head on its features; leaves it in eval mode.
 
@@ -102,16 +103,14 @@ def fine_tune(
     views = ViewsSpec(
         size_px=min(height, width), crop_scale=CROP_SCALE, interpolation="bicubic", jitter_p=0, grey_p=0, blur_p=0
     )
-    with torch.no_grad():
-        dim = backbone.eval()(torch.zeros(1, 3, views.size_px, views.size_px, device=device)).shape[1]
-    head = nn.Linear(dim, num_classes, device=device)
+    head = nn.Linear(backbone.feature_dim, num_classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     optimizer = torch.optim.AdamW(_groups(backbone, head), weight_decay=WEIGHT_DECAY, fused=True)
     steps_per_epoch = -(-n // batch_size)
     schedule = build_schedule(CosineSpec(per="step", warmup_epochs=WARMUP_EPOCHS), LR, EPOCHS, steps_per_epoch)
     generator = torch_generator(seed, "fine_tune")
-    backbone.train()
+    backbone.train().requires_grad_(True)  # a loaded backbone is frozen
     for epoch in range(EPOCHS):
         for index, rows in enumerate(torch.split(torch.randperm(n, generator=generator), batch_size)):
             drawn = draw_parameters(len(rows), height, width, views, generator)
@@ -124,17 +123,17 @@ def fine_tune(
             torch.autograd.backward(loss)
             optimizer.step()
         on_progress(Progress(epoch + 1, EPOCHS, "fine-tuning epochs"))
-    backbone.eval()
+    backbone.eval().requires_grad_(False)
     head.requires_grad_(False)
     return head
 
 
-def _groups(backbone: nn.Module, head: nn.Linear) -> list[dict[str, Any]]:
+def _groups(backbone: Backbone, head: nn.Linear) -> list[dict[str, Any]]:
     """Parameters by layer, the head's rate in full, ``LAYER_DECAY`` less for each layer below; matrices alone decay."""
     depth = len(backbone.blocks) + 1 if isinstance(backbone, ViT) else 0
     layers: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in [*backbone.named_parameters(), *head.named_parameters(prefix="head")]:
-        layer = min(_layer(name, depth), depth)
+        layer = _layer(name, depth) if depth else 0
         layers.setdefault((layer, parameter.ndim >= 2), []).append(parameter)
     return [
         {"params": parameters, "scale": LAYER_DECAY ** (depth - layer)} | ({} if decays else {"weight_decay": 0.0})
@@ -143,10 +142,10 @@ def _groups(backbone: nn.Module, head: nn.Linear) -> list[dict[str, Any]]:
 
 
 def _layer(name: str, depth: int) -> int:
-    """0 for a transformer's embedding and token, 1 on for its blocks, ``depth`` for what follows and other encoders."""
+    """0 for a transformer's embedding and token, 1 on for its blocks, ``depth`` for what follows."""
     if name.startswith("blocks."):
         return int(name.split(".")[1]) + 1
-    return 0 if depth and name.startswith(("cls_token", "patch_embed")) else depth
+    return 0 if name.startswith(("cls_token", "patch_embed")) else depth
 
 
 def _check_memory(images: pa.Table, crop_px: int) -> None:

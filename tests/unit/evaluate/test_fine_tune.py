@@ -120,6 +120,16 @@ def test_scores_stand_beside_the_frozen_probes_and_the_model_stays(
     assert all(torch.equal(after[name], value) for name, value in weights.items())
 
 
+def test_a_loaded_backbone_which_is_frozen_learns_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EPOCHS", 2)
+    save_backbone(build_backbone(VIT, 1, 0), 1, tmp_path)
+    images, labels = bright_and_dark(12)
+    before, tuned = load_backbone(tmp_path), load_backbone(tmp_path)
+    fine_tune(tuned, images, labels, 2, 0, silent)
+    named = dict(tuned.named_parameters())
+    assert not [name for name, value in before.named_parameters() if torch.equal(named[name], value)]
+
+
 def test_nothing_is_done_where_nothing_is_asked(dataset: Dataset) -> None:
     spec = EvaluationSpec(probes=("knn",))
     assert not list(fine_tuned_readings(build_backbone(VIT, 1, 0), dataset, [], spec, 0, silent))
