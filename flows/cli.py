@@ -138,7 +138,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     store = open_store(store_uri)
     store.check()
 
-    from flows.console import Listener
+    from flows.console import progress_shown
     from flows.matrix import matrix
     from flows.pipeline import experiment
     from ssl_backdoor.specs import Resources
@@ -148,7 +148,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     threading.Thread(target=_warm, daemon=True).start()
 
     try:
-        with Listener().shown() as listener:
+        with progress_shown() as listener:
             page = (matrix if report.tables else experiment)(
                 report,
                 data=options.data,

@@ -1,10 +1,13 @@
-"""What the person at the terminal sees: progress on stderr where it is a terminal, results on stdout, nothing else."""
+"""What the person at the terminal sees: progress on stderr, results on stdout, nothing else."""
 
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Protocol, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -13,6 +16,16 @@ from rich.text import Text
 
 from ssl_backdoor.progress import Progress
 
+_LINE_EVERY_S = 30.0
+
+
+class Display(Protocol):
+    """Takes the progress of every stage, by its title."""
+
+    def __call__(self, title: str, progress: Progress) -> None:
+        """Show that ``title`` has come this far."""
+        ...
+
 
 class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
@@ -20,13 +33,13 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
 
 
-class Listener:
-    """Shows a bar with rate and time left for every running stage; silent where stderr is no terminal."""
+class Bars:
+    """A bar with rate and time left for every running stage."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
-        self._bars = RichProgress(
+        self.rich = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -35,15 +48,14 @@ class Listener:
             TextColumn("{task.fields[note]}"),
             console=RichConsole(stderr=True),
             transient=True,
-            disable=not sys.stderr.isatty(),
         )
 
     def __call__(self, title: str, progress: Progress) -> None:
         """Show that ``title`` has come this far."""
         with self._lock:
             if title not in self._tasks:
-                self._tasks[title] = self._bars.add_task(title, total=progress.total, unit=progress.unit, note="")
-            self._bars.update(
+                self._tasks[title] = self.rich.add_task(title, total=progress.total, unit=progress.unit, note="")
+            self.rich.update(
                 self._tasks[title],
                 completed=progress.done,
                 total=progress.total,
@@ -51,11 +63,53 @@ class Listener:
                 visible=progress.done < progress.total,
             )
 
-    @contextmanager
-    def shown(self) -> Iterator["Listener"]:
-        """Show the bars while the block runs."""
-        with self._bars:
-            yield self
+
+class Lines:
+    """For logs: every half minute one line for each stage that has moved, with rate and time left."""
+
+    def __init__(
+        self, out: TextIO, every_s: float = _LINE_EVERY_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._out = out
+        self._every_s = every_s
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._told_s = clock()
+        self._begun: dict[str, tuple[float, int]] = {}
+        self._latest: dict[str, Progress] = {}
+
+    def __call__(self, title: str, progress: Progress) -> None:
+        """Note that ``title`` has come this far, and tell when it is time."""
+        with self._lock:
+            now = self._clock()
+            self._begun.setdefault(title, (now, progress.done))
+            self._latest[title] = progress
+            if now - self._told_s < self._every_s:
+                return
+            self._told_s = now
+            for name, one in self._latest.items():
+                if one.done < one.total:
+                    print(self._line(name, one, now), file=self._out, flush=True)
+            self._latest.clear()
+
+    def _line(self, title: str, progress: Progress, now: float) -> str:
+        began_s, before = self._begun[title]
+        done = progress.done - before
+        text = f"{time.strftime('%H:%M:%S')} {title}: {progress.done:,} of {progress.total:,} {progress.unit}"
+        if done and now > began_s:
+            rate = done / (now - began_s)
+            left = timedelta(seconds=round((progress.total - progress.done) / rate))
+            text += f", {rate:,.0f} {progress.unit}/s, {left} left" if rate >= 1 else f", {left} left"
+        return f"{text}, {progress.note}" if progress.note else text
+
+
+@contextmanager
+def progress_shown() -> Iterator[Display]:
+    """Show progress on stderr while the block runs: bars at a terminal, else a line now and then."""
+    display = Bars() if sys.stderr.isatty() else Lines(sys.stderr)
+    shown: AbstractContextManager[object] = display.rich if isinstance(display, Bars) else nullcontext()
+    with shown:
+        yield display
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, RunSpec
+from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, ResNetSpec, RunSpec, TableSpec
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
@@ -20,6 +20,8 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line, and ``@imagenet100_a``
     and ``@imagenet100_b`` are known lists. A field of one attack or defence (such as defence.queue_size) leaves runs
     under another as they are.
+
+    Tables are those of the probes that are then computed.
 
     Raises:
         SpecError: a path that no run has, or a value that the field refuses.
@@ -34,7 +36,32 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
         value = _value(text)
         runs = [_set(run, path, value) if has else run for run, has in zip(runs, have, strict=True)]
     runs = [_with_trigger_digest(run) for run in runs]
-    return report.model_copy(update={"runs": tuple(dict.fromkeys(runs))})
+    tables = _tables_of(report.tables, report.runs, runs)
+    return report.model_copy(update={"runs": tuple(dict.fromkeys(runs)), "tables": tables})
+
+
+def _tables_of(
+    tables: Sequence[TableSpec], before: Sequence[RunSpec], after: Sequence[RunSpec]
+) -> tuple[TableSpec, ...]:
+    """``tables`` without those of probes that are no longer computed, and one like the first for each new probe."""
+    old, new = ({name: None for run in runs for name in _probe_names(run)} for runs in (before, after))
+    kept = [table for table in tables if table.probe in new]
+    for name in [name for name in new if tables and name not in old]:
+        stem = tables[0].name.removesuffix(tables[0].probe)
+        kept.append(tables[0].model_copy(update={"name": f"{stem}{name}", "probe": name, "paper": ()}))
+    return tuple(kept)
+
+
+def _probe_names(run: RunSpec) -> Iterator[str]:
+    """The probes of ``run`` as measurements name them: those on part of the labels by the part, in per cent."""
+    spec, backbone = run.evaluation, run.train.backbone
+    for probe in spec.probes:
+        if probe in ("knn", "zero_shot"):
+            yield probe
+            continue
+        layers = range(len(backbone.stages) + 1) if isinstance(backbone, ResNetSpec) else ()
+        heads = [f"linear_layer{index}" for index in layers] if probe == "linear_layers" else [probe]
+        yield from (f"{head}_{100 * fraction:g}" for head in heads for fraction in spec.label_fractions)
 
 
 def only_methods(report: ReportSpec, methods: str) -> ReportSpec:

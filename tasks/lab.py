@@ -195,6 +195,7 @@ class Lab:
         if ref not in self._futures and ORDER.index(call.stage) <= self._until:
             self._inputs[ref] = tuple(call.inputs.values())
             before = [self._futures[one] for one in self._inputs[ref] if one in self._futures]
+            self._place.watcher.stated()
             stage_task = TASKS[call.stage].with_options(task_run_name=call.title)
             self._futures[ref] = stage_task.submit(call, self._place, wait_for=before)
         return ref

@@ -77,6 +77,19 @@ class Watcher:
         self._lock = threading.Lock()
         self._board: Any = None
         self._stop = threading.Event()
+        self._stated = self._ended = 0
+
+    def stated(self) -> None:
+        """One more stage is to be done."""
+        with self._lock:
+            self._stated += 1
+
+    def ended(self) -> None:
+        """One stage less is to be done; whoever listens hears how far the whole flow is."""
+        with self._lock:
+            self._ended += 1
+            whole = Progress(self._ended, self._stated, "stages")
+        self.listen("all stages", whole)
 
     def board(self) -> Any:
         """The actor that workers post to; made on first use."""

@@ -35,6 +35,13 @@ class Place:
 
 
 def _run(call: StageCall, place: Place) -> State[ArtifactRef]:
+    try:
+        return _find_or_make(call, place)
+    finally:
+        place.watcher.ended()
+
+
+def _find_or_make(call: StageCall, place: Place) -> State[ArtifactRef]:
     place.watcher.check()
     store = open_store(place.store_uri)
     found = store.find(call.stage, call.key)

@@ -17,8 +17,6 @@ from ssl_backdoor.specs import ResNetSpec
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-STAGES = {8: (1, 1, 1), 10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
-
 
 @final
 class GroupedBatchNorm(nn.BatchNorm2d):
@@ -148,8 +146,8 @@ class ResNet(nn.Module):
         self.bn1 = batch_norm_2d(spec.width, bn_groups)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if imagenet else nn.Identity()
         channels_in = spec.width
-        self.num_stages = len(STAGES[spec.depth])
-        for stage, num_blocks in enumerate(STAGES[spec.depth]):
+        self.num_stages = len(spec.stages)
+        for stage, num_blocks in enumerate(spec.stages):
             channels = spec.width * 2**stage
             layer = nn.Sequential()
             for index in range(num_blocks):

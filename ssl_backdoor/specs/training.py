@@ -17,6 +17,11 @@ class ResNetSpec(Spec):
     stem: Literal["imagenet", "small"] = "imagenet"
     """imagenet: 7x7 stride 2 and max-pool; small: 3x3 stride 1, for sides of 16 to 64 px."""
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Blocks of each stage."""
+        return {8: (1, 1, 1), 10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}[self.depth]
+
 
 class OpenCLIPSpec(Spec):
     """The two towers of an open_clip model, freshly initialised; the image tower, up to the embedding, is probed."""

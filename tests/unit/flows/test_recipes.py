@@ -225,3 +225,16 @@ def test_no_member_of_a_union_hides_another():
         for index, fields in enumerate(members):
             for later in members[index + 1 :]:
                 assert not fields >= later, (union, fields, later)
+
+
+def test_tables_follow_the_probes_that_are_asked_for():
+    report = choose("saha2022_table1", "mini").build(1, 1)
+    asked = apply(report, ['evaluation.probes=["knn","linear_adam"]', "evaluation.label_fractions=[0.5]"])
+    assert [(table.name, table.probe) for table in asked.tables] == [
+        ("table1_knn", "knn"),
+        ("table1_linear_adam_50", "linear_adam_50"),
+    ]
+    assert [table.probe for table in apply(report, ["train.fit.epochs=1"]).tables] == ["linear_100", "knn"]
+    layers = apply(only_methods(report, "rotnet"), ['evaluation.probes=["linear_layers"]'])
+    names = [table.probe for table in layers.tables]
+    assert names == [f"linear_layer{index}_{share}" for index in range(4) for share in (1, 10, 100)]
