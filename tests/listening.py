@@ -1,0 +1,51 @@
+"""Which TCP addresses processes listen on, read from /proc."""
+
+import ipaddress
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+_LISTEN = "0A"
+
+
+def descendants(pid: int) -> set[int]:
+    """``pid`` and all below it."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found
+
+
+def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
+    """Address and port of every TCP socket that ``pids`` listen on."""
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):
+            for handle in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(str(handle.readlink()))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == _LISTEN and f"socket:[{fields[9]}]" in sockets:
+                address, port = fields[1].split(":")
+                found.add((_address(address), int(port, 16)))
+    return found
+
+
+def _address(text: str) -> str:
+    """The kernel writes each 32-bit word in the machine's own byte order (little-endian here)."""
+    words = b"".join(bytes.fromhex(text[start : start + 8])[::-1] for start in range(0, len(text), 8))
+    address = ipaddress.ip_address(words)
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+def outside_loopback(pids: Iterable[int]) -> set[tuple[str, int]]:
+    """Those of ``listening`` that another machine could reach."""
+    return {(address, port) for address, port in listening(pids) if not ipaddress.ip_address(address).is_loopback}
