@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import shlex
 import sys
 import threading
 import time
@@ -68,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--store", default=None)
     export.set_defaults(command=_export)
+    reindex = commands.add_parser("reindex", help="write every report of the store to MLflow that is not there")
+    reindex.add_argument("--store", default=None)
+    reindex.set_defaults(command=_reindex)
+    env = commands.add_parser("env", help="print the lines that point a shell at the services of `make up`")
+    env.set_defaults(command=_env)
     doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
     doctor.add_argument("--store", default=None)
     doctor.set_defaults(command=_doctor)
@@ -133,60 +139,57 @@ def _run(options: argparse.Namespace) -> int:
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from ssl_backdoor.store import open_store
 
-    report = _plan(options)
-    store_uri = options.store or settings.default_store()
-    store = open_store(store_uri)
+    asked = {
+        "recipe": options.recipe,
+        "pairs": options.pairs or 0,
+        "seeds": options.seeds or 0,
+        "settings": tuple(options.settings),
+    }
+    report = _planned(options, asked)
+    store = open_store(options.store or settings.default_store())
     store.check()
 
     from flows.console import progress_shown
-    from flows.matrix import matrix
-    from flows.pipeline import experiment
+    from flows.matrix import IncompleteError
+    from flows.run import experiment, heard_by, matrix
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import disconnect
 
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
     threading.Thread(target=_warm, daemon=True).start()
 
+    missing: tuple[str, ...] = ()
     try:
-        with progress_shown() as listener:
+        with progress_shown() as display, heard_by(display):
             page = (matrix if report.tables else experiment)(
-                report,
-                data=options.data,
-                probe_data=options.probe_data,
-                test_data=options.test_data,
-                store_uri=store.root,
+                **asked,
+                methods=options.methods or "",
+                size=options.size or "default",
+                data=options.data or "",
+                probe_data=options.probe_data or "",
+                test_data=options.test_data or "",
+                store=store.root,
                 resources=Resources(workers=options.workers),
-                listen=listener,
                 until=options.until,
             )
+    except IncompleteError as error:
+        page, missing = error.page, error.missing
     finally:
         disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
     from flows.results import describe
 
-    return describe(report, page, store, options.until)
+    return describe(report, page, store, options.until) | {"missing": list(missing)}
 
 
-def _plan(options: argparse.Namespace) -> "ReportSpec":
-    """The recipe's runs, with all that the command line changes.
+def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
+    """What the flow will plan, so that a mistake is told before anything starts.
 
     Raises:
         SpecError: the command line cannot be meant so.
     """
-    from flows.overrides import apply, only_methods
-    from flows.recipes import choose
+    from flows.plan import plan
 
-    recipe = choose(options.recipe, options.size)
-    pairs, seeds = options.pairs or recipe.pairs, options.seeds or recipe.seeds
-    if pairs > recipe.max_pairs:
-        raise SpecError(f"{options.recipe} has {recipe.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
-    if recipe.needs_data and options.data is None:
-        raise SpecError(
-            f"{options.recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images."
-        )
-    report = recipe.build(pairs, seeds)
-    if options.methods is not None:
-        report = only_methods(report, options.methods)
-    report = apply(report, options.settings)
+    report = plan(**asked, methods=options.methods, size=options.size, has_data=options.data is not None)
     if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
         raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes.")
     return report
@@ -237,6 +240,20 @@ def _export(options: argparse.Namespace) -> int:
     base = ref if ref.stage == "ingest" else store.ref("ingest", store.manifest(ref).inputs["dataset"])
     overlay = open_overlay(store, ref) if ref.stage == "poison" else None
     print(json.dumps(export(open_dataset(store, base), overlay, options.out)))
+    return 0
+
+
+def _reindex(options: argparse.Namespace) -> int:
+    from flows.results import reindex
+
+    for line in reindex(options.store or settings.default_store()):
+        print(line, flush=True)
+    return 0
+
+
+def _env(_: argparse.Namespace) -> int:
+    for name, value in settings.of_stack().items():
+        print(f"export {name}={shlex.quote(value)}")
     return 0
 
 

@@ -6,49 +6,40 @@ Ray cluster holds, and a cell that fails leaves the others: it is listed with it
 
 from collections.abc import Mapping, Sequence
 
-from prefect import flow
-
 from flows.overrides import of_runs
-from flows.pipeline import FLOW, Evidence, check_attacks, numbered, state_runs
+from flows.pipeline import Evidence, check_attacks, numbered, state_runs
 from ssl_backdoor.errors import TrainingError
-from ssl_backdoor.specs import ReportSpec, Resources, Stage
+from ssl_backdoor.specs import ReportSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
 from tasks.lab import Lab
-from tasks.ray_fit import Listener, Watcher
-from tasks.stages import Place
 
 
-@flow(name="matrix", **FLOW)
-def matrix(
-    report: ReportSpec,
-    *,
-    data: str | None,
-    store_uri: str,
-    resources: Resources,
-    listen: Listener,
-    until: Stage = "report",
-    probe_data: str | None = None,
-    test_data: str | None = None,
-) -> ArtifactRef:
+class IncompleteError(TrainingError):
+    """Some cells did not come through; the others have their ``page``."""
+
+    def __init__(self, missing: Sequence[str], page: ArtifactRef):
+        super().__init__(f"{len(missing)} cell(s) did not come through; the first: {missing[0]}")
+        self.missing = tuple(missing)
+        self.page = page
+
+
+def every_cell(lab: Lab, report: ReportSpec) -> ArtifactRef:
     """Answer ``report.question`` with the cells that came through; those that failed are listed in ``missing``.
 
     Raises:
         SslBackdoorError: a mistake in the data or an attack, before any training begins.
+        IncompleteError: some cells did not come through; the others are in its ``page``.
         TrainingError: no cell came through.
     """
-    place = Place(store_uri, resources, Watcher(listen))
-    with Lab(place, data, until, probe_data=probe_data, test_data=test_data) as lab:
-        check_attacks(lab, report.runs)
-        evidence = state_runs(lab, report.runs)
-        causes = lab.settle()
-        kept, missing = sift(report, evidence, causes)
-        page = lab.report(kept, numbered(whole(evidence, causes)))
-        lab.wait(page)
-        if until == "report":
-            lab.record(page)
-        elif missing:
-            raise TrainingError("; ".join(missing))
+    check_attacks(lab, report.runs)
+    evidence = state_runs(lab, report.runs)
+    causes = lab.settle()
+    kept, missing = sift(report, evidence, causes)
+    page = lab.report(kept, numbered(whole(evidence, causes)))
+    lab.wait(page)
+    if missing:
+        raise IncompleteError(missing, page)
     return page
 
 

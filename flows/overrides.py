@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, ResNetSpec, RunSpec, TableSpec
+from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, ResNetSpec, RunSpec, Spec, TableSpec
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
@@ -62,6 +62,20 @@ def _probe_names(run: RunSpec) -> Iterator[str]:
         layers = range(len(backbone.stages) + 1) if isinstance(backbone, ResNetSpec) else ()
         heads = [f"linear_layer{index}" for index in layers] if probe == "linear_layers" else [probe]
         yield from (f"{head}_{100 * fraction:g}" for head in heads for fraction in spec.label_fractions)
+
+
+def replace(report: ReportSpec, specs: Mapping[str, Spec]) -> ReportSpec:
+    """``report`` with the whole ``dataset``, ``attack``, ``train``, ... of every run exchanged.
+
+    Raises:
+        SpecError: a run that cannot be, such as an attack on captions under a method that reads none.
+    """
+    if not specs:
+        return report
+    changes = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
+    runs = [parse_run(run.model_dump(mode="json") | changes, " and ".join(changes)) for run in report.runs]
+    tables = _tables_of(report.tables, report.runs, runs)
+    return report.model_copy(update={"runs": tuple(dict.fromkeys(runs)), "tables": tables})
 
 
 def only_methods(report: ReportSpec, methods: str) -> ReportSpec:

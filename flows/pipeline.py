@@ -1,17 +1,11 @@
 """The whole experiment, one direction: ingest -> poison -> train -> defend -> evaluate -> report."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Any
 
-from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
-
-from ssl_backdoor.specs import NoDefenceSpec, OtherDataSpec, ReportSpec, Resources, RunSpec, Stage
+from ssl_backdoor.specs import NoDefenceSpec, OtherDataSpec, ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
 from tasks.lab import Lab
-from tasks.ray_fit import Listener, Watcher
-from tasks.stages import Place
 
 Evidence = Mapping[str, ArtifactRef]
 """Of one run: role -> artifact."""
@@ -93,33 +87,13 @@ def numbered(evidence: Sequence[Evidence]) -> Evidence:
     return {f"{index:03d}/{role}": ref for index, one in enumerate(evidence) for role, ref in one.items()}
 
 
-FLOW: dict[str, Any] = {
-    "flow_run_name": "{report.recipe}",
-    "task_runner": ThreadPoolTaskRunner(max_workers=256),
-    "validate_parameters": False,
-    "persist_result": False,
-}
-"""How every flow runs; a stage waits for its inputs in a thread."""
+def every_run(lab: Lab, report: ReportSpec) -> ArtifactRef:
+    """Answer ``report.question`` with all of its runs; the first failure ends the flow.
 
-
-@flow(name="experiment", **FLOW)
-def experiment(
-    report: ReportSpec,
-    *,
-    data: str | None,
-    store_uri: str,
-    resources: Resources,
-    listen: Listener,
-    until: Stage = "report",
-    probe_data: str | None = None,
-    test_data: str | None = None,
-) -> ArtifactRef:
-    """Answer ``report.question`` with all of its runs; stages that the store already holds are reused."""
-    place = Place(store_uri, resources, Watcher(listen))
-    with Lab(place, data, until, probe_data=probe_data, test_data=test_data) as lab:
-        check_attacks(lab, report.runs)
-        page = lab.report(report, numbered(state_runs(lab, report.runs)))
-        lab.wait()
-        if until == "report":
-            lab.record(page)
+    Raises:
+        SslBackdoorError: what a stage raised.
+    """
+    check_attacks(lab, report.runs)
+    page = lab.report(report, numbered(state_runs(lab, report.runs)))
+    lab.wait()
     return page

@@ -1,5 +1,6 @@
 """What a command hands back: references resolved, and a finished report as one JSON object."""
 
+from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 import pyarrow.parquet as pq
@@ -33,13 +34,24 @@ def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
     return store, store.ref(cast(Stage, stage), keys[0])
 
 
+def reindex(store_uri: str) -> Iterator[str]:
+    """Write every report of the store to MLflow unless it is there; one line for each as it is done."""
+    import mlflow
+
+    from tasks.tracking import write
+
+    store, client = open_store(store_uri), mlflow.MlflowClient()
+    for key in store.keys("report", ""):
+        ref = store.ref("report", key)
+        yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {write(ref, store, client)}"
+
+
 def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until: Stage) -> dict[str, Any]:
     """The command's result; ``text`` is for people and taken out of the JSON."""
     result: dict[str, Any] = {
         "recipe": report.recipe,
         "runs": [canonical(run) for run in report.runs],
         "measurements": [],
-        "missing": [],
         "artifacts": {"store": store.root},
         "seconds": {},
     }
@@ -49,7 +61,6 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
     manifest = store.manifest(page)
     made = ReportSpec.model_validate(manifest.spec)  # of a matrix, what came through
     result["runs"] = [canonical(run) for run in made.runs]
-    result["missing"] = list(made.missing)
     rows = [Row(**row) for row in pq.read_table(folder / "measurements.parquet").to_pylist()]
     result["measurements"] = to_json_measurements(rows)
     result["seconds"] = manifest.summary["seconds"]

@@ -3,6 +3,7 @@
 Imported before prefect, ray and mlflow, which read their settings from the environment at import.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -14,6 +15,23 @@ HOME = Path(os.environ.get("SSL_BACKDOOR_HOME", ".lab"))
 def default_store() -> str:
     """The store of this shell: ``SSL_BACKDOOR_STORE``, or a folder under the home."""
     return os.environ.get("SSL_BACKDOOR_STORE") or str(HOME / "store")
+
+
+def of_stack() -> dict[str, str]:
+    """The variables that point a shell at the services that ``make up`` runs under the home; they hold secrets.
+
+    Raises:
+        StoreError: none were ever started there.
+    """
+    file = HOME / "stack" / "config.json"
+    try:
+        found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["environment"]
+    except OSError as error:
+        raise StoreError(
+            f"No services were set up under {str(HOME)!r} ({error.strerror}: {file.name}): run `make up` first, or set "
+            "SSL_BACKDOOR_HOME to where they are."
+        ) from error
+    return found
 
 
 def embed() -> None:

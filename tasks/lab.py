@@ -148,18 +148,20 @@ class Lab:
         """The page, the tables, the answer."""
         return self._start(StageCall(report, dict(evidence), title="report"))
 
-    def record(self, page: ArtifactRef) -> None:
-        """The report in MLflow; where that cannot be written, a warning."""
+    def record(self, page: ArtifactRef) -> str:
+        """The report in MLflow, and where it is read; where that cannot be written a warning, and nothing."""
         from tasks.tracking import record  # MLflow takes seconds to import
 
         recorded = record(page, self._store, return_state=True)
         if recorded.state_details.task_run_id is not None:
             self._recorded.append(recorded.state_details.task_run_id)
-        if not recorded.is_completed():
-            logging.getLogger("ssl_backdoor").warning(
-                "MLflow could not be written (%s); the report is in the store, the same command records it later.",
-                recorded.message,
-            )
+        if recorded.is_completed():
+            return str(recorded.result())
+        logging.getLogger("ssl_backdoor").warning(
+            "MLflow could not be written (%s); the report is in the store, `ssl-backdoor reindex` records it later.",
+            recorded.message,
+        )
+        return ""
 
     def wait(self, *refs: ArtifactRef) -> None:
         """Wait for every stage, or for ``refs``; the first failure ends the wait, so that a mistake is told at once.

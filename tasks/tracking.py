@@ -8,6 +8,7 @@ that MLflow's compare page is useful at once: ``facts/num_poisons`` against succ
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
 _REPORT_KEY = "ssl_backdoor.report_key"
+_STALE_S = 900.0  # a record takes seconds, of hundreds of cells a minute or two
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
 _IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and probe: they would bury the rest
@@ -32,33 +34,77 @@ _IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and pr
 
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
 def record(report: ArtifactRef, store: ArtifactStore) -> str:
-    """Write ``report`` to MLflow unless it is there already; return the parent run's id."""
+    """Write ``report`` to MLflow unless it is there already; where its parent run is read."""
     client = mlflow.MlflowClient()
+    run = client.get_run(write(report, store, client))
+    return f"{client.tracking_uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
+    """Write ``report`` to MLflow unless it is there already; return the parent run's id.
+
+    Once, whatever happened before and happens beside: what an interrupted writer left is deleted, and of two writers
+    at once the first to have begun stays.
+    """
     spec = ReportSpec.model_validate(store.manifest(report).spec)
     experiment = _experiment(client, spec.recipe)
-    known = client.search_runs(
-        [experiment], f"tags.`{_REPORT_KEY}` = '{report.key}' and status = 'FINISHED'", max_results=1
-    )
-    if known:
-        return str(known[0].info.run_id)
-    manifest = store.manifest(report)
-    parent = client.create_run(experiment, run_name=f"{spec.recipe} {report.key[:8]}", tags={"recipe": spec.recipe})
-    parent_id = str(parent.info.run_id)
+    finished, left = _known(client, experiment, report.key)
+    if finished:
+        return finished[0]
+    for run_id in left:
+        _delete(client, experiment, run_id)
+    name, tags = f"{spec.recipe} {report.key[:8]}", {"recipe": spec.recipe, _REPORT_KEY: report.key}
+    parent_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     try:
-        seen: set[tuple[str, str, str]] = set()
-        for index, run in enumerate(spec.runs):
-            for arm in sorted(_arms(manifest, index)):
-                evidence = _Evidence(store, manifest, index, arm)
-                if (place := (arm, evidence.model.key, evidence.scores.key)) not in seen:
-                    seen.add(place)
-                    _child(client, experiment, parent_id, evidence, run)
-        _summary(client, parent_id, spec, store.fetch(report), manifest.summary["headline"])
+        _fill(client, experiment, parent_id, report, store, spec)
     except BaseException:
         client.set_terminated(parent_id, "FAILED")
         raise
-    client.set_tag(parent_id, _REPORT_KEY, report.key)
     client.set_terminated(parent_id, "FINISHED")
-    return parent_id
+    first = _known(client, experiment, report.key)[0][0]
+    if first != parent_id:
+        _delete(client, experiment, parent_id)
+    return first
+
+
+def _known(client: mlflow.MlflowClient, experiment: str, key: str) -> tuple[list[str], list[str]]:
+    """Parent runs of the report: those finished, oldest first, and those that nobody will finish."""
+    runs = client.search_runs(
+        [experiment], f"tags.`{_REPORT_KEY}` = '{key}'", order_by=["attributes.start_time ASC", "attributes.run_id ASC"]
+    )
+    finished = [str(run.info.run_id) for run in runs if run.info.status == "FINISHED"]
+    stale_ms = 1000 * (time.time() - _STALE_S)
+    left = [
+        str(run.info.run_id)
+        for run in runs
+        if run.info.status == "FAILED" or (run.info.status == "RUNNING" and run.info.start_time < stale_ms)
+    ]
+    return finished, left
+
+
+def _delete(client: mlflow.MlflowClient, experiment: str, parent_id: str) -> None:
+    for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=50_000):
+        client.delete_run(child.info.run_id)
+    client.delete_run(parent_id)
+
+
+def _fill(
+    client: mlflow.MlflowClient,
+    experiment: str,
+    parent_id: str,
+    report: ArtifactRef,
+    store: ArtifactStore,
+    spec: ReportSpec,
+) -> None:
+    manifest = store.manifest(report)
+    seen: set[tuple[str, str, str]] = set()
+    for index, run in enumerate(spec.runs):
+        for arm in sorted(_arms(manifest, index)):
+            evidence = _Evidence(store, manifest, index, arm)
+            if (place := (arm, evidence.model.key, evidence.scores.key)) not in seen:
+                seen.add(place)
+                _child(client, experiment, parent_id, evidence, run)
+    _summary(client, parent_id, spec, store.fetch(report), manifest.summary["headline"])
 
 
 def _experiment(client: mlflow.MlflowClient, name: str) -> str:

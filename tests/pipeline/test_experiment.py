@@ -2,10 +2,11 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from html.parser import HTMLParser
 
 import pytest
-from command_server import TINY
+from command_server import TINY, shell
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -79,6 +80,26 @@ def test_mlflow_holds_one_parent_and_its_arms(first):
     assert arms == {"control", "suspect", "student", "distilled_control"}
     assert curves >= 8
     assert inputs == 10
+
+
+def active_runs(database_file):
+    with closing(sqlite3.connect(database_file)) as database:
+        return database.execute("select count(*) from runs where lifecycle_stage = 'active'").fetchone()[0]
+
+
+def test_reindex_fills_an_empty_record_once(first, tmp_path):
+    _, folder = first
+    record, store = tmp_path / "mlflow.db", ("--store", folder / "home/store")
+    with shell(tmp_path, MLFLOW_TRACKING_URI=f"sqlite:///{record}") as run:
+        for _ in range(2):
+            told = run("reindex", *store)
+            assert told.code == 0, told.stderr
+            assert active_runs(record) == 1 + 10
+        with closing(sqlite3.connect(record)) as database, database:  # as if the writer had died half-way
+            database.execute("update runs set status = 'FAILED' where name like 'demo %'")
+        again = run("reindex", *store)
+        assert again.stdout != told.stdout
+        assert active_runs(record) == 1 + 10
 
 
 def test_show_and_export_take_a_short_reference(first, lab):

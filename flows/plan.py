@@ -1,0 +1,47 @@
+"""From what a person or a schedule asks for to the runs that answer it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from flows.overrides import apply, only_methods, replace
+from flows.recipes import Size, choose
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import ReportSpec, Spec
+
+
+class AsInRecipeSpec(Spec):
+    """As the recipe says, in every run of its own."""
+
+    kind: Literal["as_in_recipe"] = "as_in_recipe"
+
+
+def plan(
+    recipe: str,
+    size: Size | None = None,
+    *,
+    pairs: int = 0,
+    seeds: int = 0,
+    methods: str | None = None,
+    specs: Mapping[str, Spec] | None = None,
+    settings: Sequence[str] = (),
+    has_data: bool = False,
+) -> ReportSpec:
+    """The runs of ``recipe`` with all that was asked to be different.
+
+    ``pairs`` and ``seeds`` of 0 are the recipe's own; ``methods``, where given, leaves other runs out; ``specs`` takes the place of
+    the field of that name in every run, then ``settings`` change single fields.
+
+    Raises:
+        SpecError: it cannot be meant so.
+    """
+    chosen = choose(recipe, size)
+    pairs, seeds = pairs or chosen.pairs, seeds or chosen.seeds
+    if pairs > chosen.max_pairs:
+        raise SpecError(f"{recipe} has {chosen.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
+    if chosen.needs_data and not has_data:
+        raise SpecError(f"{recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images.")
+    report = chosen.build(pairs, seeds)
+    if methods is not None:
+        report = only_methods(report, methods)
+    given = {name: spec for name, spec in (specs or {}).items() if not isinstance(spec, AsInRecipeSpec)}
+    return apply(replace(report, given), settings)

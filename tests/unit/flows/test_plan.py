@@ -1,0 +1,39 @@
+"""What a form or a schedule asks for becomes runs."""
+
+import pytest
+
+from flows.plan import AsInRecipeSpec, plan
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import NoDefenceSpec, Saha2022UntargetedSpec, SimCLRSpec
+
+
+def test_zero_and_as_in_recipe_change_nothing():
+    plain = plan("saha2022_table1", has_data=True)
+    assert plan("saha2022_table1", "mini", pairs=0, seeds=0, specs={"train": AsInRecipeSpec()}, has_data=True) == plain
+
+
+def test_a_whole_spec_takes_its_place_in_every_run():
+    recipe = plan("cifar10_byol", pairs=2, has_data=True)
+    other = recipe.runs[0].train.model_copy(update={"method": SimCLRSpec()})
+    changed = plan("cifar10_byol", pairs=2, specs={"train": other, "defence": NoDefenceSpec()}, has_data=True)
+    assert len(changed.runs) == len(recipe.runs)
+    assert {(run.train, run.defence) for run in changed.runs} == {(other, NoDefenceSpec())}
+    attack = Saha2022UntargetedSpec(trigger=recipe.runs[0].attack.trigger)
+    one = plan("cifar10_byol", pairs=2, specs={"attack": attack}, settings=["variant="], has_data=True)
+    assert [run.attack for run in one.runs] == [attack]  # pairs and fractions no longer differ
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"recipe": "dmeo"}, "no recipe 'dmeo'"),
+        ({"recipe": "cifar10_byol"}, "needs --data PATH"),
+        ({"recipe": "demo", "size": "mini"}, "single size"),
+        ({"recipe": "demo", "pairs": 2}, "1 pair"),
+        ({"recipe": "demo", "methods": "msf"}, "found msf"),
+        ({"recipe": "demo", "settings": ["train.fit.epochs=-1"]}, "greater than or equal to"),
+    ],
+)
+def test_a_mistake_is_told_in_a_sentence(asked, sentence):
+    with pytest.raises(SpecError, match=sentence):
+        plan(**asked)
