@@ -28,8 +28,8 @@ def plan(
 ) -> ReportSpec:
     """The runs of ``recipe`` with all that was asked to be different.
 
-    ``pairs`` and ``seeds`` of 0 are the recipe's own; ``methods``, where given, leaves other runs out; ``specs`` takes the place of
-    the field of that name in every run, then ``settings`` change single fields.
+    ``pairs`` and ``seeds`` of 0 are the recipe's own; ``methods``, where given, leaves other runs out; ``specs`` takes
+    the place of the field of that name in every run, then ``settings`` change single fields.
 
     Raises:
         SpecError: it cannot be meant so.

@@ -29,7 +29,6 @@ from ssl_backdoor.specs import (
     EvaluationSpec,
     ReportSpec,
     Resources,
-    Spec,
     Stage,
     TrainSpec,
 )
@@ -56,73 +55,54 @@ def heard_by(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
-def _flow(name: str, answer: Answer) -> Flow[Any, Any]:
-    def run(
-        recipe: RecipeName = "demo",
-        size: Literal["default", "mini", "paper"] = "default",
-        pairs: Annotated[int, Field(ge=0)] = 0,
-        seeds: Annotated[int, Field(ge=0)] = 0,
-        methods: str = "",
-        data: str = "",
-        test_data: str = "",
-        probe_data: str = "",
-        dataset: AsInRecipeSpec | DatasetSpec = AS_IN_RECIPE,
-        attack: AsInRecipeSpec | AttackSpec = AS_IN_RECIPE,
-        train: AsInRecipeSpec | TrainSpec = AS_IN_RECIPE,
-        defence: AsInRecipeSpec | DefenceSpec = AS_IN_RECIPE,
-        evaluation: AsInRecipeSpec | EvaluationSpec = AS_IN_RECIPE,
-        settings: tuple[str, ...] = (),
-        until: Stage = "report",
-        store: str = "",
-        resources: Resources = AS_THE_MACHINE_IS,
-    ) -> State[ArtifactRef]:
-        """Answer a recipe's question. What the store already holds is reused.
+def run(
+    recipe: RecipeName = "demo",
+    size: Literal["default", "mini", "paper"] = "default",
+    pairs: Annotated[int, Field(ge=0)] = 0,
+    seeds: Annotated[int, Field(ge=0)] = 0,
+    methods: str = "",
+    data: str = "",
+    test_data: str = "",
+    probe_data: str = "",
+    dataset: AsInRecipeSpec | DatasetSpec = AS_IN_RECIPE,
+    attack: AsInRecipeSpec | AttackSpec = AS_IN_RECIPE,
+    train: AsInRecipeSpec | TrainSpec = AS_IN_RECIPE,
+    defence: AsInRecipeSpec | DefenceSpec = AS_IN_RECIPE,
+    evaluation: AsInRecipeSpec | EvaluationSpec = AS_IN_RECIPE,
+    settings: tuple[str, ...] = (),
+    until: Stage = "report",
+    store: str = "",
+    resources: Resources = AS_THE_MACHINE_IS,
+) -> State[ArtifactRef]:
+    """Answer a recipe's question. What the store already holds is reused.
 
-        Args:
-            recipe: The named experiment to run.
-            size: "mini" for two cores or "paper" for the paper's own scale, of recipes that have two.
-            pairs: The first N of the recipe's trigger/target pairs. 0 is the recipe's own number.
-            seeds: Repeat all with seeds 0 to N-1. 0 is the recipe's own number.
-            methods: Only runs of these methods, such as "byol,msf". Empty is all of them.
-            data: Folder, archive, shards or table of images, as the worker sees it. Empty where data are embedded.
-            test_data: Labelled test images, of recipes whose data have none.
-            probe_data: Another labelled set, of transfer recipes.
-            dataset: In place of the recipe's images, in every run.
-            attack: In place of the recipe's attack, in every run.
-            train: In place of the recipe's method, network and optimisation, in every run.
-            defence: In place of the recipe's defence, in every run.
-            evaluation: In place of the recipe's probes, in every run.
-            settings: Single fields to change in every run, such as "train.fit.epochs=3".
-            until: The last stage to run.
-            store: Folder or s3:// where artifacts are kept. Empty is the worker's own (SSL_BACKDOOR_STORE).
-            resources: How it runs; changes no result.
-        """
-        specs: dict[str, Spec] = {
-            "dataset": dataset,
-            "attack": attack,
-            "train": train,
-            "defence": defence,
-            "evaluation": evaluation,
-        }
-        try:
-            report = plan(
-                recipe,
-                None if size == "default" else size,
-                pairs=pairs,
-                seeds=seeds,
-                methods=methods or None,
-                specs=specs,
-                settings=settings,
-                has_data=bool(data),
-            )
-            sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
-            return _answered(answer, report, store, resources, until, sources)
-        except SslBackdoorError as error:
-            return Failed(message=str(error), data=error)
-
-    run.__name__ = name
-    runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
-    return flow(name=name, flow_run_name="{recipe}", task_runner=runner, persist_result=False)(run)
+    Args:
+        recipe: The named experiment.
+        size: mini for two cores, or the paper's own scale, of recipes that have two.
+        pairs: The first N trigger/target pairs. 0 is the recipe's own number.
+        seeds: Seeds 0 to N-1. 0 is the recipe's own number.
+        methods: Only runs of these, such as byol,msf. Empty is all.
+        data: Folder, archive, shards or table of images, as the worker sees it. Empty where data are embedded.
+        test_data: Labelled test images, of recipes whose data have none.
+        probe_data: Another labelled set, of transfer recipes.
+        dataset: Images, in place of the recipe's in every run.
+        attack: Attack, in place of the recipe's in every run.
+        train: Method, network and optimisation, in place of the recipe's in every run.
+        defence: Defence, in place of the recipe's in every run.
+        evaluation: Probes, in place of the recipe's in every run.
+        settings: Single fields to change in every run, such as train.fit.epochs=3.
+        until: The last stage to run.
+        store: Folder or s3:// where artifacts are kept. Empty is the worker's own.
+        resources: How it runs. Changes no result.
+    """
+    amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
+    specs = {"dataset": dataset, "attack": attack, "train": train, "defence": defence, "evaluation": evaluation}
+    sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
+    try:
+        report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
+        return _answered(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
+    except SslBackdoorError as error:
+        return Failed(message=str(error), data=error)
 
 
 def _answered(
@@ -162,7 +142,15 @@ def _listening() -> Iterator[Listener]:
         disconnect()
 
 
-experiment = _flow("experiment", every_run)
+ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
+
+
+def _flow(name: str) -> Flow[Any, Any]:
+    runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
+    return flow(name=name, flow_run_name="{recipe}", task_runner=runner, persist_result=False)(run)
+
+
+experiment = _flow("experiment")
 """Every run must come through."""
-matrix = _flow("matrix", every_cell)
+matrix = _flow("matrix")
 """A run that fails leaves the others; the flow then ends as failed, with a report of those that came through."""
