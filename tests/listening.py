@@ -1,11 +1,12 @@
-"""Which TCP addresses processes listen on, read from /proc."""
+"""Which TCP and UDP addresses processes listen on, read from /proc."""
 
 import ipaddress
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-_LISTEN = "0A"
+_LISTENS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
+"""State of a listening socket, by table."""
 
 
 def descendants(pid: int) -> set[int]:
@@ -22,7 +23,7 @@ def descendants(pid: int) -> set[int]:
 
 
 def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
-    """Address and port of every TCP socket that ``pids`` listen on."""
+    """Address and port of every socket that ``pids`` listen on."""
     sockets = set()
     for pid in pids:
         with suppress(OSError):
@@ -30,10 +31,10 @@ def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
                 with suppress(OSError):
                     sockets.add(str(handle.readlink()))
     found = set()
-    for table in ("tcp", "tcp6"):
+    for table, state in _LISTENS.items():
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             fields = line.split()
-            if fields[3] == _LISTEN and f"socket:[{fields[9]}]" in sockets:
+            if fields[3] == state and f"socket:[{fields[9]}]" in sockets:
                 address, port = fields[1].split(":")
                 found.add((_address(address), int(port, 16)))
     return found

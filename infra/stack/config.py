@@ -1,0 +1,170 @@
+"""The stack's folder and ``config.json`` in it: ports and generated secrets, readable by their owner alone."""
+
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra.stack import ports
+from ssl_backdoor.errors import StoreError
+
+ROOT = Path(__file__).resolve().parents[2]
+BUCKETS = ("artifacts", "mlflow")
+IDENTITIES = ("admin", "writer", "reader", "mlflow")
+TELEMETRY_OFF: Mapping[str, str] = {
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+RAY_ON_LOOPBACK: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_SECRETS = (
+    "postgres_password",
+    "postgres_prefect_password",
+    "postgres_mlflow_password",
+    *(f"s3_{name}_{part}" for name in IDENTITIES for part in ("access_key", "secret_key")),
+    "ray_token",
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One stack: its folder, its ports, its secrets. Never printed whole: ``repr`` leaves the secrets out."""
+
+    folder: Path
+    ports: Mapping[str, int]
+    secrets: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        return f"Config(folder={str(self.folder)!r})"
+
+    @property
+    def home(self) -> Path:
+        """The home folder the stack belongs to."""
+        return self.folder.parent
+
+    def url(self, name: str) -> str:
+        """HTTP address of the listener ``name``."""
+        return f"http://{self.address(name)}"
+
+    def address(self, name: str) -> str:
+        """``host:port`` of the listener ``name``."""
+        return f"{ports.LOOPBACK}:{self.ports[name]}"
+
+    def log(self, service: str) -> Path:
+        """Where ``service`` writes its log."""
+        return self.folder / "logs" / f"{service}.log"
+
+    def redact(self, text: str) -> str:
+        """``text`` without any secret of this stack."""
+        for secret in self.secrets.values():
+            text = text.replace(secret, "***")
+        return text
+
+
+def folder_of(environ: Mapping[str, str]) -> Path:
+    """The stack's folder: ``stack`` under ``SSL_BACKDOOR_HOME``."""
+    return Path(environ.get("SSL_BACKDOOR_HOME") or ".lab").resolve() / "stack"
+
+
+def client_environment(config: Config) -> dict[str, str]:
+    """What a shell or a worker needs to find every service."""
+    return {
+        "SSL_BACKDOOR_HOME": str(config.home),
+        "SSL_BACKDOOR_STORE": f"s3://{BUCKETS[0]}/lab",
+        "PREFECT_API_URL": f"{config.url('prefect')}/api",
+        "PREFECT_HOME": str(config.home / "prefect"),
+        "MLFLOW_TRACKING_URI": config.url("mlflow"),
+        "RAY_ADDRESS": config.address("ray"),
+        **ray_environment(config),
+        **s3_environment(config, "writer"),
+        **TELEMETRY_OFF,
+    }
+
+
+def ray_environment(config: Config) -> dict[str, str]:
+    """The token, and the switch that keeps every Ray process on loopback."""
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": config.secrets["ray_token"], **RAY_ON_LOOPBACK}
+
+
+def s3_environment(config: Config, identity: str) -> dict[str, str]:
+    """The standard AWS variables of one identity."""
+    return {
+        "AWS_ENDPOINT_URL": config.url("s3"),
+        "AWS_ACCESS_KEY_ID": config.secrets[f"s3_{identity}_access_key"],
+        "AWS_SECRET_ACCESS_KEY": config.secrets[f"s3_{identity}_secret_key"],
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+def load(folder: Path) -> Config | None:
+    """The stack kept in ``folder``; None where there is none.
+
+    Raises:
+        StoreError: there is one, and it cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        config = Config(folder, {n: int(kept["ports"][n]) for n in ports.DEFAULTS}, _known(kept["secrets"]))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{str(path)!r} cannot be read as a stack's configuration ({type(error).__name__}): "
+            "restore it, or remove the whole folder to begin anew."
+        ) from error
+    return config
+
+
+def save(config: Config) -> None:
+    """Write ``config.json`` whole or not at all, mode 0600."""
+    content = {
+        "ports": dict(config.ports),
+        "secrets": dict(config.secrets),
+        "environment": client_environment(config),
+    }
+    write_private(config.folder / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def new(folder: Path, chosen: Mapping[str, int]) -> Config:
+    """A stack with fresh secrets."""
+    return Config(folder, chosen, {name: secrets.token_hex(32 if name == "ray_token" else 20) for name in _SECRETS})
+
+
+def make_folder(folder: Path) -> None:
+    """The stack's folder and those in it, for their owner alone.
+
+    Raises:
+        StoreError: it cannot be made, or belongs to somebody else.
+    """
+    try:
+        for each in (folder, folder / "logs", folder / "run"):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            each.chmod(0o700)
+    except OSError as error:
+        raise StoreError(
+            f"The stack's folder {str(folder)!r} cannot be made ({error.strerror}): set SSL_BACKDOOR_HOME to another."
+        ) from error
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace ``path`` in one step by a file of mode 0600."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _known(kept: Mapping[str, str]) -> dict[str, str]:
+    return {name: str(kept[name]) for name in _SECRETS}

@@ -1,0 +1,131 @@
+"""The servers and the worker that speak HTTP: Prefect, MLflow, and Prefect's worker of the pool ``lab``."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from infra.stack import http, postgres
+from infra.stack.config import BUCKETS, ROOT, Config, client_environment, s3_environment
+from infra.stack.errors import ServiceError
+from infra.stack.ports import LOOPBACK
+from infra.stack.service import Service, program, read_record, run_tool
+
+POOL = "lab"
+_POOL_LIMIT = 2
+_WORKER = "stack"
+_DEPLOYMENTS = "infra/prefect.yaml"
+_DEPLOY_S = 180.0
+
+
+def _prefect_environment(config: Config) -> Mapping[str, str]:
+    return {
+        "PREFECT_HOME": str(config.folder / "prefect"),
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.uri(config, "prefect", "asyncpg"),
+    }
+
+
+def _prefect_healthy(config: Config) -> bool:
+    api = f"{config.url('prefect')}/api"
+    return all(http.request(f"{api}/{page}")[0] == 200 for page in ("health", "admin/version"))
+
+
+def _make_pool(config: Config) -> None:
+    pools = f"{config.url('prefect')}/api/work_pools/"
+    status, text = http.request(f"{pools}{POOL}", timeout_s=15.0)
+    if status == 404:
+        body = {"name": POOL, "type": "process", "concurrency_limit": _POOL_LIMIT}
+        status, text = http.request(pools, body, timeout_s=15.0)
+    if status not in (200, 201):
+        raise ServiceError(f"Prefect refuses the work pool {POOL} (HTTP {status}): {text[:300]}")
+
+
+def _mlflow_environment(config: Config) -> Mapping[str, str]:
+    return {
+        "MLFLOW_BACKEND_STORE_URI": postgres.uri(config, "mlflow", "psycopg2"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_S3_ENDPOINT_URL": config.url("s3"),
+        **s3_environment(config, "mlflow"),
+    }
+
+
+def _mlflow_command(config: Config) -> list[str]:
+    command = [program("mlflow"), "server", "--host", LOOPBACK, "--port", str(config.ports["mlflow"])]
+    return [*command, "--workers", "1", "--serve-artifacts", "--artifacts-destination", f"s3://{BUCKETS[1]}/"]
+
+
+def _worker_environment(config: Config) -> Mapping[str, str]:
+    return {**client_environment(config), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+
+
+def _worker_healthy(config: Config) -> bool:
+    """Its pool has heard of it since it started; what an earlier one left there does not count."""
+    record = read_record(config, _WORKER_SERVICE)
+    answer = http.request(f"{config.url('prefect')}/api/work_pools/{POOL}/workers/filter", {"limit": 200})[1]
+    known = http.parsed(answer)
+    if record is None or not isinstance(known, list):
+        return False
+    started = datetime.fromtimestamp(float(record["started_unix_s"]), UTC)
+    return any(
+        worker.get("name") == _WORKER
+        and worker.get("status") == "ONLINE"
+        and datetime.fromisoformat(worker["last_heartbeat_time"]) >= started
+        for worker in known
+    )
+
+
+def deploy(config: Config) -> str | None:
+    """Register the flows of ``infra/prefect.yaml``, where that file is there.
+
+    Returns:
+        What went wrong; None where nothing did.
+    """
+    if not (ROOT / _DEPLOYMENTS).is_file():
+        return None
+    command = [program("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", _DEPLOYMENTS]
+    code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
+    if code == 0:
+        return None
+    return f"deploying {_DEPLOYMENTS} failed with exit code {code}:\n{text.strip()[-1500:]}"
+
+
+_WORKER_SERVICE = "worker"
+
+PREFECT = Service(
+    name="prefect",
+    ports=("prefect",),
+    needs=("postgres",),
+    url=lambda config: config.url("prefect"),
+    command=lambda config: [program("prefect"), "server", "start", "--host", LOOPBACK, "--port", _port(config)],
+    environment=_prefect_environment,
+    healthy=_prefect_healthy,
+    prepare=lambda config: (config.folder / "prefect").mkdir(mode=0o700, exist_ok=True),
+    finish=_make_pool,
+)
+
+MLFLOW = Service(
+    name="mlflow",
+    ports=("mlflow",),
+    needs=("postgres", "s3"),
+    url=lambda config: config.url("mlflow"),
+    command=_mlflow_command,
+    environment=_mlflow_environment,
+    healthy=lambda config: http.request(f"{config.url('mlflow')}/health")[0] == 200,
+)
+
+WORKER = Service(
+    name=_WORKER_SERVICE,
+    ports=(),
+    needs=("prefect",),
+    url=lambda config: f"pool {POOL}",
+    command=lambda config: [
+        *(program("prefect"), "worker", "start", "--pool", POOL, "--type", "process", "--name", _WORKER)
+    ],
+    environment=_worker_environment,
+    healthy=_worker_healthy,
+    prepare=lambda config: (config.home / "prefect").mkdir(parents=True, exist_ok=True),
+    cwd=lambda config: ROOT,
+    grace_s=20.0,
+)
+
+
+def _port(config: Config) -> str:
+    return str(config.ports["prefect"])

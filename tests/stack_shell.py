@@ -1,0 +1,91 @@
+"""A service stack under a folder of its own, driven as a user drives it: `up`, `status`, `down`, a shell beside it."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from infra.stack import config as configuration
+from infra.stack import processes, service
+from infra.stack.services import SERVICES
+
+ROOT = Path(__file__).parents[1]
+NAMES = [each.name for each in SERVICES]
+
+
+class Stack:
+    """A stack under ``home``, on free ports."""
+
+    def __init__(self, home: Path, **settings: str) -> None:
+        self.home = home
+        self.folder = home.resolve() / "stack"
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("SSL_BACKDOOR_")}
+        self.environment = {**inherited, "SSL_BACKDOOR_HOME": str(home), "SSL_BACKDOOR_PORTS": "free", **settings}
+
+    def begin(self, action: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "infra.stack", action]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **streams)
+
+    def __call__(self, action: str) -> tuple[int, str, str]:
+        with self.begin(action) as running:
+            out, err = running.communicate(timeout=200)
+        return running.returncode, out, err
+
+    @property
+    def config(self) -> configuration.Config:
+        config = configuration.load(self.folder)
+        assert config is not None
+        return config
+
+    def members(self) -> list[processes.Facts]:
+        """All its processes: marked ones, and the recorded with their sessions."""
+        found = {each.process: each for each in processes.members(self.folder, None)}
+        for name in NAMES:
+            leader = service.recorded(self.config, name)
+            found |= {each.process: each for each in processes.members(self.folder, name, leader)}
+        return list(found.values())
+
+    def titles(self) -> dict[int, str]:
+        """Title of each of its processes."""
+        found = {}
+        for each in self.members():
+            with contextlib.suppress(OSError):
+                title = Path(f"/proc/{each.process.pid}/cmdline").read_bytes()
+                found[each.process.pid] = title.replace(b"\0", b" ").decode(errors="replace")
+        return found
+
+    def log(self, name: str) -> str:
+        """What a service wrote."""
+        return self.config.log(name).read_text()
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        """A shell's after `eval "$(ssl-backdoor env)"`."""
+        return {**self.environment, **json.loads((self.folder / "config.json").read_text())["environment"]}
+
+    def client(self, script: str, *arguments: str, **changed: str) -> subprocess.CompletedProcess:
+        """Run ``script`` in a shell that has the client environment."""
+        return subprocess.run(
+            [sys.executable, "-c", script, *arguments],
+            env={**self.client_environment, **changed},
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+
+@contextlib.contextmanager
+def running_stack(home: Path) -> Iterator[Stack]:
+    """A stack that is up, and down on leaving."""
+    stack = Stack(home)
+    try:
+        code, out, err = stack("up")
+        assert code == 0, out + err
+        yield stack
+    finally:
+        stack("down")
