@@ -1,7 +1,6 @@
 """From what a person or a schedule asks for to the runs that answer it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 from flows.overrides import apply, only_methods, replace
 from flows.recipes import Size, choose
@@ -10,9 +9,7 @@ from ssl_backdoor.specs import ReportSpec, Spec
 
 
 class AsInRecipeSpec(Spec):
-    """As the recipe says, in every run of its own."""
-
-    kind: Literal["as_in_recipe"] = "as_in_recipe"
+    """As the recipe says. Has no fields, so that a form can tell it from every other."""
 
 
 def plan(

@@ -23,9 +23,9 @@ from flows.recipes import RECIPES
 from ssl_backdoor.errors import SslBackdoorError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import (
-    AttackSpec,
+    AnyAttack,
+    AnyDefence,
     DatasetSpec,
-    DefenceSpec,
     EvaluationSpec,
     ReportSpec,
     Resources,
@@ -65,9 +65,9 @@ def run(
     test_data: str = "",
     probe_data: str = "",
     dataset: AsInRecipeSpec | DatasetSpec = AS_IN_RECIPE,
-    attack: AsInRecipeSpec | AttackSpec = AS_IN_RECIPE,
+    attack: AsInRecipeSpec | AnyAttack = AS_IN_RECIPE,
     train: AsInRecipeSpec | TrainSpec = AS_IN_RECIPE,
-    defence: AsInRecipeSpec | DefenceSpec = AS_IN_RECIPE,
+    defence: AsInRecipeSpec | AnyDefence = AS_IN_RECIPE,
     evaluation: AsInRecipeSpec | EvaluationSpec = AS_IN_RECIPE,
     settings: tuple[str, ...] = (),
     until: Stage = "report",

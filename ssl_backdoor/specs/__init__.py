@@ -11,6 +11,7 @@ resize and crop: test triggers are stamped there.
 """
 
 from ssl_backdoor.specs.attack import (
+    AnyAttack,
     AttackSpec,
     CaptionSet,
     Carlini2022BackdoorSpec,
@@ -36,7 +37,14 @@ from ssl_backdoor.specs.data import (
     TemplateCaptionsSpec,
     TestSourceSpec,
 )
-from ssl_backdoor.specs.defence import CleanCLIPSpec, CompressSpec, DefenceSpec, DistilImageTowerSpec, NoDefenceSpec
+from ssl_backdoor.specs.defence import (
+    AnyDefence,
+    CleanCLIPSpec,
+    CompressSpec,
+    DefenceSpec,
+    DistilImageTowerSpec,
+    NoDefenceSpec,
+)
 from ssl_backdoor.specs.evaluation import EvaluationSpec, Probe
 from ssl_backdoor.specs.experiment import (
     FigureSpec,
@@ -81,6 +89,8 @@ from ssl_backdoor.specs.training import (
 __all__ = [
     "AdamSpec",
     "AdamWSpec",
+    "AnyAttack",
+    "AnyDefence",
     "AttackSpec",
     "BYOLSpec",
     "BackboneSpec",

@@ -8,10 +8,13 @@ Stage = Literal["ingest", "poison", "train", "defend", "evaluate", "report"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
-def _declaration_order(schema: dict[str, Any]) -> None:
-    """Prefect's parameter form sorts fields by ``position``; keep the order of the source."""
+def _as_a_form(schema: dict[str, Any]) -> None:
+    """For Prefect's parameter form, which sorts by ``position`` and lets one choose among ``anyOf`` alone."""
     for position, field in enumerate(schema.get("properties", {}).values()):
         field["position"] = position
+        if "oneOf" in field:
+            field["anyOf"] = field.pop("oneOf")
+            field.pop("discriminator", None)
 
 
 class Spec(BaseModel):
@@ -21,6 +24,6 @@ class Spec(BaseModel):
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,
-        json_schema_extra=_declaration_order,
+        json_schema_extra=_as_a_form,
         use_attribute_docstrings=True,
     )

@@ -1,8 +1,10 @@
 """What a form or a schedule asks for becomes runs."""
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from flows.plan import AsInRecipeSpec, plan
+from flows.run import experiment
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import NoDefenceSpec, Saha2022UntargetedSpec, SimCLRSpec
 
@@ -37,3 +39,23 @@ def test_a_whole_spec_takes_its_place_in_every_run():
 def test_a_mistake_is_told_in_a_sentence(asked, sentence):
     with pytest.raises(SpecError, match=sentence):
         plan(**asked)
+
+
+def members(schema, place):
+    """Field names of each member of the union at ``place``."""
+    return [frozenset(schema["definitions"][one["$ref"].rpartition("/")[2]]["properties"]) for one in place["anyOf"]]
+
+
+def test_the_form_can_tell_the_members_of_every_union_apart():
+    """Prefect's form shows the first member that shares most fields with the value, and a bare editor for oneOf."""
+    schema = parameter_schema(experiment.fn).model_dump()
+    places = [*schema["properties"].values()]
+    places += [field for one in schema["definitions"].values() for field in one.get("properties", {}).values()]
+    assert not [place for place in places if "oneOf" in place]
+    unions = [members(schema, place) for place in places if all("$ref" in one for one in place.get("anyOf", [{}]))]
+    assert len(unions) > 8
+    for union in unions:
+        for later, fields in enumerate(union):
+            assert not [one for one in union[:later] if fields <= one], union
+    described = [name for name, field in schema["properties"].items() if not field.get("description")]
+    assert described == []
