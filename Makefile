@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 UV := $(BIN)/uv
 
-.PHONY: setup demo test check bench clean up down status
+.PHONY: setup demo test check bench clean up down status postgresql chromium
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -16,10 +16,21 @@ $(STAMP): pyproject.toml infra/constraints.txt
 	VIRTUAL_ENV=$(CURDIR)/.venv $(UV) pip install --quiet --compile-bytecode --constraint infra/constraints.txt --editable '.[clip,vision,pipeline,stack,dev]'
 	touch $@
 
+# Debian packages of the services and of the tests of pages: installed where that can be done without asking; what needs
+# them names them where not.
+apt = test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
+  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends $(1) >/dev/null; }
+
+postgresql:
+	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || $(call apt,postgresql)
+
+chromium:
+	@command -v chromium >/dev/null || $(call apt,chromium fonts-dejavu-core)
+
 demo: setup
 	$(BIN)/ssl-backdoor run demo
 
-test: setup
+test: setup postgresql chromium
 	$(BIN)/python -m pytest -q
 
 check: setup
@@ -32,11 +43,7 @@ check: setup
 bench: setup
 	$(BIN)/python -m tests.benchmarks
 
-# PostgreSQL comes from Debian: installed here where that can be done without asking, named by `up` where not.
-up: setup
-	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
-	  || test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
-	  || { apt-get update -qq && apt-get install -qq -y --no-install-recommends postgresql >/dev/null; }
+up: setup postgresql
 	@$(BIN)/python -m infra.stack up
 
 down: setup

@@ -11,22 +11,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-# The demo at a size that takes seconds.
-TINY = tuple(
-    part
-    for setting in (
-        "dataset.source.train_per_class=40",
-        "dataset.source.test_per_class=20",
-        "dataset.source.side_px=32",
-        "train.fit.epochs=1",
-        "train.fit.batch_size=64",
-        "defence.fit.batch_size=64",
-        "defence.fit.epochs=2",
-        "defence.trusted_fraction=0.5",
-        "defence.queue_size=64",
-    )
-    for part in ("--set", setting)
+TINY_SETTINGS = (
+    "dataset.source.train_per_class=40",
+    "dataset.source.test_per_class=20",
+    "dataset.source.side_px=32",
+    "train.fit.epochs=1",
+    "train.fit.batch_size=64",
+    "defence.fit.batch_size=64",
+    "defence.fit.epochs=2",
+    "defence.trusted_fraction=0.5",
+    "defence.queue_size=64",
 )
+"""The demo at a size that takes seconds."""
+TINY = tuple(part for setting in TINY_SETTINGS for part in ("--set", setting))
 
 
 class Outcome(NamedTuple):

@@ -3,13 +3,17 @@
 import contextlib
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from infra.stack import config as configuration
-from infra.stack import processes, service
+from infra.stack import http, processes, service
 from infra.stack.services import SERVICES
 
 ROOT = Path(__file__).parents[1]
@@ -78,10 +82,48 @@ class Stack:
             timeout=120,
         )
 
+    def deploy(self, name: str, *options: str, **parameters: object) -> subprocess.CompletedProcess:
+        """`prefect deployment run NAME`, as CI does."""
+        given = [part for key, value in parameters.items() for part in ("-p", f"{key}={json.dumps(value)}")]
+        prefect = str(Path(sys.executable).parent / "prefect")
+        return subprocess.run(
+            [prefect, "--no-prompt", "deployment", "run", name, *given, *options],
+            env=self.client_environment,
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    def api(self, page: str, body: object = None):
+        """An answer of Prefect's server."""
+        status, text = http.request(f"{self.config.url('prefect')}/api/{page}", body, timeout_s=20.0)
+        assert status in (200, 201), text
+        return json.loads(text)
+
+    def flow_run(self, asked: subprocess.CompletedProcess) -> dict:
+        """The flow run that ``deploy`` made, as it is now."""
+        found = re.search(r"UUID: ([0-9a-f-]{36})", asked.stdout)
+        assert found is not None, asked.stdout + asked.stderr
+        return self.api(f"flow_runs/{found.group(1)}")
+
+
+def needs(program: str, package: str) -> None:
+    """Skip where a Debian package is missing; in CI that is a failure."""
+    if shutil.which(
+        program, path=f"{os.environ['PATH']}:{':'.join(map(str, Path('/usr/lib').glob('postgresql/*/bin')))}"
+    ):
+        return
+    text = f"the program {program} is missing: apt-get install {package}"
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
+
 
 @contextlib.contextmanager
 def running_stack(home: Path) -> Iterator[Stack]:
     """A stack that is up, and down on leaving."""
+    needs("initdb", "postgresql")
     stack = Stack(home)
     try:
         code, out, err = stack("up")

@@ -20,6 +20,7 @@ def _prefect_environment(config: Config) -> Mapping[str, str]:
     return {
         "PREFECT_HOME": str(config.folder / "prefect"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.uri(config, "prefect", "asyncpg"),
+        "PREFECT_SERVER_UI_API_URL": f"{config.url('prefect')}/api",  # else the page asks port 4200
     }
 
 

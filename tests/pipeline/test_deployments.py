@@ -2,64 +2,18 @@
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_server import TINY
+from command_server import TINY_SETTINGS
 from services import wait_until
-from stack_shell import Stack, running_stack
 
-from infra.stack import http, object_store
+from infra.stack import object_store
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
-SETTINGS = [part for part in TINY if part != "--set"]
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-
-
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with running_stack(tmp_path_factory.mktemp("home")) as running:
-        yield running
-
-
-def deploy(stack: Stack, name: str, *options: str, **parameters: object) -> subprocess.CompletedProcess:
-    """`prefect deployment run NAME`, as CI does."""
-    given = [part for key, value in parameters.items() for part in ("-p", f"{key}={json.dumps(value)}")]
-    return subprocess.run(
-        [str(Path(sys.executable).parent / "prefect"), "--no-prompt", "deployment", "run", name, *given, *options],
-        env=stack.client_environment,
-        cwd=stack.home,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-
-
-def api(stack: Stack, page: str, body: object = None):
-    status, text = http.request(f"{stack.config.url('prefect')}/api/{page}", body, timeout_s=20.0)
-    assert status in (200, 201), text
-    return json.loads(text)
-
-
-def flow_run(stack: Stack, asked: subprocess.CompletedProcess) -> dict:
-    """The flow run that ``deploy`` made, as it is now."""
-    found = re.search(r"UUID: ([0-9a-f-]{36})", asked.stdout)
-    assert found is not None, asked.stdout + asked.stderr
-    return api(stack, f"flow_runs/{found.group(1)}")
-
-
-@pytest.fixture(scope="module")
-def demo(stack: Stack) -> dict:
-    """The tiny demo, run by the worker; its flow run."""
-    done = deploy(stack, "experiment/demo", "--watch", settings=SETTINGS)
-    assert done.returncode == 0, done.stdout + done.stderr + stack.log("worker")
-    return flow_run(stack, done)
 
 
 def test_a_finished_run_names_its_report_and_shows_the_way(stack, demo):
@@ -69,12 +23,11 @@ def test_a_finished_run_names_its_report_and_shows_the_way(stack, demo):
     place = state["message"].removeprefix("report: s3://artifacts/")
     listed = object_store.client(stack.config, "reader").list_objects_v2(Bucket="artifacts", Prefix=place)
     assert {Path(entry["Key"]).name for entry in listed["Contents"]} >= {"manifest.json", "report.html", "report.md"}
-    shown = api(stack, "artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [demo["id"]]}}})
-    kinds = {one["type"]: one for one in shown}
-    assert {"markdown", "progress"} <= set(kinds)
-    assert "| **suspect** |" in kinds["markdown"]["data"]
-    link = next(one["data"] for one in shown if one["key"] == "mlflow")
-    assert link.count(stack.config.url("mlflow")) >= 1
+    shown = stack.api("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [demo["id"]]}}})
+    by_key = {one["key"]: one for one in shown}
+    assert "| **suspect** |" in by_key["report"]["data"]
+    assert stack.config.url("mlflow") in by_key["mlflow"]["data"]
+    assert "all stages" in {one["description"] for one in shown if one["type"] == "progress"}
 
 
 def test_mlflow_has_the_run_and_the_page_from_its_bucket(stack, demo):
@@ -93,11 +46,11 @@ print(len(runs), parent.info.status, [one.path for one in client.list_artifacts(
 
 
 def test_the_same_again_computes_nothing(stack, demo):
-    done = deploy(stack, "experiment/demo", "--watch", settings=SETTINGS)
+    done = stack.deploy("experiment/demo", "--watch", settings=TINY_SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr
-    run = flow_run(stack, done)
+    run = stack.flow_run(done)
     assert run["id"] != demo["id"]
-    tasks = api(stack, "task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    tasks = stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     names = {one["state"]["name"] for one in tasks if not one["name"].startswith("record")}
     assert names == {"Reused"}
 
@@ -114,7 +67,7 @@ def test_the_same_again_computes_nothing(stack, demo):
     ],
 )
 def test_what_the_form_can_tell_is_refused_at_the_door(stack, name, parameters, sentence):
-    done = deploy(stack, name, **parameters)
+    done = stack.deploy(name, **parameters)
     assert done.returncode == 1
     told = done.stdout + done.stderr
     assert sentence in told
@@ -135,9 +88,9 @@ def test_what_the_form_can_tell_is_refused_at_the_door(stack, name, parameters, 
     ],
 )
 def test_what_only_the_flow_finds_ends_it_with_one_sentence(stack, name, parameters, sentence):
-    done = deploy(stack, name, "--watch", **parameters)
+    done = stack.deploy(name, "--watch", **parameters)
     assert done.returncode == 1, done.stdout
-    state = flow_run(stack, done)["state"]
+    state = stack.flow_run(done)["state"]
     assert state["type"] == "FAILED"
     assert sentence in state["message"]
     assert len(state["message"].splitlines()) == 1
@@ -146,26 +99,26 @@ def test_what_only_the_flow_finds_ends_it_with_one_sentence(stack, name, paramet
 
 
 def test_cancelling_leaves_no_process(stack):
-    longer = [*SETTINGS, "train.fit.epochs=400"]
-    begun = deploy(stack, "experiment/demo", settings=longer)
+    longer = [*TINY_SETTINGS, "train.fit.epochs=400"]
+    begun = stack.deploy("experiment/demo", settings=longer)
     assert begun.returncode == 0, begun.stderr
 
     def training() -> list[int]:
         return [pid for pid, title in stack.titles().items() if title.startswith("ray::train")]
 
     wait_until(training, timeout_s=200, what="a training")
-    flow = flow_run(stack, begun)["id"]
-    api(stack, f"flow_runs/{flow}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    wait_until(lambda: flow_run(stack, begun)["state"]["type"] in ENDED, timeout_s=60, what="the end of the flow")
-    assert flow_run(stack, begun)["state"]["type"] == "CANCELLED"
+    flow = stack.flow_run(begun)["id"]
+    stack.api(f"flow_runs/{flow}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+    wait_until(lambda: stack.flow_run(begun)["state"]["type"] in ENDED, timeout_s=60, what="the end of the flow")
+    assert stack.flow_run(begun)["state"]["type"] == "CANCELLED"
     wait_until(lambda: not training(), timeout_s=30, what="the trainings to end")
     assert stack("status")[0] == 0
 
 
 def test_the_nightly_run_is_planned(stack):
     search = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    wait_until(lambda: api(stack, "flow_runs/filter", search), timeout_s=60, what="a scheduled run")
-    planned = api(stack, "flow_runs/filter", search)
+    wait_until(lambda: stack.api("flow_runs/filter", search), timeout_s=60, what="a scheduled run")
+    planned = stack.api("flow_runs/filter", search)
     assert {run["parameters"]["recipe"] for run in planned} == {"demo"}
 
 
@@ -175,5 +128,5 @@ def test_a_killed_worker_is_back_after_up_and_takes_the_next_run(stack, demo):
     time.sleep(0.5)
     assert stack("status")[0] == 1
     assert stack("up")[0] == 0
-    done = deploy(stack, "experiment/demo", "--watch", settings=SETTINGS)
+    done = stack.deploy("experiment/demo", "--watch", settings=TINY_SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,153 @@
+"""What people look at, in a real Chromium: Prefect's run form and run page, MLflow's comparison, the report.
+
+Set SSL_BACKDOOR_SHOTS to a folder to keep the screenshots.
+"""
+
+import ipaddress
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import pytest
+from command_server import TINY_SETTINGS
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from services import wait_until
+from stack_shell import needs
+
+from infra.stack import http, object_store
+
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
+CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+CHROMIUM += ["--disable-background-networking", "--disable-component-update"]
+ABSENT = ("/favicon.ico", "/ico/undefined.svg", "/mlflow/users/current")
+"""What Prefect's and MLflow's own pages ask for and their servers do not have."""
+PATIENCE_MS = 60_000
+expect.set_options(timeout=30_000)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    needs("chromium", "chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page that may neither err nor ask anything of another machine."""
+    wrong: list[str] = []
+    page = browser.new_page(viewport={"width": 1500, "height": 3200})
+    page.set_default_timeout(PATIENCE_MS)
+
+    def told(message) -> None:
+        if message.type == "error" and not message.location["url"].endswith(ABSENT):
+            wrong.append(f"console: {message.text} ({message.location['url']})")
+
+    def asked(request) -> None:
+        parts = urlsplit(request.url)
+        is_local = parts.scheme in ("data", "blob", "file") or ipaddress.ip_address(parts.hostname).is_loopback
+        if not is_local:
+            wrong.append(f"request: {request.url}")
+
+    page.on("console", told)
+    page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+    page.on("request", asked)
+    page.wrong = wrong  # a test that provokes an error takes it out
+    yield page
+    page.close()
+    assert wrong == []
+
+
+def keep(page: Page, name: str) -> None:
+    if folder := os.environ.get("SSL_BACKDOOR_SHOTS"):
+        page.screenshot(path=Path(folder) / f"{name}.png")
+
+
+def deployment(stack, name: str) -> str:
+    return stack.api(f"deployments/name/{name}")["id"]
+
+
+def test_a_run_is_started_from_the_form_and_a_bad_value_refused(stack, page):
+    place = f"{stack.config.url('prefect')}/deployments/deployment/{deployment(stack, 'experiment/demo')}"
+    page.goto(f"{place}/run")
+    for text in ("The first N trigger/target pairs. 0 is the recipe's own number.", "Saha2022TargetedSpec"):
+        expect(page.get_by_text(text)).to_be_visible()
+    page.get_by_role("radio", name="TrainSpec").or_(page.get_by_text("TrainSpec", exact=True)).first.click()
+    expect(page.get_by_text("MoCoV2Spec", exact=True)).to_be_visible()
+    keep(page, "prefect-form-train")
+    page.get_by_text("AsInRecipeSpec", exact=True).nth(2).click()
+
+    pairs = page.locator("input[type=number]").first
+    pairs.fill("-1")
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_text("-1 is less than the minimum of 0").first).to_be_visible()
+    keep(page, "prefect-form-refused")
+    assert page.wrong
+    page.wrong.clear()
+
+    pairs.fill("1")
+    lines = page.locator("xpath=//*[text()='settings (Optional)']/following::textarea")  # and one of a later field
+    for index, setting in enumerate(TINY_SETTINGS):
+        page.get_by_role("button", name="Add item").click()
+        expect(lines).to_have_count(index + 2)
+        lines.nth(index).fill(setting)
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url(lambda url: not url.endswith("/run"), wait_until="commit")
+    search = {
+        "flow_runs": {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED"]}}},
+        "sort": "EXPECTED_START_TIME_DESC",
+    }
+
+    def ended() -> list[dict]:
+        runs = stack.api("flow_runs/filter", search)
+        return [run for run in runs if run["parameters"].get("pairs") == 1]
+
+    wait_until(ended, timeout_s=180, what="the run from the form")
+    (run,) = ended()
+    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    assert tuple(run["parameters"]["settings"]) == TINY_SETTINGS
+
+
+def test_the_run_page_shows_stages_and_the_answer(stack, demo, page):
+    page.goto(f"{stack.config.url('prefect')}/runs/flow-run/{demo['id']}")
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible()
+    expect(page.get_by_text("s3://artifacts/lab/report/").first).to_be_visible()
+    keep(page, "prefect-run")
+    page.get_by_text("Artifacts", exact=True).last.click()
+    expect(page.get_by_text("report", exact=True).first).to_be_visible()
+    expect(page.get_by_text("mlflow", exact=True).first).to_be_visible()
+    keep(page, "prefect-artifacts")
+
+
+def test_mlflow_compares_six_cells_under_useful_names(stack, demo, page):
+    url = stack.config.url("mlflow")
+    ask = f"{url}/api/2.0/mlflow"
+    known = json.loads(http.request(f"{ask}/experiments/search", {"max_results": 100})[1])["experiments"]
+    (experiment,) = [one["experiment_id"] for one in known if one["name"] == "demo"]
+    runs = json.loads(http.request(f"{ask}/runs/search", {"experiment_ids": [experiment]})[1])["runs"]
+    cells = [
+        one["info"]["run_id"] for one in runs if any(tag["key"] == "mlflow.parentRunId" for tag in one["data"]["tags"])
+    ][:6]
+    page.goto(f"{url}/#/compare-runs?runs={quote(json.dumps(cells))}&experiments={quote(json.dumps([experiment]))}")
+    expect(page.get_by_text("Comparing 6 Runs from 1 Experiment")).to_be_visible()
+    for column in ("arm", "attack.kind", "attack.num_poisons", "accuracy/clean/linear_100", "method", "pair"):
+        expect(page.get_by_text(column, exact=True).first).to_be_attached()
+    keep(page, "mlflow-compare")
+
+
+def test_the_report_is_whole_by_itself(stack, demo, page, tmp_path):
+    prefix = demo["state"]["message"].removeprefix("report: s3://artifacts/")
+    reader, file = object_store.client(stack.config, "reader"), tmp_path / "report.html"
+    keys = [entry["Key"] for entry in reader.list_objects_v2(Bucket="artifacts", Prefix=prefix)["Contents"]]
+    (key,) = [key for key in keys if key.endswith("/report.html")]
+    file.write_bytes(reader.get_object(Bucket="artifacts", Key=key)["Body"].read())
+    page.goto(file.as_uri())
+    expect(page.get_by_role("heading").first).to_be_visible()
+    broken = page.evaluate("[...document.images].filter(image => !image.complete || !image.naturalWidth).length")
+    assert (page.locator("img").count() > 3, broken) == (True, 0)
+    keep(page, "report")
