@@ -116,9 +116,11 @@ def _answered(
             page = answer(lab, report)
         except IncompleteError as error:
             page, failure = error.page, error
+        text = f"done up to {until}"
         if until == "report":
-            publish(page, store, lab.record(page))
-    text = f"report: {page.uri}" if until == "report" else f"done up to {until}"
+            record_url = lab.record(page)
+            publish(page, store, record_url)
+            text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
     if failure is not None:
         return Failed(name="Incomplete", message=f"{failure}; {text}", data=failure)
     return Completed(message=text, data=page)

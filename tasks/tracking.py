@@ -25,6 +25,7 @@ from ssl_backdoor.specs import ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait four minutes for a server that is down
 _REPORT_KEY = "ssl_backdoor.report_key"
 _STALE_S = 900.0  # a record takes seconds, of hundreds of cells a minute or two
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call

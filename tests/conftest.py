@@ -7,6 +7,7 @@ import pytest
 
 if TYPE_CHECKING:
     from services import ObjectStore
+    from stack_shell import Stack
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +17,22 @@ def object_store() -> Iterator["ObjectStore"]:
 
     with object_store_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
+    """The services of `make up`. Never stop them; one that is killed is brought back with `up`."""
+    from stack_shell import running_stack
+
+    with running_stack(tmp_path_factory.mktemp("services")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def demo(stack: "Stack") -> dict:
+    """The tiny demo, run by the worker; its flow run."""
+    from command_server import TINY_SETTINGS
+
+    done = stack.deploy("experiment/demo", "--watch", settings=TINY_SETTINGS)
+    assert done.returncode == 0, done.stdout + done.stderr + stack.log("worker")
+    return stack.flow_run(done)
