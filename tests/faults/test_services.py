@@ -18,7 +18,7 @@ ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 def longer(seed: int) -> list[str]:
     """The demo's pair with trainings of some ten seconds, another one for each test."""
-    return [*TINY_SETTINGS, "train.fit.epochs=100", f"attack.trigger.seed={seed}"]
+    return [*TINY_SETTINGS, "train.fit.epochs=40", f"attack.trigger.seed={seed}"]
 
 
 def kept(stack, prefix: str) -> list[str]:
