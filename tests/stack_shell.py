@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,10 @@ ROOT = Path(__file__).parents[1]
 NAMES = [each.name for each in SERVICES]
 
 
+def _interruptible() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Stack:
     """A stack under ``home``, on free ports."""
 
@@ -32,7 +37,8 @@ class Stack:
     def begin(self, action: str) -> subprocess.Popen:
         command = [sys.executable, "-m", "infra.stack", action]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen(command, cwd=ROOT, env=self.environment, **streams)
+        # A test run in the background of a shell inherits an ignored SIGINT, and hands it on.
+        return subprocess.Popen(command, cwd=ROOT, env=self.environment, preexec_fn=_interruptible, **streams)
 
     def __call__(self, action: str) -> tuple[int, str, str]:
         with self.begin(action) as running:

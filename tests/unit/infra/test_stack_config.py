@@ -125,7 +125,7 @@ def test_each_server_is_given_only_the_secrets_it_needs(config):
     assert given == {
         "postgres": set(),
         "s3": set(),
-        "ray": {"ray_token"},
+        "ray": {"ray_token", *writer},
         "prefect": {"postgres_prefect_password"},
         "mlflow": {"postgres_mlflow_password", "s3_mlflow_access_key", "s3_mlflow_secret_key"},
         "worker": {"ray_token", *writer},
