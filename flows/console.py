@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -16,15 +16,10 @@ from rich.text import Text
 
 from ssl_backdoor.progress import Progress
 
+if TYPE_CHECKING:
+    from tasks.ray_fit import Listener
+
 _LINE_EVERY_S = 30.0
-
-
-class Display(Protocol):
-    """Takes the progress of every stage, by its title."""
-
-    def __call__(self, title: str, progress: Progress) -> None:
-        """Show that ``title`` has come this far."""
-        ...
 
 
 class _Rate(ProgressColumn):
@@ -104,7 +99,7 @@ class Lines:
 
 
 @contextmanager
-def progress_shown() -> Iterator[Display]:
+def progress_shown() -> Iterator["Listener"]:
     """Show progress on stderr while the block runs: bars at a terminal, else a line now and then."""
     display = Bars() if sys.stderr.isatty() else Lines(sys.stderr)
     shown: AbstractContextManager[object] = display.rich if isinstance(display, Bars) else nullcontext()

@@ -36,6 +36,11 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
         value = _value(text)
         runs = [_set(run, path, value) if has else run for run, has in zip(runs, have, strict=True)]
     runs = [_with_trigger_digest(run) for run in runs]
+    return _with_runs(report, runs)
+
+
+def _with_runs(report: ReportSpec, runs: Sequence[RunSpec]) -> ReportSpec:
+    """``report`` over ``runs``, equal ones once, with the tables of their probes."""
     tables = _tables_of(report.tables, report.runs, runs)
     return report.model_copy(update={"runs": tuple(dict.fromkeys(runs)), "tables": tables})
 
@@ -74,8 +79,7 @@ def replace(report: ReportSpec, specs: Mapping[str, Spec]) -> ReportSpec:
         return report
     changes = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
     runs = [parse_run(run.model_dump(mode="json") | changes, " and ".join(changes)) for run in report.runs]
-    tables = _tables_of(report.tables, report.runs, runs)
-    return report.model_copy(update={"runs": tuple(dict.fromkeys(runs)), "tables": tables})
+    return _with_runs(report, runs)
 
 
 def only_methods(report: ReportSpec, methods: str) -> ReportSpec:

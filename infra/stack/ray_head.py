@@ -70,7 +70,7 @@ def _healthy(config: Config) -> bool:
 
 
 def _probe(address: str) -> int:
-    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module, without stubs
     from ray.exceptions import RayError
 
     try:
