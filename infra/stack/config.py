@@ -5,7 +5,7 @@ import os
 import secrets
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from infra.stack import ports
@@ -21,7 +21,7 @@ TELEMETRY_OFF: Mapping[str, str] = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
 RAY_ON_LOOPBACK: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_SECRETS = (
+SECRETS = (
     "postgres_password",
     "postgres_prefect_password",
     "postgres_mlflow_password",
@@ -32,11 +32,15 @@ _SECRETS = (
 
 @dataclass(frozen=True)
 class Config:
-    """One stack: its folder, its ports, its secrets. Never printed whole: ``repr`` leaves the secrets out."""
+    """One stack: its folder, its ports, its secrets. Never printed whole: ``repr`` leaves the secrets out.
+
+    ``hosts`` names the listeners that are elsewhere than on loopback, which containers are for each other.
+    """
 
     folder: Path
     ports: Mapping[str, int]
     secrets: Mapping[str, str]
+    hosts: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"Config(folder={str(self.folder)!r})"
@@ -52,7 +56,7 @@ class Config:
 
     def address(self, name: str) -> str:
         """``host:port`` of the listener ``name``."""
-        return f"{ports.LOOPBACK}:{self.ports[name]}"
+        return f"{self.hosts.get(name, ports.LOOPBACK)}:{self.ports[name]}"
 
     def log(self, service: str) -> Path:
         """Where ``service`` writes its log."""
@@ -133,7 +137,7 @@ def save(config: Config) -> None:
 
 def new(folder: Path, chosen: Mapping[str, int]) -> Config:
     """A stack with fresh secrets."""
-    return Config(folder, chosen, {name: secrets.token_hex(32 if name == "ray_token" else 20) for name in _SECRETS})
+    return Config(folder, chosen, {name: secrets.token_hex(32 if name == "ray_token" else 20) for name in SECRETS})
 
 
 def make_folder(folder: Path) -> None:
@@ -167,4 +171,4 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _known(kept: Mapping[str, str]) -> dict[str, str]:
-    return {name: str(kept[name]) for name in _SECRETS}
+    return {name: str(kept[name]) for name in SECRETS}

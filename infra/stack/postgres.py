@@ -101,7 +101,7 @@ def _prepare(config: Config) -> None:
 def connect(config: Config, user: str, password: str, database: str) -> extensions.connection:
     """A connection in autocommit mode."""
     connection = psycopg2.connect(
-        host=LOOPBACK,
+        host=config.hosts.get("postgres", LOOPBACK),
         port=config.ports["postgres"],
         user=user,
         password=password,
