@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 UV := $(BIN)/uv
 
-.PHONY: setup demo test check bench clean up down status postgresql chromium
+.PHONY: setup demo test check audit bench clean up down status postgresql chromium iproute2
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -24,13 +24,16 @@ apt = test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null \
 postgresql:
 	@command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || $(call apt,postgresql)
 
+iproute2:
+	@command -v ip >/dev/null || $(call apt,iproute2)
+
 chromium:
 	@command -v chromium >/dev/null || $(call apt,chromium fonts-dejavu-core)
 
 demo: setup
 	$(BIN)/ssl-backdoor run demo
 
-test: setup postgresql chromium
+test: setup postgresql chromium iproute2
 	$(BIN)/python -m pytest -q
 
 check: setup
@@ -39,6 +42,9 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house
+
+audit: setup
+	@$(BIN)/python -m infra.audit
 
 bench: setup
 	$(BIN)/python -m tests.benchmarks
