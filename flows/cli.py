@@ -7,16 +7,18 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from flows import settings
+from flows.endings import leave_nothing
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
 from ssl_backdoor.specs import Stage
 
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
+    from ssl_backdoor.store import ArtifactStore
 
 MANY_RUNS = 1000
 _DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
@@ -72,12 +74,39 @@ def _parser() -> argparse.ArgumentParser:
     reindex = commands.add_parser("reindex", help="write every report of the store to MLflow that is not there")
     reindex.add_argument("--store", default=None)
     reindex.set_defaults(command=_reindex)
+    _add_housekeeping(commands)
     env = commands.add_parser("env", help="print the lines that point a shell at the services of `make up`")
     env.set_defaults(command=_env)
     doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
     doctor.add_argument("--store", default=None)
     doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _add_housekeeping(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    status = commands.add_parser("status", help="what the store holds, what is unfinished, what runs; looks only")
+    gc = commands.add_parser("gc", help="list what the store holds of no use, or delete it")
+    for parser in (status, gc):
+        parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
+        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    status.set_defaults(command=_status)
+    gc.add_argument("--delete", action="store_true", help="delete it; without this nothing is changed")
+    gc.add_argument("--unreached", action="store_true", help="finished artifacts too that no report was made from")
+    gc.add_argument(
+        "--older-than",
+        type=_days,
+        default=None,
+        metavar="DAYS",
+        help="in place of 1 for rubbish and 30 for what a run may still need; 0 only while nothing runs",
+    )
+    gc.add_argument(
+        "--forget",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="reports that count for none: they and what they alone reach",
+    )
+    gc.set_defaults(command=_gc)
 
 
 def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
@@ -115,6 +144,16 @@ def _positive(text: str) -> int:
     return number
 
 
+def _days(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a number of days, 0 or more, found {text!r}")
+    return number
+
+
 def _run(options: argparse.Namespace) -> int:
     from flows.console import stdout_reserved
 
@@ -137,13 +176,14 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
+    from flows.overrides import with_list
     from ssl_backdoor.store import open_store
 
     asked = {
         "recipe": options.recipe,
         "pairs": options.pairs or 0,
         "seeds": options.seeds or 0,
-        "settings": tuple(options.settings),
+        "settings": tuple(with_list(setting) for setting in options.settings),
     }
     report = _planned(options, asked)
     store = open_store(options.store or settings.default_store())
@@ -155,6 +195,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import disconnect
 
+    leave_nothing()
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
     threading.Thread(target=_warm, daemon=True).start()
 
@@ -223,7 +264,9 @@ def _show(options: argparse.Namespace) -> int:
     from flows.results import resolve
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
-    print(store.manifest(ref).model_dump_json(indent=2))
+    manifest = store.manifest(ref)
+    manifest.summary.get("performance", {}).pop("series", None)  # hundreds of lines; MLflow draws them
+    print(manifest.model_dump_json(indent=2))
     return 0
 
 
@@ -249,6 +292,41 @@ def _reindex(options: argparse.Namespace) -> int:
     for line in reindex(options.store or settings.default_store()):
         print(line, flush=True)
     return 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from flows.housekeeping import slow_told
+    from flows.status import lines, status
+
+    _print(status(_existing_store(options.store), slow_told("ssl-backdoor status")), lines, options.json)
+    return 0
+
+
+def _gc(options: argparse.Namespace) -> int:
+    from flows.housekeeping import Wish, collect, lines, slow_told
+
+    wish = Wish(options.delete, options.unreached, options.older_than, options.forget)
+    _print(collect(_existing_store(options.store), wish, slow_told("ssl-backdoor gc")), lines, options.json)
+    return 0
+
+
+def _existing_store(uri: str | None) -> "ArtifactStore":
+    """The store at ``uri``, or this shell's. A mistyped folder does not become one.
+
+    Raises:
+        SpecError: there is no folder at ``uri``.
+    """
+    from ssl_backdoor.store import open_store
+    from ssl_backdoor.store.local import folder_of
+
+    is_folder = uri is not None and ("://" not in uri or uri.lower().startswith("file://"))
+    if uri is not None and is_folder and not folder_of(uri).is_dir():
+        raise SpecError(f"Expected a store at {uri!r}, found no folder there; give another --store.")
+    return open_store(uri or settings.default_store())
+
+
+def _print(told: dict[str, Any], lines: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
+    print(json.dumps(told, allow_nan=False) if is_json else "\n".join(lines(told)))
 
 
 def _env(_: argparse.Namespace) -> int:

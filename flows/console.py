@@ -1,20 +1,24 @@
 """What the person at the terminal sees: progress on stderr, results on stdout, nothing else."""
 
+import logging
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
+from ssl_backdoor.events import about, ids, tell
 from ssl_backdoor.progress import Progress
+from tasks import logs
 
 if TYPE_CHECKING:
     from tasks.ray_fit import Listener
@@ -60,51 +64,79 @@ class Bars:
 
 
 class Lines:
-    """For logs: every half minute one line for each stage that has moved, with rate and time left."""
+    """For logs: every half minute an event for each stage that has moved, with rate and time left."""
 
-    def __init__(
-        self, out: TextIO, every_s: float = _LINE_EVERY_S, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._out = out
+    def __init__(self, every_s: float = _LINE_EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._every_s = every_s
         self._clock = clock
         self._lock = threading.Lock()
         self._told_s = clock()
-        self._begun: dict[str, tuple[float, int]] = {}
-        self._latest: dict[str, Progress] = {}
+        self._begun: dict[str, tuple[float, Progress]] = {}
+        self._latest: dict[str, tuple[Progress, Mapping[str, Any]]] = {}
 
     def __call__(self, title: str, progress: Progress) -> None:
         """Note that ``title`` has come this far, and tell when it is time."""
         with self._lock:
             now = self._clock()
-            self._begun.setdefault(title, (now, progress.done))
-            self._latest[title] = progress
+            _, begun = self._begun.setdefault(title, (now, progress))
+            if progress.unit != begun.unit or progress.done < begun.done:  # another part of the stage, or taken up anew
+                self._begun[title] = (now, progress)
+            self._latest[title] = (progress, ids())
             if now - self._told_s < self._every_s:
                 return
             self._told_s = now
-            for name, one in self._latest.items():
+            for name, (one, about_it) in self._latest.items():
                 if one.done < one.total:
-                    print(self._line(name, one, now), file=self._out, flush=True)
+                    self._tell(name, one, now, about_it)
             self._latest.clear()
 
-    def _line(self, title: str, progress: Progress, now: float) -> str:
-        began_s, before = self._begun[title]
-        done = progress.done - before
-        text = f"{time.strftime('%H:%M:%S')} {title}: {progress.done:,} of {progress.total:,} {progress.unit}"
+    def _tell(self, title: str, progress: Progress, now: float, about_it: Mapping[str, Any]) -> None:
+        began_s, begun = self._begun[title]
+        done, left = progress.done - begun.done, progress.total - progress.done
+        text = f"{progress.done:,} of {progress.total:,} {progress.unit}"
+        fields: dict[str, Any] = {"done": progress.done, "total": progress.total, "unit": progress.unit}
         if done and now > began_s:
             rate = done / (now - began_s)
-            left = timedelta(seconds=round((progress.total - progress.done) / rate))
-            text += f", {rate:,.0f} {progress.unit}/s, {left} left" if rate >= 1 else f", {left} left"
-        return f"{text}, {progress.note}" if progress.note else text
+            fields |= {"per_second": round(rate, 3), "left_s": round(left / rate)}
+            text += f", {rate:,.0f} {progress.unit}/s" if rate >= 1 else ""
+            text += f", {timedelta(seconds=fields['left_s'])} left"
+        text += f", {progress.note}" if progress.note else ""
+        tell("progress", text, **{**about_it, "title": title, **fields})
 
 
 @contextmanager
 def progress_shown() -> Iterator["Listener"]:
-    """Show progress on stderr while the block runs: bars at a terminal, else a line now and then."""
-    display = Bars() if sys.stderr.isatty() else Lines(sys.stderr)
-    shown: AbstractContextManager[object] = display.rich if isinstance(display, Bars) else nullcontext()
-    with shown:
-        yield display
+    """Show progress on stderr while the block runs: bars at a terminal, else a line now and then.
+
+    With SSL_BACKDOOR_LOG=json all events, one JSON object a line.
+    """
+    handler = logs.on_stderr()
+    if not logs.is_json():
+        if sys.stderr.isatty():
+            bars = Bars()
+            with bars.rich:
+                yield bars
+            return
+        # A failure is the command's last word: it is not said twice.
+        handler.addFilter(lambda record: logs.is_progress(record) or record.levelno == logging.WARNING)
+    with logs.shown(handler):
+        yield Lines()
+
+
+@contextmanager
+def told(flow_run_id: UUID) -> Iterator["Listener"]:
+    """Tell what happens in a flow run to a log, stderr, and to Prefect's page while the block runs."""
+    from tasks import window  # Prefect takes a second to import
+
+    lines, page = Lines(), window.StageProgress(flow_run_id)
+
+    def both(title: str, progress: Progress) -> None:
+        lines(title, progress)
+        page(title, progress)
+
+    others = logs.others_in_json() if logs.is_json() else nullcontext()
+    with about(flow_run_id=str(flow_run_id)), logs.shown(logs.on_stderr(), window.RunLog(flow_run_id)), others:
+        yield both
 
 
 @contextmanager

@@ -3,15 +3,21 @@
 import os
 import shutil
 import sys
+import tempfile
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from flows import servers, settings
 from ssl_backdoor.errors import UserError
 from ssl_backdoor.store import open_store
+from ssl_backdoor.store.contents import contents_of
+from ssl_backdoor.store.local import folder_of
 
 _NEEDED = ("torch", "pyarrow", "pydantic", "pillow", "prefect", "ray", "mlflow", "fastapi", "open-clip-torch", "timm")
 _MIN_FREE_BYTES = 2 * 1024**3
+_MAX_AHEAD_S = 60.0
 
 
 class Finding(NamedTuple):
@@ -24,7 +30,7 @@ class Finding(NamedTuple):
 
 def examine(store_uri: str) -> list[Finding]:
     """Look at everything a run needs."""
-    return [_python(), *_packages(), _devices(), _store(store_uri), _disk()]
+    return [_python(), *_packages(), _devices(), *_store(store_uri), *_servers(), _disk(store_uri)]
 
 
 def _python() -> Finding:
@@ -53,17 +59,43 @@ def _devices() -> Finding:
     return Finding(True, "devices", f"{os.cpu_count()} CPUs, {', '.join(gpus) or 'no GPU (none is needed)'}")
 
 
-def _store(store_uri: str) -> Finding:
+def _store(store_uri: str) -> list[Finding]:
     try:
-        open_store(store_uri).check()
+        store = open_store(store_uri)
+        store.check()
+        ahead_s = time.time() - contents_of(store).clock_s()
     except UserError as error:
-        return Finding(False, "store", str(error))
-    return Finding(True, "store", f"{store_uri} can be written and read")
+        return [Finding(False, "store", str(error))]
+    findings = [Finding(True, "store", f"{store_uri} can be written and read")]
+    if abs(ahead_s) > _MAX_AHEAD_S:
+        side = "ahead of" if ahead_s > 0 else "behind"
+        text = f"this machine's is {abs(ahead_s):,.0f} s {side} the store's: set it, S3 refuses requests 15 minutes off"
+        findings.append(Finding(False, "clock", text))
+    return findings
 
 
-def _disk() -> Finding:
-    free = shutil.disk_usage(Path.cwd()).free
-    text = f"{free / 1024**3:.1f} GiB free here"
-    if free < _MIN_FREE_BYTES:
-        return Finding(False, "disk", f"{text}: free at least 2 GiB, or set SSL_BACKDOOR_HOME to another disk")
+def _servers() -> list[Finding]:
+    """Servers that this shell's runs would use; none is named where all is embedded."""
+    return [
+        Finding(True, one.name, f"{one.address} answers")
+        if one.is_up
+        else Finding(False, one.name, f"{one.address} does not answer: start it (`make up`), or unset {one.variable}")
+        for one in servers.named()
+    ]
+
+
+def _disk(store_uri: str) -> Finding:
+    """Room for artifacts (of a store in a bucket, for what is fetched and kept in the home) and for scratch files."""
+    is_remote = "://" in store_uri and not store_uri.lower().startswith("file://")
+    places = {"the home": settings.HOME} if is_remote else {"the store": folder_of(store_uri)}
+    places["temporary files"] = Path(tempfile.gettempdir())
+    free = {name: shutil.disk_usage(_existing(place)).free for name, place in places.items()}
+    text = ", ".join(f"{count / 1024**3:.1f} GiB free for {name}" for name, count in free.items())
+    if min(free.values()) < _MIN_FREE_BYTES:
+        return Finding(False, "disk", f"{text}: free at least 2 GiB, or choose another --store or TMPDIR")
     return Finding(True, "disk", text)
+
+
+def _existing(place: Path) -> Path:
+    """``place``, or the nearest folder above it that is there."""
+    return next(each for each in (place.absolute(), *place.absolute().parents) if each.is_dir())

@@ -1,7 +1,6 @@
 """``--set path=value``: change one field of every run of a recipe that has it. ``--methods``: leave runs out."""
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +10,15 @@ from pydantic import ValidationError
 
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.poison.triggers import digest_of_file
 from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, ResNetSpec, RunSpec, Spec, TableSpec
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     """``report`` with each ``path=value`` set in every run that has the field; equal runs are kept once.
 
-    A value is JSON where it parses as JSON, else text; ``@file`` reads a list, one item a line, and ``@imagenet100_a``
-    and ``@imagenet100_b`` are known lists. A field of one attack or defence (such as defence.queue_size) leaves runs
-    under another as they are.
+    A value is JSON where it parses as JSON, else text; ``@imagenet100_a`` and ``@imagenet100_b`` are known lists. A
+    field of one attack or defence (such as defence.queue_size) leaves runs under another as they are.
 
     Tables are those of the probes that are then computed.
 
@@ -109,21 +108,38 @@ def of_runs(report: ReportSpec, runs: tuple[RunSpec, ...]) -> ReportSpec:
     return report.model_copy(update={"runs": runs, "tables": tuple(tables)})
 
 
+def with_list(setting: str) -> str:
+    """``path=@file`` with the file's list, one item a line, in its place; any other setting as it is.
+
+    For the command line alone: a flow that others start must not read them files of the worker's machine.
+
+    Raises:
+        SpecError: no such file, or one that is not text.
+    """
+    path, _, name = setting.partition("=@")
+    if not name or name in CLASS_LISTS:
+        return setting
+    try:
+        lines = Path(name).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise SpecError(
+            f"--set expects a readable file or {' or '.join(CLASS_LISTS)} after @, found {name!r} ({reason})."
+        ) from error
+    return f"{path}={json.dumps([line.strip() for line in lines if line.strip() and not line.startswith('#')])}"
+
+
 def _value(text: str) -> Any:
-    if text[1:] in CLASS_LISTS and text.startswith("@"):
-        return list(class_list(text[1:]))
     if text.startswith("@"):
-        try:
-            lines = Path(text[1:]).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            known = " or ".join(CLASS_LISTS)
+        if text[1:] not in CLASS_LISTS:
             raise SpecError(
-                f"--set expects a readable file or {known} after @, found {text[1:]!r} ({error.strerror})."
-            ) from error
-        return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+                f"a setting expects {' or '.join(CLASS_LISTS)} after @, found {text[1:]!r:.80}: only the command line "
+                "reads files, give the list itself."
+            )
+        return list(class_list(text[1:]))
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -147,7 +163,7 @@ def _set(run: RunSpec, path: str, value: Any) -> RunSpec:
     for step in parents:
         place = place[step]
     place[name] = value
-    return parse_run(document, f"--set {path}={json.dumps(value)}")
+    return parse_run(document, f"--set {path}={json.dumps(value):.80}")
 
 
 def parse_run(document: Any, where: str) -> RunSpec:
@@ -160,11 +176,18 @@ def parse_run(document: Any, where: str) -> RunSpec:
 
 def describe(error: ValidationError) -> str:
     """Pydantic's findings as one sentence."""
-    findings = [
-        f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']} (found {item['input']!r:.80})"
-        for item in error.errors()
-    ]
-    return "; ".join(findings[:3]) + "."
+    return "; ".join(_finding(item) for item in error.errors()[:3]) + "."
+
+
+def _finding(item: Mapping[str, Any]) -> str:
+    """Where, what, and what was found there; the last only where it is a value and no whole spec."""
+    where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
+    if item["type"] == "value_error":
+        what = str(item["ctx"]["error"]).rstrip(".")
+    else:
+        wrong = "a kind is missing" if item["type"] == "union_tag_not_found" else item["msg"]
+        what = f"{wrong} (found {item['input']!r:.80})"
+    return f"{where}: {what}" if where else what
 
 
 def _with_trigger_digest(run: RunSpec) -> RunSpec:
@@ -172,11 +195,6 @@ def _with_trigger_digest(run: RunSpec) -> RunSpec:
     trigger = getattr(run.attack, "trigger", None)
     if not isinstance(trigger, ImageTriggerSpec) or trigger.sha256:
         return run
-    try:
-        digest = hashlib.sha256(Path(trigger.file).read_bytes()).hexdigest()
-    except OSError as error:
-        raise SpecError(
-            f"attack.trigger.file expects a readable image, found {trigger.file!r} ({error.strerror})."
-        ) from error
+    digest = digest_of_file(trigger)
     known = trigger.model_copy(update={"sha256": digest})
     return run.model_copy(update={"attack": run.attack.model_copy(update={"trigger": known})})

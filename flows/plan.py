@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from flows.overrides import apply, only_methods, replace
 from flows.recipes import Size, choose
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ReportSpec, Spec
+from ssl_backdoor.specs import FilesSourceSpec, ReportSpec, Spec
+
+MAX_SEEDS = 1000
 
 
 class AsInRecipeSpec(Spec):
@@ -35,10 +37,15 @@ def plan(
     pairs, seeds = pairs or chosen.pairs, seeds or chosen.seeds
     if pairs > chosen.max_pairs:
         raise SpecError(f"{recipe} has {chosen.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
+    if seeds > MAX_SEEDS:
+        raise SpecError(f"{MAX_SEEDS} seeds are the most, found --seeds {seeds}.")
     if chosen.needs_data and not has_data:
         raise SpecError(f"{recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images.")
     report = chosen.build(pairs, seeds)
     if methods is not None:
         report = only_methods(report, methods)
     given = {name: spec for name, spec in (specs or {}).items() if not isinstance(spec, AsInRecipeSpec)}
-    return apply(replace(report, given), settings)
+    report = apply(replace(report, given), settings)
+    if has_data and not any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs):
+        raise SpecError(f"{recipe} draws its own images and would not look at those given: leave --data out.")
+    return report

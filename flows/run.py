@@ -1,31 +1,40 @@
 """The flows ``experiment`` and ``matrix``, as a shell, Prefect's page, a schedule and CI all start them."""
 
-import sys
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import wraps
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from prefect import Flow, flow
+from prefect import Flow
 from prefect.client.schemas import State
+from prefect.exceptions import PrefectException
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
-from pydantic import Field
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings
-from flows.console import Lines
+from flows.console import told
 from flows.matrix import IncompleteError, every_cell
+from flows.overrides import describe
 from flows.pipeline import every_run
-from flows.plan import AsInRecipeSpec, plan
+from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
-from ssl_backdoor.errors import SslBackdoorError
-from ssl_backdoor.progress import Progress
+from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
+from ssl_backdoor.events import tell
 from ssl_backdoor.specs import (
+    PLAIN_TEXT,
     AnyAttack,
     AnyDefence,
+    AttackSpec,
     DatasetSpec,
+    DefenceSpec,
     EvaluationSpec,
     ReportSpec,
     Resources,
@@ -33,13 +42,18 @@ from ssl_backdoor.specs import (
     TrainSpec,
 )
 from ssl_backdoor.store import ArtifactRef, open_store
+from tasks.departed import sign_in
 from tasks.lab import Lab
 from tasks.ray_fit import Listener, Watcher, disconnect
 from tasks.stages import Place
-from tasks.window import StageProgress, publish
+from tasks.window import publish, shown_if_it_can
 
 Answer = Callable[[Lab, ReportSpec], ArtifactRef]
 RecipeName = Annotated[str, Field(json_schema_extra={"enum": list(RECIPES)})]
+Text = Annotated[str, Field(json_schema_extra=PLAIN_TEXT)]
+# Parameters are kept and shown: an address with a user or a password in it is refused before anything keeps it.
+_NO_PASSWORD = PLAIN_TEXT["pattern"].replace("^", "^(?![A-Za-z][A-Za-z0-9+.-]*://[^/]*[@:])", 1)
+StoreUri = Annotated[str, Field(json_schema_extra={"pattern": _NO_PASSWORD})]
 AS_IN_RECIPE = AsInRecipeSpec()
 AS_THE_MACHINE_IS = Resources()
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -55,23 +69,38 @@ def heard_by(listener: Listener) -> Iterator[None]:
         _listener.reset(token)
 
 
+def _read_as(union: Any) -> BeforeValidator:
+    """Read a spec by its ``kind``, so that a mistake is told of the one that was meant; {} is as in the recipe."""
+    known: TypeAdapter[Any] = TypeAdapter(union)
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, dict) or not value:
+            return value
+        try:
+            return known.validate_python(value)
+        except ValidationError as error:
+            raise PydanticCustomError("spec", "{told}", {"told": describe(error)}) from error
+
+    return BeforeValidator(read)
+
+
 def run(
     recipe: RecipeName = "demo",
     size: Literal["default", "mini", "paper"] = "default",
     pairs: Annotated[int, Field(ge=0)] = 0,
-    seeds: Annotated[int, Field(ge=0)] = 0,
-    methods: str = "",
-    data: str = "",
-    test_data: str = "",
-    probe_data: str = "",
-    dataset: AsInRecipeSpec | DatasetSpec = AS_IN_RECIPE,
-    attack: AsInRecipeSpec | AnyAttack = AS_IN_RECIPE,
-    train: AsInRecipeSpec | TrainSpec = AS_IN_RECIPE,
-    defence: AsInRecipeSpec | AnyDefence = AS_IN_RECIPE,
-    evaluation: AsInRecipeSpec | EvaluationSpec = AS_IN_RECIPE,
-    settings: tuple[str, ...] = (),
+    seeds: Annotated[int, Field(ge=0, le=MAX_SEEDS)] = 0,
+    methods: Text = "",
+    data: Text = "",
+    test_data: Text = "",
+    probe_data: Text = "",
+    dataset: Annotated[AsInRecipeSpec | DatasetSpec, _read_as(DatasetSpec)] = AS_IN_RECIPE,
+    attack: Annotated[AsInRecipeSpec | AnyAttack, _read_as(AttackSpec)] = AS_IN_RECIPE,
+    train: Annotated[AsInRecipeSpec | TrainSpec, _read_as(TrainSpec)] = AS_IN_RECIPE,
+    defence: Annotated[AsInRecipeSpec | AnyDefence, _read_as(DefenceSpec)] = AS_IN_RECIPE,
+    evaluation: Annotated[AsInRecipeSpec | EvaluationSpec, _read_as(EvaluationSpec)] = AS_IN_RECIPE,
+    settings: tuple[Text, ...] = (),
     until: Stage = "report",
-    store: str = "",
+    store: StoreUri = "",
     resources: Resources = AS_THE_MACHINE_IS,
 ) -> State[ArtifactRef]:
     """Answer a recipe's question. What the store already holds is reused.
@@ -98,11 +127,10 @@ def run(
     amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
     specs = {"dataset": dataset, "attack": attack, "train": train, "defence": defence, "evaluation": evaluation}
     sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
-    try:
-        report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
-        return _answered(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
-    except SslBackdoorError as error:
-        return Failed(message=str(error), data=error)
+    with shown_if_it_can():
+        sign_in(UUID(flow_run.id))
+    report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
+    return _answered(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
 
 
 def _answered(
@@ -112,6 +140,7 @@ def _answered(
     store.check()
     failure: IncompleteError | None = None
     with _listening() as listener, Lab(Place(store.root, resources, Watcher(listener)), until=until, **sources) as lab:
+        tell("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
         try:
             page = answer(lab, report)
         except IncompleteError as error:
@@ -121,27 +150,49 @@ def _answered(
             record_url = lab.record(page)
             publish(page, store, record_url)
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
+        text = text if failure is None else f"{failure}; {text}"
+        tell("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
     if failure is not None:
-        return Failed(name="Incomplete", message=f"{failure}; {text}", data=failure)
+        return Failed(name="Incomplete", message=text, data=failure)
     return Completed(message=text, data=page)
 
 
 @contextmanager
 def _listening() -> Iterator[Listener]:
     """Who hears of progress: whom a shell named, or else a log and Prefect's page; then nothing is left on Ray."""
-    if (told := _listener.get()) is not None:
-        yield told
+    if (named := _listener.get()) is not None:
+        yield named
         return
-    lines, window = Lines(sys.stderr), StageProgress(UUID(flow_run.id))
-
-    def both(title: str, progress: Progress) -> None:
-        lines(title, progress)
-        window(title, progress)
-
     try:
-        yield both
+        with told(UUID(flow_run.id)) as listener:
+            yield listener
     finally:
         disconnect()
+
+
+@wraps(run)
+def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
+    """``run``; whatever goes wrong is the last state's message, in one sentence."""
+    try:
+        return run(*args, **parameters)
+    except SslBackdoorError as error:
+        return Failed(message=sentence(error), data=error)
+    except PrefectException:
+        raise
+    except Exception as error:
+        get_run_logger().error("Unexpected.", exc_info=error)
+        return Failed(message=sentence(error), data=error)
+
+
+class _OneSentenceFlow(Flow[..., Any]):
+    """A flow that refuses parameters in one sentence, where Prefect makes a list."""
+
+    @override
+    def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return super().validate_parameters(parameters)
+        except PrefectException as error:
+            raise SpecError(printed(str(error)).removeprefix("Flow run received invalid parameters: - ")) from error
 
 
 ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
@@ -149,7 +200,7 @@ ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
 
 def _flow(name: str) -> Flow[Any, Any]:
     runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
-    return flow(name=name, flow_run_name="{recipe}", task_runner=runner, persist_result=False)(run)
+    return _OneSentenceFlow(_in_one_sentence, name, flow_run_name="{recipe}", task_runner=runner, persist_result=False)
 
 
 experiment = _flow("experiment")

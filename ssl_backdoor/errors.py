@@ -5,9 +5,12 @@ SslBackdoorError
 │   ├── SpecError        a value in a spec or on the command line
 │   ├── DataError        the images, captions or archives that were given
 │   ├── StoreError       the artifact store: missing, unwritable, full, refused
+│   │   └── StoreAwayError   it does not answer now, and may do so later
 │   └── CheckpointError  a file that should hold weights and does not
 └── TrainingError        the optimisation itself failed (a non-finite loss)
 """
+
+import re
 
 
 class SslBackdoorError(Exception):
@@ -30,9 +33,29 @@ class StoreError(UserError):
     """The artifact store cannot be reached, read or written."""
 
 
+class StoreAwayError(StoreError):
+    """The artifact store does not answer, or is too busy to; the same may succeed later."""
+
+
 class CheckpointError(UserError):
     """A checkpoint is missing, truncated, altered or not a checkpoint."""
 
 
 class TrainingError(SslBackdoorError):
     """Training cannot go on; the message names the step."""
+
+
+def sentence(error: BaseException) -> str:
+    """One printable line on ``error``: the project's own words, or the first of a stranger's behind its type."""
+    if isinstance(error, SslBackdoorError):
+        return printed(str(error))
+    origin = getattr(error, "cause", None)  # of what Ray brings back from a worker
+    error = origin if isinstance(origin, BaseException) else error
+    first = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return f"unexpected {type(error).__name__}: {printed(first)[:300]}; the log of this run has the rest"
+
+
+def printed(text: str) -> str:
+    """``text`` on one line, without what a database or a terminal would choke on and without an address's password."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+    return re.sub(r"://[^/@\s]+@", "://", line)

@@ -6,9 +6,11 @@ notebooks all come through here.
 """
 
 import os
+import platform
 import tempfile
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
@@ -19,6 +21,7 @@ from pydantic import Field
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
@@ -42,7 +45,7 @@ from ssl_backdoor.specs import (
     TrainSpec,
     TriggerSpec,
 )
-from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from ssl_backdoor.store import ArtifactRef, ArtifactStore, explained
 
 
 class IngestStage(Spec):
@@ -122,6 +125,11 @@ class StageCall:
         keys = {role: ref.key for role, ref in self.inputs.items()}
         return artifact_key(self.stage, self.spec, keys | ({"source": self.source} if self.source else {}))
 
+    @property
+    def ids(self) -> dict[str, str]:
+        """What events of this stage are about."""
+        return {"stage": self.stage, "key": self.key, "title": self.title or self.stage}
+
 
 class Finished(NamedTuple):
     """What a stage left behind."""
@@ -180,7 +188,8 @@ def run_stage(
     if (found := store.find(call.stage, call.key)) is not None:
         return Finished(found, reused=True)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
+    room = explained(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", full_alone=True)
+    with _told(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
         summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
         if not _is_leader():
             return Finished(store.ref(call.stage, call.key), reused=False)
@@ -196,6 +205,20 @@ def run_stage(
         )
     store.drop_checkpoints(call.stage, call.key)
     return Finished(ref, reused=False)
+
+
+@contextmanager
+def _told(call: StageCall, store: ArtifactStore) -> Iterator[None]:
+    """Tell when the stage begins and when it is finished: of several replicas the first."""
+    began_s = time.perf_counter()
+    with about(**call.ids):
+        if _is_leader():
+            where: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
+            tell("begins", f"begins on {where['host']}, process {where['pid']}", **where)
+        yield
+        if _is_leader():
+            seconds, uri = round(time.perf_counter() - began_s, 3), store.ref(call.stage, call.key).uri
+            tell("finished", f"finished after {seconds:,.1f} s", seconds=seconds, uri=uri)
 
 
 def _is_leader() -> bool:

@@ -14,7 +14,7 @@ from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, as_completed
 
 from ssl_backdoor.data.ingest import source_digest
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import SpecError, printed, sentence
 from ssl_backdoor.specs import (
     AttackSpec,
     DatasetSpec,
@@ -159,7 +159,7 @@ class Lab:
             return str(recorded.result())
         logging.getLogger("ssl_backdoor").warning(
             "MLflow could not be written (%s); the report is in the store, `ssl-backdoor reindex` records it later.",
-            recorded.message,
+            printed(recorded.message or ""),
         )
         return ""
 
@@ -184,7 +184,7 @@ class Lab:
         for ref, future in self._futures.items():  # inputs come before what needs them
             future.wait()
             if (error := _failure(future.state)) is not None:
-                causes[ref] = str(error)
+                causes[ref] = sentence(error)
             elif not future.state.is_completed():
                 causes[ref] = next((causes[one] for one in self._inputs[ref] if one in causes), future.state.name or "")
         return causes
@@ -197,8 +197,9 @@ class Lab:
         if ref not in self._futures and ORDER.index(call.stage) <= self._until:
             self._inputs[ref] = tuple(call.inputs.values())
             before = [self._futures[one] for one in self._inputs[ref] if one in self._futures]
-            self._place.watcher.stated()
-            stage_task = TASKS[call.stage].with_options(task_run_name=call.title)
+            self._place.watcher.stated(call)
+            retries = self._place.resources.store_retries
+            stage_task = TASKS[call.stage].with_options(task_run_name=call.title, retries=retries)
             self._futures[ref] = stage_task.submit(call, self._place, wait_for=before)
         return ref
 

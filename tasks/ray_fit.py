@@ -6,29 +6,42 @@ same ``run_stage``, and both resume from the store's newest checkpoint when a wo
 
 import logging
 import os
+import re
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError
-from ssl_backdoor.progress import OnProgress, Progress
+from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
+from ssl_backdoor.events import about
+from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import Finished, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tasks.logs import replay
+from tasks.wire import LAST_WORDS_S, Board, Wire
 
 Listener = Callable[[str, Progress], None]
 _POLL_S = 1.0
+_PATIENCE_S = 20.0  # Ray's own is a minute, and then it ends the process without a word
+_CONNECT_S = 5.0
 _connecting = threading.Lock()
 
 
 def connect(resources: Resources) -> None:
-    """Join the cluster of ``RAY_ADDRESS``, or start a local one sized to the machine. Idempotent."""
+    """Join the cluster of ``RAY_ADDRESS``, or start a local one sized to the machine. Idempotent.
+
+    Raises:
+        UserError: nothing answers at ``RAY_ADDRESS``.
+    """
     with _connecting:
         if ray.is_initialized():
             return
@@ -36,6 +49,7 @@ def connect(resources: Resources) -> None:
         address = os.environ.get("RAY_ADDRESS")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
         if address:
+            _check_answers(address)
             ray.init(address=address, **quiet)
             return
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # an in-process cluster on loopback, gone with this process
@@ -50,23 +64,23 @@ def connect(resources: Resources) -> None:
         )
 
 
+def _check_answers(address: str) -> None:
+    """Ray itself would try for most of a minute, then say little."""
+    if (place := re.fullmatch(r"(.+):(\d+)", address)) is None or "://" in address:
+        return  # "auto" and the like
+    try:
+        socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=_CONNECT_S).close()
+    except OSError as error:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({error.strerror or error}): start it (`make up`), or mend or unset "
+            "RAY_ADDRESS."
+        ) from error
+
+
 def disconnect() -> None:
     """Leave the cluster; a local one ends with its workers."""
     if ray.is_initialized():
         ray.shutdown()
-
-
-class _Board:
-    """Latest progress of every running stage."""
-
-    def __init__(self) -> None:
-        self._latest: dict[str, Progress] = {}
-
-    def post(self, title: str, progress: Progress) -> None:
-        self._latest[title] = progress
-
-    def read(self) -> dict[str, Progress]:
-        return dict(self._latest)
 
 
 class Watcher:
@@ -78,71 +92,80 @@ class Watcher:
         self._board: Any = None
         self._stop = threading.Event()
         self._stated = self._ended = 0
+        self._polling: threading.Thread | None = None
+        self._context = copy_context()  # what is told in it is about the flow, not about one stage
+        self._ids: dict[str, dict[str, str]] = {}
+        self._is_lost = False
 
-    def stated(self) -> None:
+    def stated(self, call: StageCall) -> None:
         """One more stage is to be done."""
         with self._lock:
             self._stated += 1
+            self._ids[call.title] = call.ids
 
     def ended(self) -> None:
         """One stage less is to be done; whoever listens hears how far the whole flow is."""
         with self._lock:
             self._ended += 1
             whole = Progress(self._ended, self._stated, "stages")
-        self.listen("all stages", whole)
+        self._context.copy().run(self.listen, "all stages", whole)
 
     def board(self) -> Any:
-        """The actor that workers post to; made on first use."""
+        """The actor that workers post to, on the flow's own node; made on first use."""
         with self._lock:
             if self._board is None:
-                self._board = ray.remote(num_cpus=0)(_Board).remote()
-                threading.Thread(target=self._poll, name="progress", daemon=True).start()
+                placed: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board)
+                self._board = placed.options(scheduling_strategy=_here()).remote()
+                self._polling = threading.Thread(
+                    target=self._context.copy().run, args=(self._poll,), name="progress", daemon=True
+                )
+                self._polling.start()
             return self._board
 
     def close(self) -> None:
-        """Stop polling; stages that have not started are called off."""
+        """Stop polling, once what workers have told is heard; stages that have not started are called off."""
         self._stop.set()
+        if self._polling is not None:
+            self._polling.join(LAST_WORDS_S)
 
     def check(self) -> None:
-        """Raise CancelledError once the flow has ended, so that no thread waits for a cluster that is gone."""
+        """Raise where waiting is of no use.
+
+        Raises:
+            TrainingError: the cluster has not answered for a while.
+            CancelledError: the flow has ended.
+        """
+        if self._is_lost:
+            address = os.environ.get("RAY_ADDRESS")
+            lost = f"the Ray cluster at {address} answers no more: start it (`make up`)" if address else "Ray was ended"
+            raise TrainingError(f"{lost}; finished stages and checkpoints are kept, the same run again goes on.")
         if self._stop.is_set():
             raise CancelledError("another stage failed, or the flow was interrupted")
 
     def _poll(self) -> None:
         seen: dict[str, Progress] = {}
-        while not self._stop.wait(_POLL_S):
+        is_over, heard_s = False, time.monotonic()
+        while not is_over and not self._is_lost:
+            is_over = self._stop.wait(_POLL_S)
             try:
-                latest = ray.get(self._board.read.remote(), timeout=10)
-            except (ray.exceptions.RayError, RuntimeError):
-                return  # the cluster is going down; the stage itself reports why
+                latest, events = ray.get(self._board.read.remote(), timeout=LAST_WORDS_S if is_over else _PATIENCE_S)
+            except (ray.exceptions.RayError, RuntimeError):  # a board that died alone is back within seconds
+                self._is_lost = time.monotonic() - heard_s > _PATIENCE_S
+                continue
+            heard_s = time.monotonic()
+            for event in events:
+                replay(event)
             for title, progress in latest.items():
                 if seen.get(title) != progress:
-                    self.listen(title, progress)
+                    with about(**self._ids.get(title, {})):
+                        self.listen(title, progress)
             seen = latest
 
 
-def _poster(board: Any, title: str) -> OnProgress:
-    def post(progress: Progress) -> None:
-        board.post.remote(title, progress)
-
-    return post
-
-
 @ray.remote
-def _run(call: StageCall, store_uri: str, resources: Resources, board: Any) -> Finished:
-    return run_stage(call, open_store(store_uri), resources, _poster(board, call.title))
-
-
-def _run_replica(config: dict[str, Any]) -> None:
-    """One replica of a Ray Train worker group; every replica calls this."""
-    call: StageCall = config["call"]
-    leader = ray.train.get_context().get_world_rank() == 0
-    listen = _poster(config["board"], call.title) if leader else _ignore
-    run_stage(call, open_store(config["store_uri"]), config["resources"], listen)
-
-
-def _ignore(_: Progress) -> None:
-    """Only replica 0 tells how far the group is."""
+def _run(call: StageCall, store_uri: str, resources: Resources, wire: Wire) -> Finished:
+    with wire.open():
+        return run_stage(call, open_store(store_uri), resources, wire)
 
 
 def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: Watcher) -> Finished:
@@ -150,22 +173,20 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
 
     Raises:
         SslBackdoorError: what the stage raised, as itself.
-        TrainingError: the worker process died more often than ``max_retries``.
+        SpecError: no node has so many CPUs.
+        TrainingError: the worker process died more often than ``max_retries``, the stage took longer than
+            ``stage_timeout_s``, or the cluster is gone.
         CancelledError: the flow has ended meanwhile.
     """
     watcher.check()
     connect(resources)
+    _check_room(resources.threads)
     board = watcher.board()
-    replicas = resources.workers if call.stage in ("train", "defend") else 1
     try:
-        if replicas > 1:
-            return _run_group(call, store_uri, resources, watcher)
-        num_gpus = 1 if resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
-        work = _run.options(
-            num_cpus=resources.threads, num_gpus=num_gpus, max_retries=resources.max_retries, name=call.title
-        ).remote(call, store_uri, resources, board)
+        work = _placed(call, resources).remote(call, store_uri, resources, Wire(board, call.title))
         while not ray.wait([work], timeout=_POLL_S)[0]:
             watcher.check()
+            _check_time(work, call, resources, board)
         finished: Finished = ray.get(work)
         return finished
     except ray.exceptions.RayTaskError as error:
@@ -177,41 +198,61 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
         ) from error
 
 
-def _run_group(call: StageCall, store_uri: str, resources: Resources, watcher: Watcher) -> Finished:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+def _check_room(threads: int) -> None:
+    """Refuse what no node of the cluster can hold: Ray would let it wait for ever."""
+    most = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
+    if threads > most:
+        raise SpecError(
+            f"a stage of {threads} threads needs so many CPUs on one node, the largest of the Ray cluster has {most}: "
+            "give fewer threads, or a larger node."
+        )
+
+
+def _here() -> NodeAffinitySchedulingStrategy:
+    """On the flow's own node, with which the flow itself would be lost."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+
+
+def _placed(call: StageCall, resources: Resources) -> Any:
+    """The Ray task that does ``call``, and what it takes: Ray starts it once the cluster has that to spare."""
+    if resources.workers > 1 and call.stage in ("train", "defend"):
+        return _run_group.options(
+            num_cpus=0, max_retries=resources.max_retries, scheduling_strategy=_here(), name=f"group of {call.title}"
+        )
+    num_gpus = 1 if resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
+    return _run.options(
+        num_cpus=resources.threads, num_gpus=num_gpus, max_retries=resources.max_retries, name=call.title
+    )
+
+
+def _check_time(work: Any, call: StageCall, resources: Resources, board: Any) -> None:
+    """End ``work``, a group with all its replicas, when its time is over; waiting for a device does not count."""
+    limit_s = resources.stage_timeout_s
+    if not limit_s:
+        return
+    try:
+        if ray.get(board.seconds.remote(call.title), timeout=_PATIENCE_S) <= limit_s:
+            return
+    except ray.exceptions.RayError:
+        return  # whoever watches the board says whether the cluster is gone
+    ray.cancel(work, force=True)
+    raise TrainingError(
+        f"{call.title}: ended after {limit_s:g} s, its limit (stage_timeout_s); checkpoints are kept, the same run "
+        "again goes on from there."
+    )
+
+
+@ray.remote
+def _run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire) -> Finished:
+    """A worker group, owned by this Ray task: whatever ends the task ends the group."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    cpus = int(ray.cluster_resources().get("CPU", 0))
-    if resources.workers * resources.threads > cpus:
-        raise SpecError(
-            f"{resources.workers} workers of {resources.threads} threads need {resources.workers * resources.threads} "
-            f"CPUs, the Ray cluster has {cpus}: give fewer workers or threads, or a larger cluster."
-        )
-    use_gpu = resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= resources.workers
-    with tempfile.TemporaryDirectory(prefix="ssl-backdoor-train-") as folder:
-        trainer = TorchTrainer(
-            _run_replica,
-            train_loop_config={"call": call, "store_uri": store_uri, "resources": resources, "board": watcher.board()},
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers, use_gpu=use_gpu, resources_per_worker={"CPU": resources.threads}
-            ),
-            run_config=RunConfig(
-                name=f"{call.stage}-{call.key[:12]}-{int(time.time())}",
-                storage_path=folder,
-                failure_config=FailureConfig(max_failures=resources.max_retries),
-            ),
-        )
-        pool = ThreadPoolExecutor(1)
-        try:
-            fitting = pool.submit(trainer.fit)
-            while not wait([fitting], timeout=_POLL_S).done:
-                watcher.check()
-            fitting.result()
-        except TrainingFailedError as error:
-            raise _cause(error) from error
-        finally:
-            pool.shutdown(wait=False)
+    from tasks.ray_group import run_group
+
+    try:
+        run_group(call, store_uri, resources, wire)
+    except TrainingFailedError as error:
+        raise _cause(error) from error
     ref = open_store(store_uri).find(call.stage, call.key)
     if ref is None:
         raise TrainingError(f"{call.title}: the worker group ended without an artifact; see the Ray logs.")

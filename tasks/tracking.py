@@ -9,38 +9,71 @@ that MLflow's compare page is useful at once: ``facts/num_poisons`` against succ
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pyarrow.parquet as pq
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from ssl_backdoor.errors import StoreError, printed
 from ssl_backdoor.report.facts import facts_of
 from ssl_backdoor.report.runs import pair_of
 from ssl_backdoor.specs import ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait four minutes for a server that is down
 _REPORT_KEY = "ssl_backdoor.report_key"
 _STALE_S = 900.0  # a record takes seconds, of hundreds of cells a minute or two
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
+_SYSTEM = {
+    "images_per_second": ("images_per_second", 1.0),
+    "step_s": ("step_seconds", 1.0),
+    "data_wait_frac": ("data_wait_percentage", 100.0),
+    "cpu_frac": ("cpu_utilization_percentage", 100.0),
+    "resident_bytes": ("resident_memory_megabytes", 1e-6),
+    "peak_resident_bytes": ("peak_resident_memory_megabytes", 1e-6),
+    "gpu_frac": ("gpu_utilization_percentage", 100.0),
+    "gpu_bytes": ("gpu_memory_megabytes", 1e-6),
+    "peak_gpu_bytes": ("peak_gpu_memory_megabytes", 1e-6),
+}
+"""What a training's manifest says of its machine: MLflow's name, under "system/", and the factor to its unit."""
 _IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and probe: they would bury the rest
 
 
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn MLflow's errors into one sentence: its own repeat the server's address with the password in it.
+
+    Raises:
+        StoreError: the server does not answer, or refuses.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        raise StoreError(
+            f"MLflow cannot be written ({printed(str(error))[:300]}); check MLFLOW_TRACKING_URI and its server"
+        ) from None
+
+
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
+@_explained()
 def record(report: ArtifactRef, store: ArtifactStore) -> str:
     """Write ``report`` to MLflow unless it is there already; where its parent run is read."""
     client = mlflow.MlflowClient()
     run = client.get_run(write(report, store, client))
-    return f"{client.tracking_uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{printed(client.tracking_uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
+@_explained()
 def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
     """Write ``report`` to MLflow unless it is there already; return the parent run's id.
 
@@ -66,6 +99,23 @@ def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient
     if first != parent_id:
         _delete(client, experiment, parent_id)
     return first
+
+
+def recorded(recipes: Iterable[str]) -> set[str]:
+    """Keys of the reports of ``recipes`` that MLflow holds whole.
+
+    Raises:
+        StoreError: it cannot be asked.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        found = (client.get_experiment_by_name(recipe) for recipe in recipes)
+        experiments = [one.experiment_id for one in found if one is not None]
+        asked = f"tags.`{_REPORT_KEY}` LIKE '%' AND attributes.status = 'FINISHED'"
+        runs = client.search_runs(experiments, asked, max_results=50_000) if experiments else []
+        return {str(run.data.tags[_REPORT_KEY]) for run in runs}
+    except MlflowException as error:
+        raise StoreError(f"MLflow does not say what it holds ({type(error).__name__}); look at its log") from error
 
 
 def _known(client: mlflow.MlflowClient, experiment: str, key: str) -> tuple[list[str], list[str]]:
@@ -155,6 +205,18 @@ class _Evidence:
                 yield Metric(f"curve/{name}", value, 0, step)
 
 
+def system_metrics(performance: Mapping[str, Any]) -> Iterator[Metric]:
+    """Speed, memory and device use of a training, at their times, as MLflow's page of system metrics takes them."""
+    series = performance["series"]
+    ends = [(round(1000 * unix_s), step) for unix_s, step in zip(series["unix_s"], series["step"], strict=True)]
+    points = {name: list(zip(ends, values, strict=True)) for name, values in series.items()}
+    points |= {name: [(ends[-1], value)] for name, value in performance.items() if name.startswith("peak_")}
+    for name, (shown, factor) in _SYSTEM.items():
+        for (unix_ms, step), value in points.get(name, ()):
+            if value is not None:
+                yield Metric(f"system/{shown}", factor * value, unix_ms, step)
+
+
 def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidence: _Evidence, run: RunSpec) -> None:
     store = evidence.store
     scores, model = store.manifest(evidence.scores), store.manifest(evidence.model)
@@ -180,6 +242,8 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
     metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in measured.items()]
     metrics += [Metric("seconds/train", model.seconds, 0, 0), Metric("seconds/evaluate", scores.seconds, 0, 0)]
     metrics += [*evidence.facts(run), *evidence.curves()]
+    if "performance" in model.summary:  # not of artifacts made before it was measured
+        metrics += system_metrics(model.summary["performance"])
     params = [Param(name, str(value)[:500]) for name, value in flatten(run.model_dump(mode="json"))]
     client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm)])
     for start in range(_BATCH, len(metrics), _BATCH):

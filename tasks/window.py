@@ -3,18 +3,34 @@
 A window, not the record: all of it can be made again from the store.
 """
 
+import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
+import httpx
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.logging.handlers import APILogHandler
 
+from ssl_backdoor.events import fields_of, tell
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from tasks.logs import Line, is_progress
 
 _EVERY_S = 5.0
+
+
+@contextmanager
+def shown_if_it_can() -> Iterator[None]:
+    """Prefect's page is a window: where its server does not answer, the run goes on unseen."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        tell("unseen", f"Prefect's page could not be written ({type(error).__name__})", logging.WARNING)
 
 
 class StageProgress:
@@ -36,7 +52,8 @@ class StageProgress:
             if now - began_s < self._every_s and not (is_over and title in self._made):
                 return
             self._told_s[title] = now
-            self._tell(title, 100.0 * progress.done / max(1, progress.total))
+            with shown_if_it_can():
+                self._tell(title, 100.0 * progress.done / max(1, progress.total))
 
     def _tell(self, title: str, percent: float) -> None:
         with get_client(sync_client=True) as client:
@@ -51,9 +68,26 @@ class StageProgress:
             self._made[title] = made.id
 
 
+class RunLog(APILogHandler):
+    """Events of a flow under Logs on its page, and on the pages of its task runs; progress has its artifacts."""
+
+    def __init__(self, flow_run_id: UUID) -> None:
+        super().__init__()
+        self._flow_run_id = flow_run_id
+        self.setFormatter(Line(has_time=False))  # the page says when, and how grave
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record to Prefect's server, in a batch with others."""
+        if is_progress(record):
+            return
+        record.flow_run_id, record.task_run_id = self._flow_run_id, fields_of(record).get("task_run_id")
+        super().emit(record)
+
+
 def publish(page: ArtifactRef, store: ArtifactStore, record_url: str) -> None:
     """The finished report as artifacts of the flow run: its answer and tables, its place, its record in MLflow."""
     text = (store.fetch(page, ["report.md"]) / "report.md").read_text(encoding="utf-8")
-    create_markdown_artifact(f"{text}\n\nArtifact: `{page.uri}`\n", key="report", description="Answer and tables")
-    if record_url.startswith("http"):
-        create_link_artifact(record_url, "The record in MLflow, with the page", key="mlflow")
+    with shown_if_it_can():
+        create_markdown_artifact(f"{text}\n\nArtifact: `{page.uri}`\n", key="report", description="Answer and tables")
+        if record_url.startswith("http"):
+            create_link_artifact(record_url, "The record in MLflow, with the page", key="mlflow")

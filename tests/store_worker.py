@@ -1,8 +1,10 @@
 """A process that commits one artifact and halts at the last moment, so that tests can race or kill it there.
 
-Usage: ``python store_worker.py URI SOURCE_FOLDER SUMMARY``, with the repository on PYTHONPATH. It prints ``ready``
-when all parts are written and only the deciding step (the rename, the conditional put) is left, waits for a line on
-stdin, and at last prints the manifest that it ended with.
+Usage: ``python store_worker.py URI VERB SOURCE SUMMARY``, with the repository on PYTHONPATH. The verb ``commit`` keeps
+the folder SOURCE as it is, ``ingest`` makes it a dataset first, as a run does. It prints ``ready`` when all parts are
+written and only the deciding step (the rename, the conditional put) is left, waits for a line on stdin, and at last
+prints the manifest that it ended with. What the user is to mend is printed instead, and the exit code is 2. With
+CLOCK_OFF_S in the environment its clock is wrong by so many seconds.
 """
 
 import os
@@ -14,10 +16,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 KEY = "0" * 64
 
 
-def start(uri: str, source: Path, summary: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    uri: str, source: Path, summary: str, environment: dict[str, str] | None = None, verb: str = "commit"
+) -> subprocess.Popen[str]:
     """Start a worker; ``wait_ready`` before anything else is done with it."""
     return subprocess.Popen(
-        [sys.executable, __file__, uri, str(source), summary],
+        [sys.executable, __file__, uri, verb, str(source), summary],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -60,18 +64,50 @@ def _halting(function):
     return halted
 
 
+def shift_clock(off_s: float) -> None:
+    """Make the clock wrong for the Python code that this process imports from now on."""
+    import datetime
+    import time
+
+    real_s, off = time.time, datetime.timedelta(seconds=off_s)
+
+    class Shifted(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + off
+
+        @classmethod
+        def utcnow(cls):
+            return cls.now(datetime.UTC).replace(tzinfo=None)
+
+    time.time = lambda: real_s() + off_s
+    datetime.datetime = Shifted
+
+
 def main() -> None:
+    uri, verb, source, summary = sys.argv[1:]
+    if "CLOCK_OFF_S" in os.environ:
+        shift_clock(float(os.environ["CLOCK_OFF_S"]))
+    from ssl_backdoor.errors import UserError
+    from ssl_backdoor.specs import DatasetSpec
+    from ssl_backdoor.stages import IngestStage, StageCall, run_stage
     from ssl_backdoor.store import open_store
 
-    uri, source, summary = sys.argv[1:]
     if uri.startswith("s3://"):
         from ssl_backdoor.store.s3 import S3Store
 
         S3Store._put_first = _halting(S3Store._put_first)
     else:
         os.rename = _halting(os.rename)
-    store = open_store(uri)
-    ref = store.commit("ingest", KEY, Path(source), spec={}, inputs={}, summary={"by": summary}, seconds=0.0)
+    try:
+        store = open_store(uri)
+        if verb == "ingest":
+            ref = run_stage(StageCall(IngestStage(dataset=DatasetSpec()), source=summary, data=source), store).ref
+        else:
+            ref = store.commit("ingest", KEY, Path(source), spec={}, inputs={}, summary={"by": summary}, seconds=0.0)
+    except UserError as error:
+        print(error, flush=True)
+        sys.exit(2)
     print(store.manifest(ref).model_dump_json(), flush=True)
 
 

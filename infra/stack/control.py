@@ -113,6 +113,7 @@ def _configured(folder: Path) -> Config:
         configuration.save(config)
         return config
     if chosen == kept.ports:
+        configuration.save(kept)  # restored into another home it still names the old one
         return kept
     if any(service.running(kept, each.name) for each in SERVICES):
         raise UserError("Ports cannot change while services run: `make down` first, then `make up` again.")

@@ -17,7 +17,7 @@ from ssl_backdoor.errors import UserError
 
 # A setting of the shell that runs `up` must not bend a server: what a server needs, it is given.
 _DROPPED = ("PREFECT_", "MLFLOW_", "RAY_", "AWS_", "WEED_", "S3_", "PG", "SSL_BACKDOOR_")
-_KEPT = ("SSL_BACKDOOR_CACHE",)
+_KEPT = ("SSL_BACKDOOR_CACHE", "SSL_BACKDOOR_LOG")
 
 
 def _nothing(_: Config) -> None:

@@ -1,5 +1,6 @@
 """The servers and the worker that speak HTTP: Prefect, MLflow, and Prefect's worker of the pool ``lab``."""
 
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
@@ -84,8 +85,17 @@ def deploy(config: Config) -> str | None:
     command = [program("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", _DEPLOYMENTS]
     code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
     if code == 0:
-        return None
+        return _end_departed(config)
     return f"deploying {_DEPLOYMENTS} failed with exit code {code}:\n{text.strip()[-1500:]}"
+
+
+def _end_departed(config: Config) -> str | None:
+    """Runs whose process was killed end on Prefect's page; those that an earlier worker had not begun are planned."""
+    record = read_record(config, _WORKER_SERVICE)
+    began_s = str(record["started_unix_s"]) if record else "0"
+    command = [sys.executable, "-m", "tasks.departed", POOL, began_s]
+    code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
+    return None if code == 0 else f"runs without a process may show as running (exit code {code}):\n{text[-1500:]}"
 
 
 _WORKER_SERVICE = "worker"

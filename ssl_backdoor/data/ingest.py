@@ -23,9 +23,10 @@ from ssl_backdoor.data.joined import Joined
 from ssl_backdoor.data.selection import Selection, select
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
-from ssl_backdoor.errors import DataError, StoreError
+from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
+from ssl_backdoor.store import explained
 from ssl_backdoor.tables import REJECTED, SAMPLES
 
 __all__ = ["ingest", "source_digest"]
@@ -81,19 +82,16 @@ def ingest(
         SpecError: a class that the source does not have; ``test_data`` missing, or given and not asked for.
         StoreError: ``out`` cannot be written.
     """
-    try:
-        with _Output(out, spec.samples_per_shard) as output:
-            return _ingest(spec, open_source(spec, data, test_data), output, on_progress)
-    except BaseException as error:
-        shutil.rmtree(out / "shards", ignore_errors=True)
-        for name in ("samples.parquet", "rejected.parquet"):
-            with suppress(OSError):
-                (out / name).unlink(missing_ok=True)
-        if isinstance(error, OSError):  # those of the source have become DataError
-            raise StoreError(
-                f"cannot write to {out} ({error.strerror or error}): free or choose another place"
-            ) from error
-        raise
+    with explained(f"the folder {out}"):  # an OSError of the source has become a DataError
+        try:
+            with _Output(out, spec.samples_per_shard) as output:
+                return _ingest(spec, open_source(spec, data, test_data), output, on_progress)
+        except BaseException:
+            shutil.rmtree(out / "shards", ignore_errors=True)
+            for name in ("samples.parquet", "rejected.parquet"):
+                with suppress(OSError):
+                    (out / name).unlink(missing_ok=True)
+            raise
 
 
 def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: OnProgress) -> dict[str, Any]:

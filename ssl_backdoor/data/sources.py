@@ -132,10 +132,15 @@ def _file_digest(path: Path) -> str:
 def _paths(data: str | None) -> list[Path]:
     if not data:
         raise DataError("this recipe needs images of yours: give a folder or an archive with --data")
-    whole = Path(data).expanduser()
-    paths = [whole] if whole.exists() or "{" not in data else [Path(path) for path in expand_braces(str(whole))]
-    if missing := [path for path in paths if not path.exists()]:
-        raise DataError(f"there is nothing at {missing[0]}: check the path")
+    whole = Path(os.path.expanduser(data))
+    try:
+        paths = [whole] if whole.exists() or "{" not in data else [Path(path) for path in expand_braces(str(whole))]
+        if missing := [path for path in paths if not path.exists()]:
+            raise DataError(f"there is nothing at {missing[0]}: check the path")
+    except OSError as error:  # a name that no file can have, or a folder that may not be entered
+        raise DataError(f"cannot look at {data:.200} ({error.strerror}): check its path and permissions") from error
+    if strange := [path for path in paths if not (path.is_file() or path.is_dir())]:  # a pipe would be read for ever
+        raise DataError(f"{strange[0]} is neither a file nor a folder: give a folder, an archive, shards or a table")
     return paths
 
 
@@ -157,7 +162,12 @@ def expand_braces(pattern: str) -> list[str]:
     else:
         choices = found[1].split(",")
     before, after = pattern[: found.start()], pattern[found.end() :]
-    return [path for choice in choices for path in expand_braces(before + choice + after)]
+    paths: list[str] = []
+    for choice in choices:
+        paths += expand_braces(before + choice + after)
+        if len(paths) > _MAX_SHARDS:
+            raise DataError(f"the pattern {pattern} names more than {_MAX_SHARDS} shards")
+    return paths
 
 
 def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:

@@ -19,6 +19,7 @@ from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec, TriggerSpec
 
 _MAX_SOURCE_PIXELS = 50_000_000
+_MAX_SOURCE_BYTES = 64 * 2**20
 
 
 class Box(NamedTuple):
@@ -62,9 +63,21 @@ def read_source(trigger: TriggerSpec, kept: Path | None = None) -> bytes | None:
         return None
     path = kept or Path(trigger.file)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"The trigger image {path} cannot be read ({error.strerror}): give a readable file.") from error
+        if path.exists() and not path.is_file():  # a pipe or a device would never end
+            raise DataError(f"The trigger image {path} is not a file: give a readable image.")
+        with path.open("rb") as file:
+            data = file.read(_MAX_SOURCE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"The trigger image {path} cannot be read ({reason}): give a readable image.") from error
+    if len(data) > _MAX_SOURCE_BYTES:
+        raise DataError(f"The trigger image {path} has more than {_MAX_SOURCE_BYTES} bytes: give a smaller one.")
+    return data
+
+
+def digest_of_file(trigger: ImageTriggerSpec) -> str:
+    """sha256 of the trigger's file; DataError where it cannot be read."""
+    return hashlib.sha256(read_source(trigger) or b"").hexdigest()
 
 
 @lru_cache(maxsize=32)

@@ -25,7 +25,7 @@ from ssl_backdoor.specs.attack import (
     TargetsSpec,
     TriggerSpec,
 )
-from ssl_backdoor.specs.base import Fraction, Spec, Stage
+from ssl_backdoor.specs.base import PLAIN_TEXT, Fraction, Spec, Stage
 from ssl_backdoor.specs.data import (
     CaptionsSpec,
     DatasetSpec,
@@ -87,6 +87,7 @@ from ssl_backdoor.specs.training import (
 )
 
 __all__ = [
+    "PLAIN_TEXT",
     "AdamSpec",
     "AdamWSpec",
     "AnyAttack",

@@ -8,10 +8,17 @@ Stage = Literal["ingest", "poison", "train", "defend", "evaluate", "report"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+PLAIN_TEXT = {"pattern": r"^[^\u0000\ud800-\udfff]*$"}
+"""JSON schema of text that a database can keep: no zero character, no half of a surrogate pair."""
+
+
 def _as_a_form(schema: dict[str, Any]) -> None:
     """For Prefect's parameter form, which sorts by ``position`` and lets one choose among ``anyOf`` alone."""
     for position, field in enumerate(schema.get("properties", {}).values()):
         field["position"] = position
+        for one in (field, field.get("items")):
+            if isinstance(one, dict) and one.get("type") == "string" and not one.keys() & {"pattern", "enum", "const"}:
+                one |= PLAIN_TEXT
         if "oneOf" in field:
             field["anyOf"] = field.pop("oneOf")
             field.pop("discriminator", None)

@@ -26,8 +26,8 @@ class ScenesSourceSpec(Spec):
 
     kind: Literal["scenes"] = "scenes"
     num_classes: int = Field(default=5, ge=2, le=10)
-    train_per_class: int = Field(default=1000, ge=1)
-    test_per_class: int = Field(default=1000, ge=0)
+    train_per_class: int = Field(default=1000, ge=1, le=100_000)
+    test_per_class: int = Field(default=1000, ge=0, le=100_000)
     side_px: int = Field(default=64, ge=16, le=512)
     hue_lean: Fraction = 0.75
     """Share of the images whose hue leans towards that of their class."""

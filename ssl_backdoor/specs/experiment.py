@@ -158,14 +158,26 @@ class Resources(BaseModel):
 
     workers: int = Field(default=1, ge=1, le=1024)
     """Replicas of one training; must divide its bn_groups."""
+    min_workers: int = Field(default=0, ge=0, le=1024)
+    """While the cluster lacks nodes a training goes on with as few replicas as this; 0 needs all of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads of one replica. One thread each, many trainings at once, is fastest on small networks."""
     parallel: int = Field(default=0, ge=0)
     """Stages that run at once; 0 uses the machine's CPUs (or the cluster's)."""
     max_retries: int = Field(default=3, ge=0)
     """Restarts of a training whose worker process died."""
+    store_retries: int = Field(default=3, ge=0, le=20)
+    """Further attempts of a stage while the artifact store does not answer, after growing pauses of 5 to 60 s."""
+    stage_timeout_s: float = Field(default=0.0, ge=0)
+    """A stage on Ray ends as failed after so many seconds of its own work; 0 sets no limit."""
     checkpoint_every_steps: int = Field(default=250, ge=1)
     max_resident_bytes: int = Field(default=8 * 2**30, ge=0)
     """Training images are held decoded in memory up to so many bytes, else decoded from the shards as steps need them:
     the same batches, slower."""
+
+    @model_validator(mode="after")
+    def _fewer_than_all(self) -> Self:
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers is at most workers ({self.workers}), found {self.min_workers}")
+        return self

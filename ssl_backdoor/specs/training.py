@@ -122,7 +122,7 @@ ScheduleSpec = Annotated[CosineSpec | MilestonesSpec, Field(discriminator="kind"
 class FitSpec(Spec):
     """How a network is optimised; shared by pre-training and distillation."""
 
-    epochs: int = Field(default=200, ge=1)
+    epochs: int = Field(default=200, ge=1, le=100_000)
     batch_size: int = Field(default=256, ge=2)
     """Images of one step over ALL replicas; the last incomplete batch of an epoch is dropped."""
     views: ViewsSpec = ViewsSpec()

@@ -8,7 +8,9 @@ other run adopts it.
 import abc
 import contextlib
 import errno
+import functools
 import hashlib
+import logging
 import math
 import os
 import platform
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.events import tell
 from ssl_backdoor.specs import Spec, Stage
 
 MANIFEST = "manifest.json"
@@ -128,7 +131,8 @@ class ArtifactStore(abc.ABC):
     def fetch(self, ref: ArtifactRef, names: Sequence[str] | None = None) -> Path:
         """A local folder that holds the files ``names`` (all for None) of ``ref``; do not write there.
 
-        A remote file is verified by sha256 when it is downloaded, once; a local one by its size.
+        Each is the one that was committed, by its sha256: a remote file is verified when it is downloaded, and what
+        lies on a disk once a process (a second a gigabyte), and again when it changes.
         """
 
     @abc.abstractmethod
@@ -156,7 +160,10 @@ class ArtifactStore(abc.ABC):
 
     @abc.abstractmethod
     def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
-        """Step and file of the newest checkpoint whose digest holds; a truncated one is skipped for the older."""
+        """Step and file of the newest checkpoint whose digest holds; a damaged one is skipped for the older, and told.
+
+        The newest is that of most steps, whatever the clocks of those who wrote them said.
+        """
 
     @abc.abstractmethod
     def drop_checkpoints(self, stage: Stage, key: str) -> None:
@@ -197,6 +204,15 @@ def superseded(checkpoints: Sequence[Checkpoint], saved: Checkpoint) -> list[Che
     return [each for each in checkpoints if each not in kept]
 
 
+def warn_skipped(ref: ArtifactRef, found: Sequence[Checkpoint], used: Checkpoint | None) -> None:
+    """Tell in one sentence which of ``found`` (newest first) are damaged, where ``used`` is the first that is not."""
+    if skipped := found[: found.index(used) if used else len(found)]:
+        steps = ", ".join(f"{each.step:,}" for each in skipped)
+        onwards = f"goes on from step {used.step:,}" if used else "starts anew"
+        about = {"stage": ref.stage, "key": ref.key}
+        tell("damaged", f"checkpoints after steps {steps} are damaged and skipped, {onwards}", logging.WARNING, **about)
+
+
 def check_name(name: str) -> str:
     """``name`` when it is a relative posix path that stays inside its folder and is not the manifest's own.
 
@@ -232,6 +248,19 @@ def digest_file(file: Path) -> FileEntry:
             digest.update(chunk)
             size += len(chunk)
     return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def intact(file: Path, entry: FileEntry) -> bool:
+    """Whether ``file`` has the size and sha256 of ``entry``; it is read once a process, and again when it changes."""
+    found = file.stat()
+    stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return found.st_size == entry.bytes and _sha256(file, stamp) == entry.sha256
+
+
+@functools.cache
+def _sha256(file: Path, stamp: tuple[int, ...]) -> str:
+    """sha256 of ``file`` while it has ``stamp``: whatever a clock says, a write changes that."""
+    return digest_file(file).sha256
 
 
 def copy_file(source: Path, target: Path) -> FileEntry:
@@ -321,9 +350,11 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"expected plain JSON data for a manifest, found {type(value).__name__}: {value!r}")
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _ADVICE = {
     errno.ENOSPC: "disk full; free some space or choose another place",
     errno.EDQUOT: "disk full (quota); free some space or choose another place",
+    errno.EFBIG: "a file grew too large for this place or for this user's limit (ulimit -f); choose another place",
     errno.EACCES: "not writable or readable for this user; choose another place or mend its rights",
     errno.EPERM: "not writable or readable for this user; choose another place or mend its rights",
     errno.EROFS: "not writable (a read-only file system); choose another place",
@@ -333,10 +364,15 @@ _ADVICE = {
 
 
 @contextlib.contextmanager
-def explained(place: str) -> Iterator[None]:
-    """Turn an OSError inside the block into a StoreError about ``place``, with one sentence of advice."""
+def explained(place: str, *, full_alone: bool = False) -> Iterator[None]:
+    """Turn an OSError inside the block into a StoreError about ``place``, with one sentence of advice.
+
+    With ``full_alone`` only one that says that there is no more room: where other errors may come from elsewhere.
+    """
     try:
         yield
     except OSError as error:
+        if full_alone and error.errno not in _FULL:
+            raise
         reason = _ADVICE.get(error.errno or 0, f"{error.strerror or error}; choose another place")
         raise StoreError(f"cannot use {place}: {reason}") from error

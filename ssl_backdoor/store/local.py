@@ -25,11 +25,13 @@ from ssl_backdoor.store.base import (
     copy_file,
     digest_file,
     explained,
+    intact,
     list_files,
     manifest_bytes,
     newest_first,
     parse_manifest,
     superseded,
+    warn_skipped,
 )
 
 
@@ -64,8 +66,8 @@ class LocalStore(ArtifactStore):
     @override
     def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
         with self._explained():
-            found = (self._folder / stage).glob(f"*/{MANIFEST}")
-            return tuple(sorted(file.parent.name for file in found if file.parent.name.startswith(prefix)))
+            found = (file.parent.name for file in (self._folder / stage).glob(f"*/{MANIFEST}"))
+            return tuple(sorted(key for key in found if key.startswith(prefix) and not key.startswith(".")))
 
     @override
     def manifest(self, ref: ArtifactRef) -> Manifest:
@@ -85,12 +87,14 @@ class LocalStore(ArtifactStore):
         for name, entry in self.manifest(ref).choose(names).items():
             file = place / name
             with self._explained():
-                found = f"{file.stat().st_size} bytes" if file.is_file() else "none"
-            if found != f"{entry.bytes} bytes":
-                raise StoreError(
-                    f"expected the file {name} of {entry.bytes} bytes in {place.as_uri()}, found {found}; "
-                    "delete that artifact and run again"
-                )
+                if file.is_file() and intact(file, entry):
+                    continue
+                size = f"{file.stat().st_size} bytes" if file.is_file() else "none"
+            found = "other content" if size == f"{entry.bytes} bytes" else size
+            raise StoreError(
+                f"expected the file {name} of {entry.bytes} bytes with sha256 {entry.sha256} in {place.as_uri()}, "
+                f"found {found}: it was damaged or altered; delete that artifact and run again"
+            )
         return place
 
     @override
@@ -146,10 +150,11 @@ class LocalStore(ArtifactStore):
     def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
         folder = self._checkpoints(stage, key)
         with self._explained():
-            for each in newest_first(os.listdir(folder) if folder.is_dir() else ()):
-                if digest_file(folder / each.name).sha256 == each.sha256:
-                    return each.step, folder / each.name
-        return None
+            found = newest_first(os.listdir(folder) if folder.is_dir() else ())
+            holds = (each for each in found if digest_file(folder / each.name).sha256 == each.sha256)
+            used = next(holds, None)
+        warn_skipped(self.ref(stage, key), found, used)
+        return (used.step, folder / used.name) if used else None
 
     @override
     def drop_checkpoints(self, stage: Stage, key: str) -> None:

@@ -11,9 +11,9 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, TypeVar, cast, final
 from urllib.parse import urlsplit
 
 import boto3
@@ -24,14 +24,17 @@ from botocore.exceptions import (
     BotoCoreError,
     ClientError,
     CredentialRetrievalError,
+    FlexibleChecksumError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ResponseStreamingError,
 )
 from botocore.exceptions import ConnectionError as EndpointError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.errors import SpecError, StoreAwayError, StoreError
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import (
     CHECKPOINTS,
@@ -43,16 +46,22 @@ from ssl_backdoor.store.base import (
     absent,
     digest_file,
     explained,
+    intact,
     list_files,
     manifest_bytes,
     newest_first,
     parse_manifest,
     superseded,
+    warn_skipped,
 )
 
-_TRIES = 8  # of one request: an outage of up to half a minute or so is bridged
+_TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
-_TRANSFER = TransferConfig(multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4)
+_BODY_TRIES = 3  # of an answer's body, where the client itself tries no more
+_TIMEOUT_S = 20.0  # without a byte
+_TRANSFER = TransferConfig(
+    multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, num_download_attempts=_BODY_TRIES
+)
 _CONFLICT_TRIES = 5
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 _NO_ANSWER = (EndpointError, HTTPClientError)
@@ -61,6 +70,10 @@ _FAILURES = (BotoCoreError, ClientError, Boto3Error)
 
 class _AlteredError(StoreError):
     """An object's content does not have the digest it should have."""
+
+
+_BROKEN_BODY = (_AlteredError, FlexibleChecksumError, IncompleteReadError, ResponseStreamingError)
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -109,7 +122,7 @@ class S3Store(ArtifactStore):
         folder = cache_folder() / ref.stage / ref.key / manifest.digest[:16]
         for name, entry in manifest.choose(names).items():
             with _cache_explained():
-                held = (folder / name).is_file() and (folder / name).stat().st_size == entry.bytes
+                held = (folder / name).is_file() and intact(folder / name, entry)
             if not held:
                 self._download(self._key(ref, manifest.parts, name), folder / name, entry.sha256)
         with _cache_explained():
@@ -160,13 +173,15 @@ class S3Store(ArtifactStore):
 
     @override
     def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
-        folder = self._checkpoints(stage, key)
-        for each in newest_first([found.removeprefix(folder) for found in self._list(folder)]):
-            file = self._checkpoint_cache(stage, key) / each.name
-            with contextlib.suppress(_AlteredError):  # truncated or altered: the older one serves
-                self._download(folder + each.name, file, each.sha256)
-                return each.step, file
-        return None
+        folder, cache = self._checkpoints(stage, key), self._checkpoint_cache(stage, key)
+        found, used = newest_first([each.removeprefix(folder) for each in self._list(folder)]), None
+        for each in found:
+            with contextlib.suppress(_AlteredError):  # the older one serves
+                self._download(folder + each.name, cache / each.name, each.sha256)
+                used = each
+                break
+        warn_skipped(self.ref(stage, key), found, used)
+        return (used.step, cache / used.name) if used else None
 
     @override
     def drop_checkpoints(self, stage: Stage, key: str) -> None:
@@ -180,7 +195,7 @@ class S3Store(ArtifactStore):
     def check(self) -> None:
         key, client = f"{self._prefix}.probe-{uuid.uuid4().hex}", _client(_PROBE_TRIES)
         with self._explained():
-            client.put_object(Bucket=self._bucket, Key=key, Body=b"probe", IfNoneMatch="*")
+            self._put_first(key, b"probe", client)
             try:
                 read = client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
                 conditional = not self._put_first(key, b"probe")
@@ -193,6 +208,12 @@ class S3Store(ArtifactStore):
             )
 
     # ------------------------------------------------------------------------------------------- objects
+
+    @contextlib.contextmanager
+    def objects(self) -> Iterator[tuple[Any, str, str]]:
+        """boto3's client, the bucket and the prefix of this store, for housekeeping; its errors are told as ours."""
+        with self._explained():
+            yield self._client, self._bucket, self._prefix
 
     def _key(self, ref: ArtifactRef, *names: str) -> str:
         return self._prefix + "/".join((ref.stage, self.ref(ref.stage, ref.key).key, *filter(None, names)))
@@ -208,20 +229,23 @@ class S3Store(ArtifactStore):
         """The object's bytes, or None where there is no such object (a missing bucket is an error)."""
         with self._explained():
             try:
-                return cast(bytes, self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read())
+                return _whole(lambda: cast(bytes, self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()))
             except self._client.exceptions.NoSuchKey:
                 return None
 
     def _upload(self, file: Path, key: str) -> None:
-        with self._explained(), explained(f"the file {file}"):
+        with explained(f"the file {file}"), self._explained():  # in this order: boto3's timeouts are OSErrors too
             self._client.upload_file(str(file), self._bucket, key, Config=_TRANSFER)
 
-    def _put_first(self, key: str, data: bytes) -> bool:
-        """Put the object unless there is one; whether this put is the one that made it."""
+    def _put_first(self, key: str, data: bytes, client: Any = None) -> bool:
+        """Put the object unless there is one; whether there was none.
+
+        False is no proof of another writer: where the answer to this put was lost, its own repetition finds it there.
+        """
         with self._explained():
             for wait_s in (0.1 * 2**i for i in range(_CONFLICT_TRIES)):
                 try:
-                    self._client.put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
+                    (client or self._client).put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
                     return True
                 except ClientError as error:
                     match _status(error):
@@ -240,16 +264,23 @@ class S3Store(ArtifactStore):
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self._explained():
-                    self._client.download_file(self._bucket, key, str(unfinished), Config=_TRANSFER)
-                found = digest_file(unfinished).sha256
-                if found != sha256:
-                    raise _AlteredError(
-                        f"expected sha256 {sha256} of s3://{self._bucket}/{key}, found {found}: "
-                        "it was altered or cut short; delete that artifact and run again"
-                    )
+                    _whole(lambda: self._bring(key, unfinished, sha256))
                 os.replace(unfinished, file)
             finally:
                 unfinished.unlink(missing_ok=True)
+
+    def _bring(self, key: str, file: Path, sha256: str) -> None:
+        """Download once."""
+        try:
+            self._client.download_file(self._bucket, key, str(file), Config=_TRANSFER)
+            found = digest_file(file).sha256
+        except FlexibleChecksumError:
+            found = "content that does not fit its checksum"
+        if found != sha256:
+            raise _AlteredError(
+                f"expected sha256 {sha256} of s3://{self._bucket}/{key}, found {found}: "
+                "it was altered or cut short; delete that artifact and run again"
+            )
 
     def _list(self, prefix: str) -> list[str]:
         with self._explained():
@@ -274,7 +305,8 @@ class S3Store(ArtifactStore):
         try:
             yield
         except _FAILURES as error:
-            raise StoreError(self._sentence(_root_cause(error))) from error
+            cause = _root_cause(error)
+            raise (StoreAwayError if _is_away(cause) else StoreError)(self._sentence(cause)) from error
 
     def _sentence(self, error: BaseException) -> str:
         address = urlsplit(self._client.meta.endpoint_url)
@@ -288,11 +320,18 @@ class S3Store(ArtifactStore):
         code, status = error.response.get("Error", {}).get("Code", "no code"), _status(error)
         if code == "NoSuchBucket":
             return f"expected the bucket of {place}, found none; create it or name another"
+        if code == "RequestTimeTooSkewed":
+            return (
+                f"expected the clock of this machine to be that of {place} within 15 minutes, found it further off; "
+                "set the clock and run again"
+            )
         if status in (401, 403):
             return (
                 f"{place} refuses these credentials ({code}); "
                 f"check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket"
             )
+        if error.operation_name == "PutObject" and code in ("404", "405", "501"):  # other servers name nothing
+            return f"{place} answers {code}, as no object store does; check AWS_ENDPOINT_URL"
         if status == 404:
             return f"expected an object in {place}, found it gone; delete the artifact it belongs to and run again"
         return f"{place} answered {code} ({status}); try again, or look at the object store's log"
@@ -304,7 +343,7 @@ def _client(tries: int) -> Any:
         retries={"mode": "standard", "total_max_attempts": tries},
         s3={"addressing_style": "path"},
         connect_timeout=5,
-        read_timeout=60,
+        read_timeout=_TIMEOUT_S,
     )
     try:
         session = boto3.session.Session()
@@ -316,11 +355,26 @@ def _client(tries: int) -> Any:
         ) from error
 
 
+def _whole(read: Callable[[], T]) -> T:
+    """What ``read`` returns, tried again where the body of an answer broke off or came altered."""
+    for _ in range(_BODY_TRIES - 1):
+        with contextlib.suppress(*_BROKEN_BODY):
+            return read()
+    return read()
+
+
 def _root_cause(error: BaseException) -> BaseException:
     """What lies under the errors that boto3's transfers wrap around others."""
     if isinstance(error, RetriesExceededError):
         return cast(BaseException, error.last_exception)
     return error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error
+
+
+def _is_away(error: BaseException) -> bool:
+    """Whether the same may succeed later: no answer, one cut short, or one that asks for patience."""
+    if isinstance(error, ClientError):
+        return _status(error) == 429 or _status(error) >= 500
+    return isinstance(error, (*_NO_ANSWER, IncompleteReadError, ResponseStreamingError))
 
 
 def _status(error: ClientError) -> int:

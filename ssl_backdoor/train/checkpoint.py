@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar, final
 import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load, save, save_file
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import CheckpointError, SpecError
@@ -176,7 +176,8 @@ def _described(file: Path, name: str, kind: TypeAdapter[SpecT]) -> SpecT:
 
 
 def _save_network(network: nn.Module, file: Path) -> None:
-    save_file({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}, file)
+    # Not save_file: its error for a full disk is no OSError.
+    file.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}))
 
 
 def _load_network(network: nn.Module, file: Path) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.events import tell
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -31,6 +32,7 @@ from ssl_backdoor.train.checkpoint import (
 from ssl_backdoor.train.collectives import connect
 from ssl_backdoor.train.curves import Curves
 from ssl_backdoor.train.fit import StepLog, fit
+from ssl_backdoor.train.meter import Meter, in_words
 from ssl_backdoor.train.optim import build_optimizer, build_schedule
 from ssl_backdoor.train.training_set import TrainingSet, load_training_set, tokenised
 
@@ -64,8 +66,9 @@ def pretrain(
         on_progress: Told about once a second.
 
     Returns:
-        ``steps``, ``images_per_second`` (of this process group, since its start), ``final_loss``, ``num_replicas`` and
-        ``num_parameters`` (of the backbone).
+        ``steps``, ``final_loss``, ``num_replicas``, ``num_parameters`` (of the backbone), and how it went, which
+        differs from run to run: ``images_per_second`` (of all replicas, since this process took it up) and
+        ``performance`` (``Meter.summary``).
 
     Raises:
         SpecError: Workers do not divide ``bn_groups``, or there are fewer images than one batch.
@@ -131,7 +134,7 @@ def train_backbone(
     views = views or [spec.views] * method.num_views
     batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device)
     session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
-    summary = session.run(batches, resources.checkpoint_every_steps, device)
+    summary = session.run(batches, resources, device)
     if replicas.index == 0:
         save_backbone(method.backbone, spec.bn_groups, out)
         if method.text_tower is not None:
@@ -178,30 +181,36 @@ class _Session:
         self.final_loss = float("nan")
         self.told_at = 0.0
 
-    def run(self, batches: Callable[[int], Batch], checkpoint_every: int, device: torch.device) -> dict[str, Any]:
+    def run(self, batches: Callable[[int], Batch], resources: Resources, device: torch.device) -> dict[str, Any]:
         first_step = self.resume()
-        start = time.perf_counter()
+        meter = Meter(first_step, self.num_steps, self.spec.batch_size, resources.threads, device)
+
+        def on_step(log: StepLog) -> None:
+            self.on_step(log)
+            meter.stepped(log.step + 1)
+
         fit(
             self.method,
-            batches,
+            meter.timed(batches),
             self.optimizer,
             build_schedule(self.spec.schedule, self.spec.optimizer.lr, self.spec.epochs, self.steps_per_epoch),
             first_step=first_step,
             num_steps=self.num_steps,
             replicas=self.replicas,
             autocast=torch.autocast(device.type, torch.bfloat16, enabled=self.spec.precision == "bfloat16"),
-            on_step=self.on_step,
+            on_step=on_step,
             on_checkpoint=self.on_checkpoint,
-            checkpoint_every=checkpoint_every,
+            checkpoint_every=resources.checkpoint_every_steps,
         )
-        seconds = time.perf_counter() - start
         self.average_statistics()
-        num_images = (self.num_steps - first_step) * self.spec.batch_size
+        speed = meter.summary()
+        if self.replicas.index == 0:
+            tell("trained", in_words(speed), images_per_second=speed["images_per_second"])
         return {
             "steps": self.num_steps,
-            "images_per_second": round(num_images / seconds, 1),
             "final_loss": self.final_loss,
             "num_replicas": self.replicas.count,
+            **speed,
         }
 
     def resume(self) -> int:
@@ -212,6 +221,8 @@ class _Session:
             return 0
         restored = restore(data, self.method, self.optimizer)
         self.curves.restore(restored.extra)
+        if self.replicas.index == 0:
+            tell("resumes", f"goes on after step {restored.step:,} of {self.num_steps:,}", step=restored.step)
         return restored.step
 
     def on_step(self, log: StepLog) -> None:

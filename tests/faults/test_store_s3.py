@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import store_worker
+from s3_artifacts import artifact_keys, commit, make_source
 from services import free_ports, object_store_server
 
 from ssl_backdoor.errors import StoreError
@@ -20,22 +21,6 @@ WAIT_S = 30
 
 
 @pytest.fixture
-def environment(object_store, tmp_path, monkeypatch):
-    """The AWS variables of the session's server, and a cache of this test's own."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    found = {**object_store.environment, "SSL_BACKDOOR_CACHE": str(tmp_path / "cache")}
-    for name, value in found.items():
-        monkeypatch.setenv(name, value)
-    return found
-
-
-@pytest.fixture
-def prefix(request):
-    return f"tests/{request.node.name}"
-
-
-@pytest.fixture
 def store(object_store, environment, prefix):
     return open_store(f"s3://{object_store.bucket}/{prefix}/")
 
@@ -43,26 +28,6 @@ def store(object_store, environment, prefix):
 @pytest.fixture
 def source(tmp_path):
     return make_source(tmp_path / "source")
-
-
-def make_source(folder, text="hello", large_bytes=0):
-    (folder / "shards").mkdir(parents=True)
-    (folder / "samples.txt").write_text(text)
-    (folder / "shards" / "empty.tar").write_bytes(b"")
-    if large_bytes:
-        (folder / "large.bin").write_bytes(np.random.default_rng(0).bytes(large_bytes))
-    return folder
-
-
-def commit(store, source):
-    about = {"spec": {"kind": "x"}, "inputs": {"data": "d"}, "summary": {"n": 1}, "seconds": 2.0}
-    return store.commit("ingest", KEY, source, **about)
-
-
-def artifact_keys(server, prefix):
-    """Keys of the artifact's objects, relative to it."""
-    start = f"{prefix}/ingest/{KEY}/"
-    return [key.removeprefix(start) for key in server.keys(start)]
 
 
 def test_what_is_committed_is_found_and_fetched_from_the_cache(store, source, object_store, prefix, tmp_path):
@@ -320,10 +285,30 @@ def test_the_server_stays_away_in_the_middle_of_an_upload(own_server, tmp_path, 
         patch.setattr(s3, "_TRIES", 2)
         store = open_store(f"s3://{own_server.bucket}/outage")
     outage = Outage(own_server, store)
-    with pytest.raises(StoreError, match="cannot reach s3://artifacts/outage at http://"):
+    with pytest.raises(StoreError, match="cannot reach s3://artifacts/outage at http://") as caught:
         commit(store, source)
     assert outage.down.is_set()
+    assert len(str(caught.value).splitlines()) == 1
     own_server.start()
     assert store.find("ingest", KEY) is None
-    ref = commit(store, source)
-    assert digest_file(store.fetch(ref) / "large.bin") == digest_file(source / "large.bin")
+    assert store.keys("ingest") == ()
+    manifest = store.manifest(commit(store, source))
+    elsewhere = open_store(str(tmp_path / "elsewhere"))
+    assert manifest.digest == elsewhere.manifest(commit(elsewhere, source)).digest
+    left_over(own_server, "outage", manifest)
+    assert left_over(own_server, "outage", manifest) == []
+    assert digest_file(store.fetch(store.ref("ingest", KEY)) / "large.bin") == digest_file(source / "large.bin")
+
+
+def left_over(server, prefix, manifest):
+    """Take away what the manifest does not reach: objects of other attempts, uploads without an end; their names."""
+    client, place = server.client(), {"Bucket": server.bucket}
+    reached = {"manifest.json", *(f"{manifest.parts}/{name}" for name in manifest.files)}
+    objects = [f"{prefix}/ingest/{KEY}/{name}" for name in set(artifact_keys(server, prefix)) - reached]
+    for key in objects:
+        client.delete_object(Key=key, **place)
+    uploads = client.list_multipart_uploads(Prefix=prefix, **place).get("Uploads", [])
+    for upload in uploads:
+        assert not upload["Key"].startswith(f"{prefix}/ingest/{KEY}/{manifest.parts}")
+        client.abort_multipart_upload(Key=upload["Key"], UploadId=upload["UploadId"], **place)
+    return objects + [upload["Key"] for upload in uploads]

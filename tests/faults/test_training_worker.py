@@ -1,6 +1,7 @@
 """A training is killed or interrupted; it goes on from its checkpoint and ends as if nothing had happened."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
         out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("finished")
+    assert re.search(r"WARNING train under test \(train/\w{12}\): begins on .*, attempt 2$", err, re.MULTILINE)
+    assert re.search(r"train under test \(train/\w{12}\): goes on after step \d+ of 120$", err, re.MULTILINE)
     assert not list(store.glob(".checkpoints/train/*/*.ckpt"))
 
     calm = open_store(str(tmp_path / "calm"))

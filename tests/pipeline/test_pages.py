@@ -124,7 +124,7 @@ def test_the_run_page_shows_stages_and_the_answer(stack, demo, page):
     keep(page, "prefect-artifacts")
 
 
-def test_mlflow_compares_six_cells_under_useful_names(stack, demo, page):
+def test_mlflow_compares_six_cells_under_useful_names_and_has_their_machines(stack, demo, page):
     url = stack.config.url("mlflow")
     ask = f"{url}/api/2.0/mlflow"
     known = json.loads(http.request(f"{ask}/experiments/search", {"max_results": 100})[1])["experiments"]
@@ -138,6 +138,10 @@ def test_mlflow_compares_six_cells_under_useful_names(stack, demo, page):
     for column in ("arm", "attack.kind", "attack.num_poisons", "accuracy/clean/linear_100", "method", "pair"):
         expect(page.get_by_text(column, exact=True).first).to_be_attached()
     keep(page, "mlflow-compare")
+    page.goto(f"{url}/#/experiments/{experiment}/runs/{cells[0]}/system-metrics")
+    for chart in ("images_per_second", "data_wait_percentage", "cpu_utilization_percentage", "step_seconds"):
+        expect(page.get_by_text(chart, exact=True).first).to_be_visible()
+    keep(page, "mlflow-system")
 
 
 def test_the_report_is_whole_by_itself(stack, demo, page, tmp_path):

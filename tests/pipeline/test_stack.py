@@ -126,7 +126,19 @@ def test_each_identity_reaches_its_bucket_and_no_other(stack):
         assert denied(client.list_objects_v2, Bucket=other)
         assert denied(client.get_object, Bucket=other, Key="rights")
         assert denied(client.put_object, Bucket=other, Key="rights", Body=b"y")
+        assert denied(client.delete_object, Bucket=other, Key="rights")
         assert denied(client.create_bucket, Bucket=f"of-{name}")
+        assert denied(client.delete_bucket, Bucket=own)
+        assert denied(client.delete_bucket, Bucket=other)
+
+
+def test_without_a_name_nothing_is_read_or_written(stack):
+    s3 = stack.config.url("s3")
+    object_store.client(stack.config, "admin").put_object(Bucket="artifacts", Key="rights", Body=b"x")
+    places = ("", "artifacts", "artifacts/?list-type=2", "artifacts/rights", "mlflow", "mlflow/rights")
+    assert {place: http.request(f"{s3}/{place}")[0] for place in places} == dict.fromkeys(places, 403)
+    assert http.request(f"{s3}/artifacts/rights", {}, method="PUT")[0] == 403
+    assert http.request(f"{s3}/artifacts/rights", method="DELETE")[0] == 403
 
 
 def test_the_projects_own_store_works_there(stack):

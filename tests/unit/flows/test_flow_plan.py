@@ -33,6 +33,8 @@ def test_a_whole_spec_takes_its_place_in_every_run():
         ({"recipe": "demo", "size": "mini"}, "single size"),
         ({"recipe": "demo", "pairs": 2}, "1 pair"),
         ({"recipe": "demo", "methods": "msf"}, "found msf"),
+        ({"recipe": "demo", "seeds": 10**9}, "1000 seeds are the most"),
+        ({"recipe": "demo", "has_data": True}, "leave --data out"),
         ({"recipe": "demo", "settings": ["train.fit.epochs=-1"]}, "greater than or equal to"),
     ],
 )

@@ -6,10 +6,10 @@ from typing import get_args
 import pytest
 from PIL import Image
 
-from flows.overrides import apply, only_methods
+from flows.overrides import apply, only_methods, with_list
 from flows.recipes import RECIPES, Recipe, Sized, choose
 from ssl_backdoor import specs
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import SpecError, UserError
 from ssl_backdoor.specs import ReportSpec
 
 SIZED = [name for name, recipe in RECIPES.items() if isinstance(recipe, Sized)]
@@ -198,8 +198,8 @@ def test_set_leaves_alone_runs_that_lack_the_field():
     ],
 )
 def test_a_wrong_setting_is_one_sentence(setting, expected):
-    with pytest.raises(SpecError) as caught:
-        apply(RECIPES["demo"].build(1, 1), [setting])
+    with pytest.raises(UserError) as caught:
+        apply(RECIPES["demo"].build(1, 1), [with_list(setting)])
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -209,7 +209,8 @@ def test_lists_from_files_and_digests_of_triggers(tmp_path):
     Image.new("RGB", (8, 8), "red").save(tmp_path / "patch.png")
     trigger = json.dumps({"kind": "image", "file": str(tmp_path / "patch.png"), "size_px": 4})
     report = apply(
-        RECIPES["cifar10_byol"].build(1, 1), [f"dataset.classes=@{tmp_path}/classes.txt", f"attack.trigger={trigger}"]
+        RECIPES["cifar10_byol"].build(1, 1),
+        [with_list(f"dataset.classes=@{tmp_path}/classes.txt"), f"attack.trigger={trigger}"],
     )
     assert report.runs[0].dataset.classes == ("cat", "dog")
     known = apply(RECIPES["cifar10_byol"].build(1, 1), ["dataset.classes=@imagenet100_a"])

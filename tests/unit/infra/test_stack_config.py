@@ -144,9 +144,11 @@ def test_a_shells_settings_do_not_reach_a_server(config, monkeypatch):
     for name in ("PREFECT_API_URL", "AWS_PROFILE", "RAY_ADDRESS", "MLFLOW_TRACKING_URI", "PGHOST", "WEED_X"):
         monkeypatch.setenv(name, "elsewhere")
     monkeypatch.setenv("NO_PROXY", "intranet")
+    monkeypatch.setenv("SSL_BACKDOOR_LOG", "json")
     environment = service.environment_for(config, "prefect", {"OWN": "1"})
     assert "elsewhere" not in environment.values()
     assert environment["OWN"] == "1"
+    assert environment["SSL_BACKDOOR_LOG"] == "json"
     assert environment["NO_PROXY"] == "intranet,127.0.0.1,localhost"
     assert environment["SSL_BACKDOOR_STACK"] == f"prefect:{config.folder}"
 

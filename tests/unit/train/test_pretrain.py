@@ -44,7 +44,8 @@ def test_files_and_summary(dataset: Dataset, tmp_path: Path) -> None:
     curves = pq.read_table(tmp_path / "curves.parquet")
     assert curves.schema == CURVES
     assert curves["step"].to_pylist() == list(range(6))  # 18 images, batches of 8: two steps an epoch
-    assert summary.keys() == {"steps", "images_per_second", "final_loss", "num_replicas", "num_parameters"}
+    kept = {"steps", "images_per_second", "final_loss", "num_replicas", "num_parameters", "performance"}
+    assert summary.keys() == kept
     assert summary["num_parameters"] == sum(parameter.numel() for parameter in load_backbone(tmp_path).parameters())
     assert summary["steps"] == 6
     assert summary["final_loss"] == curves["value"][-1].as_py()

@@ -1,0 +1,65 @@
+"""Which servers a shell is pointed at, which ones run under its home, and whether they answer."""
+
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from flows import settings
+from ssl_backdoor.errors import StoreError
+
+_VARIABLES = {"Prefect": "PREFECT_API_URL", "MLflow": "MLFLOW_TRACKING_URI", "Ray": "RAY_ADDRESS"}
+_PORTS = {"http": 80, "https": 443, "ray": 10001}
+_STACK = ("prefect", "mlflow", "s3", "postgres", "ray")
+_WAIT_S = 2.0
+
+
+class Server(NamedTuple):
+    """A server that a variable of this shell names."""
+
+    name: str
+    variable: str
+    address: str
+    """``host:port``: no path, no password."""
+    is_up: bool
+
+
+def named() -> list[Server]:
+    """The servers that this shell's runs use; what is not among them is embedded in the run itself."""
+    found = []
+    for name, variable in _VARIABLES.items():
+        given = os.environ.get(variable, "")
+        url = urlsplit(given if "://" in given else f"//{given}")
+        port = url.port or _PORTS.get(url.scheme)
+        if url.hostname and port:
+            found.append(Server(name, variable, f"{url.hostname}:{port}", _answers(url.hostname, port)))
+    return found
+
+
+def of_home() -> Mapping[str, bool] | None:
+    """Whether each service of ``make up`` under the home answers; None where none were ever set up there.
+
+    Raises:
+        StoreError: they were, and their configuration cannot be read.
+    """
+    file = settings.HOME / "stack" / "config.json"
+    try:
+        ports = json.loads(file.read_text(encoding="utf-8"))["ports"]
+        return {name: _answers("127.0.0.1", ports[name]) for name in _STACK}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{str(file)!r} cannot be read as a stack's configuration ({type(error).__name__}): "
+            "restore it, or set SSL_BACKDOOR_HOME to another home."
+        ) from error
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_WAIT_S):
+        return True
+    return False

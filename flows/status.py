@@ -1,0 +1,171 @@
+"""``ssl-backdoor status``: a laboratory on one page. Looks only; nothing is written."""
+
+import os
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+from flows import servers, settings
+from flows.units import bytes_text, count_text, duration_text
+from ssl_backdoor.errors import StoreError
+from ssl_backdoor.progress import OnProgress, silent
+from ssl_backdoor.specs import Stage
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from ssl_backdoor.store.survey import Artifact, Survey, step_of, survey
+
+_SHOWN = 10
+
+
+def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, Any]:
+    """What the store holds and what runs around it, as plain JSON data; times in seconds, reports oldest first.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    found = survey(store, on_progress)
+    rubbish = [*found.attempts, *found.temporary]
+    rubbish += [group for ref, group in found.checkpoints.items() if ref in found.artifacts]
+    reports = sorted(
+        ((ref, one) for ref, one in found.artifacts.items() if ref.stage == "report"),
+        key=lambda pair: pair[1].finished_s,
+    )
+    return {
+        "store": store.root,
+        "time": _time(found.now_s),
+        "stages": {stage: _sums(found, stage) for stage in get_args(Stage)},
+        "unfinished": list(_unfinished(found)),
+        "rubbish": {
+            "num": len(rubbish),
+            "files": sum(len(group.entries) for group in rubbish),
+            "bytes": sum(group.bytes for group in rubbish),
+        },
+        "unreadable": {f"{ref.stage}/{ref.key}": reason for ref, reason in found.unreadable.items()},
+        "unknown": [entry.name for entry in found.strangers],
+        "reports": [_report(ref, one) for ref, one in reports],
+        "servers": {one.name: {"address": one.address, "answers": one.is_up} for one in servers.named()},
+        "services": servers.of_home(),
+        "mlflow": _mlflow(reports),
+    }
+
+
+def lines(told: Mapping[str, Any]) -> Iterator[str]:
+    """What ``status`` told, for people."""
+    yield f"{told['store']}, {told['time']}"
+    yield ""
+    yield f"{'STAGE':<10}{'FINISHED':>10}{'SIZE':>10}  WORK"
+    sums = told["stages"]
+    total = {name: sum(one[name] for one in sums.values()) for name in ("finished", "bytes", "seconds")}
+    for name, one in (*sums.items(), ("all", total)):
+        yield f"{name:<10}{one['finished']:>10,}{bytes_text(one['bytes']):>10}  {duration_text(one['seconds'])}"
+    yield ""
+    yield from _work_lines(told)
+    yield ""
+    yield from _report_lines(told)
+    yield ""
+    yield f"this shell: {_servers_text(told)}"
+    yield f"make up:    {_services_text(told['services'])}"
+    yield f"MLflow:     {_mlflow_text(told['mlflow'], len(told['reports']))}"
+
+
+def _sums(found: Survey, stage: Stage) -> dict[str, float]:
+    ours = [one for ref, one in found.artifacts.items() if ref.stage == stage]
+    seconds = round(sum(one.manifest.seconds for one in ours), 1)
+    return {"finished": len(ours), "bytes": sum(one.bytes for one in ours), "seconds": seconds}
+
+
+def _unfinished(found: Survey) -> Iterator[dict[str, Any]]:
+    for ref, group in sorted(found.checkpoints.items(), key=lambda pair: pair[1].changed_s):
+        if ref not in found.artifacts:
+            age_s = round(found.now_s - group.changed_s)
+            yield {"ref": f"{ref.stage}/{ref.key}", "step": step_of(group), "age_s": age_s, "bytes": group.bytes}
+
+
+def _report(ref: ArtifactRef, one: Artifact) -> dict[str, Any]:
+    spec = one.manifest.spec
+    time = _time(one.finished_s)
+    return {
+        "ref": f"report/{ref.key}",
+        "recipe": spec.get("recipe", ""),
+        "runs": len(spec.get("runs", ())),
+        "time": time,
+    }
+
+
+def _mlflow(reports: list[tuple[ArtifactRef, Artifact]]) -> dict[str, Any]:
+    """How many reports MLflow does not hold; ``missing`` is None where it cannot be asked."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    if any(not one.is_up for one in servers.named() if one.name == "MLflow"):
+        return {"missing": None, "reason": "it does not answer"}
+    is_new = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    if is_new or not reports:
+        return {"missing": len(reports)}
+    from tasks.tracking import recorded  # takes seconds to import
+
+    recipes = {str(one.manifest.spec.get("recipe", "")) for _, one in reports}
+    try:
+        held = recorded(recipes)
+    except StoreError as error:
+        return {"missing": None, "reason": str(error)}
+    return {"missing": sum(ref.key not in held for ref, _ in reports)}
+
+
+def _work_lines(told: Mapping[str, Any]) -> Iterator[str]:
+    unfinished, rubbish = told["unfinished"], told["rubbish"]
+    yield f"unfinished: {count_text(len(unfinished), 'training') if unfinished else 'none'}"
+    for one in unfinished[-_SHOWN:]:
+        stage, _, key = one["ref"].partition("/")
+        age = duration_text(one["age_s"])
+        yield f"  {stage}/{key[:12]}  step {one['step']:,}, {age} ago, {bytes_text(one['bytes'])}"
+    if rubbish["num"]:
+        amount = f"{count_text(rubbish['files'], 'file')}, {bytes_text(rubbish['bytes'])}"
+        yield f"rubbish:    {count_text(rubbish['num'], 'unfinished attempt')} or left-overs, {amount}: ssl-backdoor gc"
+    else:
+        yield "rubbish:    none"
+    for reason in told["unreadable"].values():
+        yield f"DAMAGED:    {reason}"
+    if told["unknown"]:
+        yield f"not ours:   {count_text(len(told['unknown']), 'file')}, such as {told['unknown'][0]}"
+
+
+def _report_lines(told: Mapping[str, Any]) -> Iterator[str]:
+    reports = told["reports"]
+    hidden = f", the last {_SHOWN}" if len(reports) > _SHOWN else ""
+    yield f"reports:    {len(reports):,}{hidden}" if reports else "reports:    none"
+    for one in reports[-_SHOWN:]:
+        yield f"  {one['time']}  {one['ref'][:19]}  {one['recipe']}, {count_text(one['runs'], 'run')}"
+
+
+def _servers_text(told: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name} at {one['address']}{'' if one['answers'] else ' (DOES NOT ANSWER)'}"
+        for name, one in told["servers"].items()
+    ]
+    embedded = [name for name in ("Prefect", "MLflow", "Ray") if name not in told["servers"]]
+    if embedded:
+        parts.append(f"{', '.join(embedded)} embedded, kept in {settings.HOME}")
+    return "; ".join(parts)
+
+
+def _services_text(services: Mapping[str, bool] | None) -> str:
+    if services is None:
+        return f"never run in {settings.HOME}"
+    silent_ones = [name for name, answers in services.items() if not answers]
+    if not silent_ones:
+        return f"all services answer in {settings.HOME}"
+    if len(silent_ones) == len(services):
+        return f"services of {settings.HOME} are down"
+    return f"{', '.join(silent_ones)} of {settings.HOME} DO NOT ANSWER: make up"
+
+
+def _mlflow_text(mlflow: Mapping[str, Any], num_reports: int) -> str:
+    missing = mlflow["missing"]
+    if missing is None:
+        return f"not looked at, {mlflow['reason']}"
+    if not missing:
+        return "holds every report"
+    return f"{missing:,} of {count_text(num_reports, 'report')} not recorded: ssl-backdoor reindex"
+
+
+def _time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,153 @@
+"""What really lies in a store, artifact or not, and how it is taken away: the ground that housekeeping stands on."""
+
+import abc
+import contextlib
+import os
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar, final
+
+from typing_extensions import override  # of typing itself from Python 3.12 on
+
+from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, absent, explained
+from ssl_backdoor.store.local import LocalStore, folder_of
+
+_THREADS = 8  # a client of S3 keeps ten connections
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Entry(NamedTuple):
+    """One thing that lies in a store."""
+
+    name: str
+    """Posix path relative to the root."""
+    bytes: int
+    changed_s: float
+    """When it came there, in unix seconds by the store's clock."""
+    kind: Literal["file", "empty folder", "upload", "link"] = "file"
+    """An upload is one to S3 that has not ended: no object, yet paid for. A link may also be a device or a socket."""
+    tag: str = ""
+    """An upload's id; of an object its ETag: MD5 of its content (hex), where the server does not encrypt."""
+
+
+class Contents(abc.ABC):
+    """All that lies in one store. Every method raises StoreError when the store cannot do its work."""
+
+    @abc.abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """Everything, in no order; links are named and not followed."""
+
+    @abc.abstractmethod
+    def manifest(self, ref: ArtifactRef, entry: Entry) -> Manifest:
+        """The manifest of ``ref``, which lies there as ``entry``."""
+
+    @abc.abstractmethod
+    def clock_s(self) -> float:
+        """Now, by the clock that ``Entry.changed_s`` was told by: a client's own may be wrong by any amount."""
+
+    @abc.abstractmethod
+    def remove(self, entries: Sequence[Entry]) -> None:
+        """Take these away, never what a link points to; what is gone already is no error."""
+
+    @abc.abstractmethod
+    def withdraw(self, ref: ArtifactRef) -> None:
+        """Take a finished artifact away: its manifest before its files, so that it is never half there."""
+
+
+def contents_of(store: ArtifactStore) -> Contents:
+    """The contents of ``store``."""
+    if isinstance(store, LocalStore):
+        return LocalContents(store)
+    from ssl_backdoor.store.s3 import S3Store
+    from ssl_backdoor.store.s3_contents import S3Contents
+
+    if isinstance(store, S3Store):
+        return S3Contents(store)
+    raise TypeError(f"expected a store on a file system or on S3, found {type(store).__name__}")
+
+
+@final
+class LocalContents(Contents):
+    """A folder."""
+
+    def __init__(self, store: ArtifactStore) -> None:
+        self._store = store
+        self._folder = folder_of(store.root)
+
+    @override
+    def entries(self) -> Iterator[Entry]:
+        waiting = [""]
+        while waiting:
+            place = waiting.pop()
+            with self._explained():
+                try:
+                    found = list(os.scandir(self._folder / place))
+                    changed_s = (self._folder / place).stat().st_ctime
+                except FileNotFoundError:
+                    continue  # a commit or another cleaning was faster
+            if not found and place:
+                yield Entry(place, 0, changed_s, "empty folder")
+            for each in found:
+                name = f"{place}/{each.name}" if place else each.name
+                if each.is_dir(follow_symlinks=False):
+                    waiting.append(name)
+                    continue
+                with contextlib.suppress(FileNotFoundError):
+                    about = each.stat(follow_symlinks=False)
+                    plain = stat.S_ISREG(about.st_mode)
+                    # Copying and unpacking set an old time of modification, but not of this.
+                    yield Entry(name, about.st_size * plain, about.st_ctime, "file" if plain else "link")
+
+    @override
+    def manifest(self, ref: ArtifactRef, entry: Entry) -> Manifest:
+        return self._store.manifest(ref)
+
+    @override
+    def clock_s(self) -> float:
+        return time.time()
+
+    @override
+    def remove(self, entries: Sequence[Entry]) -> None:
+        with self._explained():
+            for each in entries:
+                path = self._folder / each.name
+                if each.kind == "file":
+                    path.unlink(missing_ok=True)
+                self._prune(path.parent if each.kind == "file" else path)
+
+    @override
+    def withdraw(self, ref: ArtifactRef) -> None:
+        manifest = self._store.manifest(ref)
+        place = self._folder / ref.stage / ref.key
+        hidden = place.parent / f".{place.name}.{uuid.uuid4().hex}"  # an unfinished attempt, should this be interrupted
+        with self._explained():
+            try:
+                place.rename(hidden)
+            except FileNotFoundError as error:
+                raise absent(ref) from error
+        names = [f"{ref.stage}/{hidden.name}/{name}" for name in (MANIFEST, *manifest.files)]
+        self.remove([Entry(name, 0, 0.0) for name in names])
+
+    def _prune(self, folder: Path) -> None:
+        """Remove ``folder`` and those above it that are empty, but for those of the stages."""
+        with contextlib.suppress(OSError):  # not empty, or gone with another's cleaning
+            while len(parts := folder.relative_to(self._folder).parts) > 1 + (CHECKPOINTS in parts[:1]):
+                folder.rmdir()
+                folder = folder.parent
+
+    def _explained(self) -> contextlib.AbstractContextManager[None]:
+        return explained(f"the store {self._store.root}")
+
+
+def side_by_side(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """``function`` of each item, in order, some at a time; on an error or Ctrl-C those that wait are called off."""
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        yield from pool.map(function, items)
+    finally:
+        pool.shutdown(cancel_futures=True)

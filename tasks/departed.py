@@ -1,0 +1,93 @@
+"""Flow runs whose process is gone without a word, which Prefect's page would show as running for ever.
+
+Every flow notes its process on its run; the next flow, and `make up`, look which of those on their machine are left.
+Run as a program (``python -m tasks.departed POOL SECONDS``) this also ends runs that a worker of ``POOL`` had begun
+before the time ``SECONDS``, when another took its place, and that had no time to note anything.
+"""
+
+import os
+import socket
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled, Crashed, Scheduled
+
+_PROCESS = "ssl_backdoor.process"
+_UNFINISHED = FlowRunFilter(
+    state=FlowRunFilterState(
+        type=FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
+    )
+)
+_PAGE = 200  # what one answer of the API holds
+_GONE = "the process of this run was killed; the same run again goes on from what is kept"
+
+
+def sign_in(flow_run_id: UUID) -> None:
+    """Note on Prefect's page that this process runs ``flow_run_id``; end those runs there whose process is gone."""
+    with get_client(sync_client=True) as client:
+        if (process := _named(os.getpid())) is not None:
+            client.update_flow_run_labels(flow_run_id, {_PROCESS: process})
+        _end_departed(client)
+
+
+def _end_departed(client: SyncPrefectClient) -> None:
+    for run in client.read_flow_runs(flow_run_filter=_UNFINISHED, limit=_PAGE):
+        noted = str(run.labels.get(_PROCESS, ""))
+        host, _, rest = noted.partition("/")
+        pid = rest.split("/")[1] if noted else ""
+        if host == socket.gethostname() and _named(int(pid)) != noted:
+            _end(client, run)
+
+
+def _end_unclaimed(client: SyncPrefectClient, pool: str, before: datetime) -> None:
+    named = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
+    for run in client.read_flow_runs(flow_run_filter=_UNFINISHED, work_pool_filter=named, limit=_PAGE):
+        if _PROCESS not in run.labels and run.state is not None and run.state.timestamp < before:
+            _end(client, run)
+
+
+def _end(client: SyncPrefectClient, run: FlowRun) -> None:
+    client.set_flow_run_state(run.id, _last_state(run), force=True)
+
+
+def _last_state(run: FlowRun) -> State[Any]:
+    match run.state_type:
+        case StateType.CANCELLING:
+            return Cancelled(message=_GONE)
+        case StateType.PENDING:
+            return Scheduled(message="its worker was killed before the run began")  # the next worker takes it
+        case _:
+            return Crashed(message=_GONE)
+
+
+def _named(pid: int) -> str | None:
+    """A process by a name that no other ever has: host, boot, pid, start. None where it is gone, or not on Linux."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else f"{socket.gethostname()}/{boot}/{pid}/{fields[19]}"
+
+
+def main(pool: str, before_s: float) -> None:
+    """What `make up` does."""
+    with get_client(sync_client=True) as client:
+        _end_departed(client)
+        _end_unclaimed(client, pool, datetime.fromtimestamp(before_s, UTC))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], float(sys.argv[2]))

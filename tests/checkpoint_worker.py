@@ -1,0 +1,68 @@
+"""`python checkpoint_worker.py STORE`: a training that halts once it has saved its checkpoint after 40 of 60 steps.
+
+It prints ``ready`` then, so that a test can kill it there, and waits for a line on stdin.
+"""
+
+import sys
+from typing import Any
+
+from ssl_backdoor.progress import OnProgress, silent
+from ssl_backdoor.specs import (
+    BYOLSpec,
+    DatasetSpec,
+    FitSpec,
+    ResNetSpec,
+    Resources,
+    ScenesSourceSpec,
+    SGDSpec,
+    TrainSpec,
+    ViewsSpec,
+)
+from ssl_backdoor.stages import Finished, IngestStage, StageCall, TrainStage, run_stage
+from ssl_backdoor.store import ArtifactStore, open_store
+
+EVERY_STEPS, HALT_STEP, STEPS = 10, 40, 60
+IMAGES = StageCall(
+    IngestStage(
+        dataset=DatasetSpec(
+            source=ScenesSourceSpec(num_classes=2, train_per_class=64, test_per_class=0, side_px=16),
+            samples_per_shard=50,
+        )
+    ),
+    source="scenes",
+)
+
+
+def training(store: ArtifactStore) -> StageCall:
+    """BYOL on 128 drawn images in three shards, four steps an epoch; they are ingested if they are not there."""
+    train = TrainSpec(
+        method=BYOLSpec(projector_hidden_dim=32, embedding_dim=16, predictor_hidden_dim=32),
+        backbone=ResNetSpec(depth=8, width=16, stem="small"),
+        fit=FitSpec(
+            epochs=STEPS // 4, batch_size=32, views=ViewsSpec(size_px=16, blur_p=0.0), optimizer=SGDSpec(lr=0.01)
+        ),
+    )
+    return StageCall(TrainStage(train=train, seed=0), {"dataset": run_stage(IMAGES, store).ref})
+
+
+def run(call: StageCall, store: ArtifactStore, on_progress: OnProgress = silent) -> Finished:
+    """The training on this CPU, with many checkpoints."""
+    return run_stage(call, store, Resources(device="cpu", checkpoint_every_steps=EVERY_STEPS), on_progress)
+
+
+def main(root: str) -> None:
+    store: Any = open_store(root)
+    save = store.save_checkpoint
+
+    def save_and_halt(stage, key, step, file) -> None:
+        save(stage, key, step, file)
+        if step == HALT_STEP:
+            print("ready", flush=True)
+            sys.stdin.readline()
+
+    store.save_checkpoint = save_and_halt
+    run(training(store), store)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

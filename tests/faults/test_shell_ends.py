@@ -1,0 +1,96 @@
+"""A shell is killed wherever it is: nothing outlives it, and the same command goes on."""
+
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import impatient_shell
+import killed_shell
+import pytest
+from command_server import TINY
+from fault_proxy import Fault, fault_proxy
+from services import wait_until
+from shells import begin, left_of
+
+from ssl_backdoor.store import open_store
+
+pytestmark = [pytest.mark.services, pytest.mark.slow]
+POISON = ("poison", "demo", *TINY)
+LONG = ("train", "demo", *TINY, "--methods", "byol", "--set", "train.fit.batch_size=8", "--set", "train.fit.epochs=20")
+"""Two trainings of 500 steps, with a checkpoint in the middle of each."""
+
+
+def until_a_checkpoint(shell, folder: Path) -> None:
+    def underway() -> bool:
+        assert shell.poll() is None, shell.communicate()
+        return bool(list(folder.glob("home/store/.checkpoints/train/*/*.ckpt")))
+
+    wait_until(underway, timeout_s=120, what="a checkpoint")
+
+
+def done(shell) -> str:
+    """What a command that came through said on stderr."""
+    err = shell.communicate(timeout=200)[1]
+    assert shell.returncode == 0, err
+    return err
+
+
+def states(folder: Path, table: str) -> list[str]:
+    """Names of the last or, with ``_state``, of all states that Prefect kept, in their order."""
+    order = "timestamp" if table.endswith("_state") else "created"
+    column = "name" if table.endswith("_state") else "state_name"
+    with closing(sqlite3.connect(folder / "home" / "prefect" / "prefect.db")) as database:
+        return [name for (name,) in database.execute(f"SELECT {column} FROM {table} ORDER BY {order}")]
+
+
+def test_a_killed_shell_leaves_no_process_and_no_run_that_seems_to_run(tmp_path):
+    with begin(tmp_path, *LONG) as shell:
+        until_a_checkpoint(shell, tmp_path)
+        titles = " ".join(left_of(tmp_path).values())
+        assert "uvicorn" in titles
+        assert "raylet" in titles
+        shell.kill()
+        shell.communicate()
+    wait_until(lambda: not left_of(tmp_path), timeout_s=30, what=f"the end of {left_of(tmp_path)}")
+    assert states(tmp_path, "flow_run") == ["Running"]
+    with begin(tmp_path, *LONG) as shell:
+        done(shell)
+    assert states(tmp_path, "flow_run") == ["Crashed", "Completed"]
+    assert list(tmp_path.glob("home/store/.checkpoints/train/*/*.ckpt")) == []
+
+
+def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
+    tmp_path, environment, prefix, object_store
+):
+    store = open_store(f"s3://{object_store.bucket}/{prefix}")
+    with begin(tmp_path, "poison", *POISON, "--store", store.root, program=Path(killed_shell.__file__)) as shell:
+        shell.communicate(timeout=120)
+    assert shell.returncode == -signal.SIGKILL
+    parts = object_store.keys(f"{prefix}/poison/")
+    assert parts
+    assert store.keys("poison") == ()
+    wait_until(lambda: not left_of(tmp_path), timeout_s=30, what=f"the end of {left_of(tmp_path)}")
+    with begin(tmp_path, *POISON, "--store", store.root) as shell:
+        done(shell)
+    with begin(tmp_path, *POISON) as shell:
+        done(shell)
+    calm = open_store(str(tmp_path / "home" / "store"))
+    for stage in ("ingest", "poison"):
+        assert store.keys(stage) == calm.keys(stage) != ()
+        for key in calm.keys(stage):
+            assert store.manifest(store.ref(stage, key)).digest == calm.manifest(calm.ref(stage, key)).digest
+
+
+def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path, environment, prefix, object_store):
+    place = f"s3://{object_store.bucket}/{prefix}"
+    with fault_proxy(object_store.endpoint) as proxy:
+        proxy.add(Fault("get", "refuse", times=2, ending="manifest.json"))
+        impatient, address = Path(impatient_shell.__file__), {"AWS_ENDPOINT_URL": proxy.endpoint}
+        with begin(tmp_path, *POISON, "--store", place, program=impatient, **address) as shell:
+            told = done(shell)
+    assert "waits, then tries again: " in told
+    assert "503" in told
+    told = states(tmp_path, "task_run_state")
+    assert told.count("AwaitingRetry") == told.count("Retrying") == 1
+    assert states(tmp_path, "flow_run") == ["Completed"]

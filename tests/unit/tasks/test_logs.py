@@ -1,0 +1,120 @@
+"""Events as lines, as JSON, and through another process."""
+
+import json
+import logging
+from datetime import datetime, timedelta
+
+import pytest
+
+from ssl_backdoor.events import LOG, about, tell
+from tasks.logs import JsonLine, Line, Relay, others_in_json, replay, shown
+
+
+class _Kept(logging.Handler):
+    def __init__(self, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self.setFormatter(formatter)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+IDS = {"flow_run_id": "run-1", "stage": "train", "key": "4f2a90c1b2d3e4f5", "title": "train suspect"}
+
+
+def told_as(formatter: logging.Formatter, message: str, **fields: object) -> str:
+    kept = _Kept(formatter)
+    with shown(kept), about(**IDS):
+        tell("finished", message, **fields)
+    (line,) = kept.lines
+    return line
+
+
+def test_json_has_the_ids_the_fields_and_utc() -> None:
+    line = told_as(JsonLine(), "finished after 93.1 s\nand more", seconds=93.125)
+    assert "\n" not in line
+    told = json.loads(line)
+    moment = datetime.fromisoformat(told.pop("time"))
+    assert moment.utcoffset() == timedelta(0)
+    assert abs((datetime.now(moment.tzinfo) - moment).total_seconds()) < 5
+    assert told == {
+        "level": "info",
+        "event": "finished",
+        **IDS,
+        "seconds": 93.125,
+        "message": "finished after 93.1 s\nand more",
+    }
+
+
+def test_a_line_names_the_artifact_as_the_command_show_takes_it() -> None:
+    assert told_as(Line(has_time=False), "finished\nafter 93.1 s") == (
+        "train suspect (train/4f2a90c1b2d3): finished after 93.1 s"
+    )
+    assert told_as(Line(), "x")[2::3][:2] == "::"
+
+
+@pytest.mark.parametrize("formatter", [Line(), JsonLine()])
+def test_secrets_do_not_appear(formatter: logging.Formatter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-8c1f")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-77aa")
+    line = told_as(formatter, "refused canary-8c1f, canary-77aa at http://me:canary-0123@127.0.0.1:5000/x")
+    assert "canary" not in line
+    assert "refused ***, *** at http://***@127.0.0.1:5000/x" in line
+
+
+@pytest.mark.parametrize("formatter", [Line(), JsonLine()])
+def test_a_traceback_is_told_without_secrets(formatter: logging.Formatter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "canary-9b9b")
+    kept = _Kept(formatter)
+    with shown(kept):
+        try:
+            raise RuntimeError("wrong password canary-9b9b")
+        except RuntimeError:
+            LOG.exception("it broke")
+    (line,) = kept.lines
+    assert "RuntimeError: wrong password ***" in line
+    assert "canary" not in line
+
+
+def test_what_another_process_told_is_told_here_as_it_was() -> None:
+    there, here, direct = [], _Kept(JsonLine()), _Kept(JsonLine())
+    with shown(Relay(there.append), direct), about(**IDS, host="node-3"):
+        tell("begins", "100% of it begins", pid=7)
+        LOG.warning("plain %s", "words")
+    with shown(here):
+        for record in there:
+            replay(json.loads(json.dumps(record)))
+    assert here.lines == direct.lines
+    assert [json.loads(line)["host"] for line in here.lines] == ["node-3", "node-3"]
+
+
+def test_nobody_who_listens_for_warnings_alone_is_told_more() -> None:
+    there: list[dict[str, object]] = []
+    with shown(Relay(there.append)):
+        tell("begins", "begins")
+    kept = _Kept(Line())
+    with shown(kept):
+        LOG.setLevel(logging.WARNING)
+        replay(there[0])
+    assert kept.lines == []
+    assert LOG.level == logging.NOTSET
+
+
+def test_outside_the_block_all_is_as_before() -> None:
+    before = list(LOG.handlers)
+    with shown(_Kept(Line())):
+        assert (len(LOG.handlers), LOG.level, LOG.propagate) == (len(before) + 1, logging.INFO, False)
+    assert (list(LOG.handlers), LOG.level, LOG.propagate) == (before, logging.NOTSET, True)
+
+
+def test_what_other_libraries_log_has_the_ids_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SSL_BACKDOOR_LOG", "json")
+    before = list(logging.getLogger().handlers)
+    with about(flow_run_id="run-1"), others_in_json():
+        logging.getLogger("another.library").warning("it is %s", "late")
+    told = json.loads(capsys.readouterr().err)
+    assert (told["level"], told["flow_run_id"], told["message"]) == ("warning", "run-1", "it is late")
+    assert logging.getLogger().handlers == before

@@ -1,0 +1,61 @@
+"""What the flow hears from its workers."""
+
+import logging
+from types import SimpleNamespace
+
+import pytest
+
+from ssl_backdoor.events import about, ids
+from ssl_backdoor.progress import Progress
+from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
+from ssl_backdoor.stages import IngestStage, StageCall
+from tasks.ray_fit import Watcher
+from tasks.wire import Board
+
+
+def event(kind: str, key: str) -> dict[str, object]:
+    return {"event": kind, "levelno": logging.INFO, "levelname": "INFO", "msg": kind, "fields": {"key": key}}
+
+
+def test_each_event_is_read_once() -> None:
+    board = Board()
+    board.tell(event("begins", "a"))
+    assert board.read()[1] == [event("begins", "a")]
+    assert board.read()[1] == []
+
+
+def test_a_stage_that_begins_once_more_is_a_warning() -> None:
+    board = Board()
+    for kind, key in (("begins", "a"), ("begins", "b"), ("resumes", "a"), ("begins", "a"), ("begins", "a")):
+        board.tell(event(kind, key))
+    told = [(one["levelname"], one["fields"].get("attempt"), one["msg"]) for one in board.read()[1]]
+    assert told == [
+        ("INFO", None, "begins"),
+        ("INFO", None, "begins"),
+        ("INFO", None, "resumes"),
+        ("WARNING", 2, "begins, attempt 2"),
+        ("WARNING", 3, "begins, attempt 3"),
+    ]
+
+
+def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[str, dict[str, str]]] = []
+    call = StageCall(
+        IngestStage(dataset=DatasetSpec(source=ScenesSourceSpec())), source="scenes", title="ingest, pair 3"
+    )
+    with about(flow_run_id="run-1"):
+        watcher = Watcher(lambda title, _: heard.append((title, dict(ids()))))
+    watcher.stated(call)
+    with about(flow_run_id="run-1", **call.ids):
+        watcher.ended()
+    board = Board()
+    board.post(call.title, Progress(1, 2, "images"))
+    actor = SimpleNamespace(remote=lambda **_: None)
+    monkeypatch.setattr("tasks.ray_fit.ray.get", lambda answer, timeout: board.read())
+    monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=actor))
+    watcher.close()
+    watcher._context.copy().run(watcher._poll)
+    assert heard == [
+        ("all stages", {"flow_run_id": "run-1"}),
+        ("ingest, pair 3", {"flow_run_id": "run-1", **call.ids}),
+    ]
