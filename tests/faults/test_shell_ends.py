@@ -52,7 +52,7 @@ def test_a_killed_shell_leaves_no_process_and_no_run_that_seems_to_run(tmp_path)
         assert "raylet" in titles
         shell.kill()
         shell.communicate()
-    wait_until(lambda: not left_of(tmp_path), timeout_s=30, what=f"the end of {left_of(tmp_path)}")
+    wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
     assert states(tmp_path, "flow_run") == ["Running"]
     with begin(tmp_path, *LONG) as shell:
         done(shell)
@@ -70,7 +70,7 @@ def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
     parts = object_store.keys(f"{prefix}/poison/")
     assert parts
     assert store.keys("poison") == ()
-    wait_until(lambda: not left_of(tmp_path), timeout_s=30, what=f"the end of {left_of(tmp_path)}")
+    wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
     with begin(tmp_path, *POISON, "--store", store.root) as shell:
         done(shell)
     with begin(tmp_path, *POISON) as shell:

@@ -73,7 +73,7 @@ def test_a_failed_cell_leaves_the_others_and_a_rerun_does_only_what_is_missing(l
     [
         (("--methods", "bjol"), "bjol"),
         (("--methods", ""), "byol"),
-        (("--seeds", "5000"), "--yes"),
+        (("--seeds", "1000"), "--yes"),
         (("--methods", "jigsaw", "--set", "train.fit.views.size_px=12"), "18 px"),
         (("--methods", "mae", "--set", "train.fit.views.size_px=18"), "multiple of patch_px"),
         (("--methods", "moco_v2", "--set", "train.fit.batch_size=2"), "bn_groups"),

@@ -36,6 +36,10 @@ class Refused(NamedTuple):
     deployment: str = "experiment/recipe"
 
 
+UNSEEN = ("attack.trigger.seed=987",)
+"""A training that no other test has left in the store."""
+
+
 def demo(*words: str, settings: tuple[str, ...] = (), **parameters: object) -> Refused:
     return Refused({"settings": [*TINY_SETTINGS, *settings], **parameters}, words, deployment="experiment/demo")
 
@@ -142,7 +146,6 @@ def specs(folder: Path) -> dict[str, Refused]:
     larger = 'attack.trigger={"kind":"grid","size_px":900}'
     byol = {"method": {"kind": "byol"}, "fit": {"batch_size": 7, "bn_groups": 2}}
     return {
-        "a parameter nobody knows": demo("sizes", sizes="mini"),
         "an attack without its kind": demo("attack", "kind is missing", attack={"target_class": "cat"}),
         "groups that do not divide": demo("train", "batch_size 7", train=byol),
         "a field nobody knows": demo("epohcs", settings=("train.fit.epohcs=1",)),
@@ -164,8 +167,8 @@ def specs(folder: Path) -> dict[str, Refused]:
         "no data": Refused({}, ("saha2022_table1 needs --data PATH",), deployment="matrix/recipe"),
         "a pickle for a trigger": demo("weights.pkl", settings=(trigger.format(poisonous),)),
         "a device for a trigger": demo("/dev/zero", settings=(trigger.format("/dev/zero"),)),
-        "more threads than CPUs": demo("1024 threads", "CPUs", resources={"threads": 1024}),
-        "more workers than CPUs": demo("64 workers", resources={"workers": 64}),
+        "more threads than CPUs": demo("1024 threads", "CPUs", settings=UNSEEN, resources={"threads": 1024}),
+        "more workers than CPUs": demo("64 workers", settings=UNSEEN, resources={"workers": 64}),
     }
 
 
