@@ -12,8 +12,8 @@ from typing import NamedTuple
 from flows import servers, settings
 from ssl_backdoor.errors import UserError
 from ssl_backdoor.store import open_store
-from ssl_backdoor.store.contents import contents_of
 from ssl_backdoor.store.local import folder_of
+from ssl_backdoor.store.survey import contents_of
 
 _NEEDED = ("torch", "pyarrow", "pydantic", "pillow", "prefect", "ray", "mlflow", "fastapi", "open-clip-torch", "timm")
 _MIN_FREE_BYTES = 2 * 1024**3

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypeVar, final
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, absent, explained
-from ssl_backdoor.store.local import LocalStore, folder_of
+from ssl_backdoor.store.local import folder_of
 
 _THREADS = 8  # a client of S3 keeps ten connections
 T = TypeVar("T")
@@ -57,18 +57,6 @@ class Contents(abc.ABC):
     @abc.abstractmethod
     def withdraw(self, ref: ArtifactRef) -> None:
         """Take a finished artifact away: its manifest before its files, so that it is never half there."""
-
-
-def contents_of(store: ArtifactStore) -> Contents:
-    """The contents of ``store``."""
-    if isinstance(store, LocalStore):
-        return LocalContents(store)
-    from ssl_backdoor.store.s3 import S3Store
-    from ssl_backdoor.store.s3_contents import S3Contents
-
-    if isinstance(store, S3Store):
-        return S3Contents(store)
-    raise TypeError(f"expected a store on a file system or on S3, found {type(store).__name__}")
 
 
 @final

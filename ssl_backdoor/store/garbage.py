@@ -7,8 +7,8 @@ from typing import NamedTuple, cast, get_args
 
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import ArtifactRef, ArtifactStore
-from ssl_backdoor.store.contents import Entry, contents_of
-from ssl_backdoor.store.survey import Group, Survey
+from ssl_backdoor.store.contents import Entry
+from ssl_backdoor.store.survey import Group, Survey, contents_of
 
 
 @dataclass(frozen=True)

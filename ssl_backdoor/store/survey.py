@@ -10,7 +10,8 @@ from ssl_backdoor.errors import StoreError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Checkpoint, Manifest
-from ssl_backdoor.store.contents import Entry, contents_of, side_by_side
+from ssl_backdoor.store.contents import Contents, Entry, LocalContents, side_by_side
+from ssl_backdoor.store.local import LocalStore
 
 _STAGE, _KEY, _ATTEMPT = "|".join(get_args(Stage)), "[0-9a-f]{64}", "[0-9a-f]{32}"
 # Stricter than a store is: a folder of somebody's own that is called `train` is never taken for one of ours.
@@ -21,6 +22,18 @@ _PROBE = re.compile(rf"\.probe-{_ATTEMPT}")
 _FRAME = re.compile(rf"{re.escape(CHECKPOINTS)}|(?:{re.escape(CHECKPOINTS)}/)?(?:{_STAGE})")
 
 _TELL_EVERY = 1000
+
+
+def contents_of(store: ArtifactStore) -> Contents:
+    """The contents of ``store``."""
+    if isinstance(store, LocalStore):
+        return LocalContents(store)
+    from ssl_backdoor.store.s3 import S3Store  # boto3 takes a third of a second to import
+    from ssl_backdoor.store.s3_contents import S3Contents
+
+    if isinstance(store, S3Store):
+        return S3Contents(store)
+    raise TypeError(f"expected a store on a file system or on S3, found {type(store).__name__}")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,10 @@ from stack_shell import ROOT, Stack, running_stack
 from flows.housekeeping import Wish, collect, lines
 from infra.stack import ports
 from ssl_backdoor.store import open_store
-from ssl_backdoor.store.contents import contents_of
 from ssl_backdoor.store.garbage import garbage, sweep
 from ssl_backdoor.store.s3 import S3Store
 from ssl_backdoor.store.s3_contents import S3Contents
-from ssl_backdoor.store.survey import survey
+from ssl_backdoor.store.survey import contents_of, survey
 
 pytestmark = pytest.mark.services
 EVERYTHING = Wish(delete=True, unreached=True, older_than_days=0)

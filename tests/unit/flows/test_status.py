@@ -13,6 +13,7 @@ from flows.status import lines, status
 from flows.units import bytes_text, duration_text
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.store import contents, open_store
+from ssl_backdoor.store.survey import contents_of
 
 DAY_S = 86_400
 
@@ -77,7 +78,7 @@ def test_what_is_finished_what_is_not_and_what_is_rubbish(store, tmp_path, monke
     hollow.mkdir(parents=True)
     (hollow / "part").write_text("part")
     (tmp_path / "store" / "notes.txt").touch()
-    now_s = contents.contents_of(store).clock_s()
+    now_s = contents_of(store).clock_s()
     monkeypatch.setattr(contents.LocalContents, "clock_s", lambda _: now_s + 3 * DAY_S)
     told = status(store)
     assert told["stages"]["train"] == {"finished": 2, "bytes": 3000, "seconds": 3660.5}
@@ -168,7 +169,7 @@ def test_doctor_names_a_server_that_does_not_answer(store, monkeypatch, listener
 @pytest.mark.parametrize(("ahead_s", "told"), [(90, "90 s ahead of"), (-700, "700 s behind")])
 def test_doctor_tells_of_a_wrong_clock(store, monkeypatch, ahead_s, told):
     assert findings(store.root, "clock") == []
-    now_s = contents.contents_of(store).clock_s()
+    now_s = contents_of(store).clock_s()
     monkeypatch.setattr(contents.LocalContents, "clock_s", lambda _: now_s - ahead_s)
     (finding,) = findings(store.root, "clock")
     assert not finding.ok
