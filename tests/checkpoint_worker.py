@@ -6,18 +6,10 @@ It prints ``ready`` then, so that a test can kill it there, and waits for a line
 import sys
 from typing import Any
 
+from ray_worker import byol
+
 from ssl_backdoor.progress import OnProgress, silent
-from ssl_backdoor.specs import (
-    BYOLSpec,
-    DatasetSpec,
-    FitSpec,
-    ResNetSpec,
-    Resources,
-    ScenesSourceSpec,
-    SGDSpec,
-    TrainSpec,
-    ViewsSpec,
-)
+from ssl_backdoor.specs import DatasetSpec, Resources, ScenesSourceSpec
 from ssl_backdoor.stages import Finished, IngestStage, StageCall, TrainStage, run_stage
 from ssl_backdoor.store import ArtifactStore, open_store
 
@@ -35,14 +27,7 @@ IMAGES = StageCall(
 
 def training(store: ArtifactStore) -> StageCall:
     """BYOL on 128 drawn images in three shards, four steps an epoch; they are ingested if they are not there."""
-    train = TrainSpec(
-        method=BYOLSpec(projector_hidden_dim=32, embedding_dim=16, predictor_hidden_dim=32),
-        backbone=ResNetSpec(depth=8, width=16, stem="small"),
-        fit=FitSpec(
-            epochs=STEPS // 4, batch_size=32, views=ViewsSpec(size_px=16, blur_p=0.0), optimizer=SGDSpec(lr=0.01)
-        ),
-    )
-    return StageCall(TrainStage(train=train, seed=0), {"dataset": run_stage(IMAGES, store).ref})
+    return StageCall(TrainStage(train=byol(STEPS // 4), seed=0), {"dataset": run_stage(IMAGES, store).ref})
 
 
 def run(call: StageCall, store: ArtifactStore, on_progress: OnProgress = silent) -> Finished:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests."""
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,17 @@ def object_store() -> Iterator["ObjectStore"]:
 
     with object_store_server() as server:
         yield server
+
+
+@pytest.fixture
+def environment(object_store, tmp_path, monkeypatch) -> dict[str, str]:
+    """The AWS variables of the session's object store, and a cache of this test's own."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    found = {**object_store.environment, "SSL_BACKDOOR_CACHE": str(tmp_path / "cache")}
+    for name, value in found.items():
+        monkeypatch.setenv(name, value)
+    return found
 
 
 @pytest.fixture(scope="session")

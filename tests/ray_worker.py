@@ -20,11 +20,9 @@ from ssl_backdoor.store import ArtifactStore, open_store
 EVERY_STEPS = 10
 
 
-def training(store: ArtifactStore, bn_groups: int, epochs: int = 30) -> StageCall:
-    """BYOL on 128 drawn images, four steps an epoch."""
-    source = ScenesSourceSpec(num_classes=2, train_per_class=64, test_per_class=0, side_px=16)
-    images = run_stage(StageCall(IngestStage(dataset=DatasetSpec(source=source)), source="scenes"), store).ref
-    train = TrainSpec(
+def byol(epochs: int, bn_groups: int = 1) -> TrainSpec:
+    """BYOL in steps of 32 images of 16 px."""
+    return TrainSpec(
         method=BYOLSpec(projector_hidden_dim=32, embedding_dim=16, predictor_hidden_dim=32),
         backbone=ResNetSpec(depth=8, width=16, stem="small"),
         fit=FitSpec(
@@ -35,7 +33,14 @@ def training(store: ArtifactStore, bn_groups: int, epochs: int = 30) -> StageCal
             bn_groups=bn_groups,
         ),
     )
-    return StageCall(TrainStage(train=train, seed=0), {"dataset": images}, title="train under test")
+
+
+def training(store: ArtifactStore, bn_groups: int, epochs: int = 30) -> StageCall:
+    """BYOL on 128 drawn images, four steps an epoch."""
+    source = ScenesSourceSpec(num_classes=2, train_per_class=64, test_per_class=0, side_px=16)
+    images = run_stage(StageCall(IngestStage(dataset=DatasetSpec(source=source)), source="scenes"), store).ref
+    train = TrainStage(train=byol(epochs, bn_groups), seed=0)
+    return StageCall(train, {"dataset": images}, title="train under test")
 
 
 def main(root: str, workers: int) -> None:

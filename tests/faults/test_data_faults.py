@@ -183,9 +183,13 @@ def interrupted(behind, killed):
 def resumed(store, caplog):
     """Digest of the training when it is taken up, the step it went on after, and what it warned of."""
     steps = []
+
+    def listen(progress):
+        if progress.unit == "steps":
+            steps.append(progress.done)
+
     caplog.clear()
     with caplog.at_level(logging.WARNING, "ssl_backdoor"):
-        listen = lambda progress: progress.unit == "steps" and steps.append(progress.done)  # noqa: E731
         ref = checkpoint_worker.run(training(store), store, listen).ref
     return store.manifest(ref).digest, steps[0] - 1, [record.getMessage() for record in caplog.records]
 

@@ -9,9 +9,12 @@ def test_the_projects_own_words_stay_and_a_strangers_first_line_is_named():
 
 
 def test_what_a_worker_process_raised_is_named_instead_of_its_wrapping():
-    wrapping = RuntimeError("ray::_run() traceback")
-    wrapping.cause = MemoryError("out of memory")  # type: ignore[attr-defined]  # as Ray has it
-    assert sentence(wrapping).startswith("unexpected MemoryError: out of memory")
+    class Wrapping(RuntimeError):
+        """As Ray has it."""
+
+        cause = MemoryError("out of memory")
+
+    assert sentence(Wrapping("ray::_run() traceback")).startswith("unexpected MemoryError: out of memory")
 
 
 def test_a_line_can_be_kept_and_holds_no_password():
