@@ -24,6 +24,8 @@ TINY_SETTINGS = (
 )
 """The demo at a size that takes seconds."""
 TINY = tuple(part for setting in TINY_SETTINGS for part in ("--set", setting))
+DEMO_SETTINGS = (*TINY_SETTINGS, "dataset.source.seed=12")
+"""The same on images of its own: what the fixture ``demo`` runs was made by no test before it."""
 
 
 class Outcome(NamedTuple):

@@ -43,8 +43,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
 @pytest.fixture(scope="session")
 def demo(stack: "Stack") -> dict:
     """The tiny demo, run by the worker; its flow run."""
-    from command_server import TINY_SETTINGS
+    from command_server import DEMO_SETTINGS
 
-    done = stack.deploy("experiment/demo", "--watch", settings=TINY_SETTINGS)
+    done = stack.deploy("experiment/demo", "--watch", settings=DEMO_SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr + stack.log("worker")
     return stack.flow_run(done)

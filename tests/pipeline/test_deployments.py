@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from command_server import TINY_SETTINGS
+from command_server import DEMO_SETTINGS, TINY_SETTINGS
 from services import wait_until
 
 from infra.stack import object_store
@@ -46,7 +46,7 @@ print(len(cells), parent.info.status, [one.path for one in client.list_artifacts
 
 
 def test_the_same_again_computes_nothing(stack, demo):
-    done = stack.deploy("experiment/demo", "--watch", settings=TINY_SETTINGS)
+    done = stack.deploy("experiment/demo", "--watch", settings=DEMO_SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr
     run = stack.flow_run(done)
     assert run["id"] != demo["id"]
@@ -84,5 +84,5 @@ def test_a_killed_worker_is_back_after_up_and_takes_the_next_run(stack, demo):
     time.sleep(0.5)
     assert stack("status")[0] == 1
     assert stack("up")[0] == 0
-    done = stack.deploy("experiment/demo", "--watch", settings=TINY_SETTINGS)
+    done = stack.deploy("experiment/demo", "--watch", settings=DEMO_SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr

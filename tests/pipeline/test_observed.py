@@ -5,7 +5,7 @@ import re
 from datetime import datetime
 
 import pytest
-from command_server import TINY_SETTINGS
+from command_server import DEMO_SETTINGS
 from services import wait_until
 
 from infra.stack import ray_head
@@ -80,7 +80,7 @@ def test_the_workers_file_at_ray_names_the_artifact_too(stack, demo):
 
 
 def test_a_program_is_told_in_json_what_is_reused_and_what_fails(stack, demo):
-    settings = [part for one in TINY_SETTINGS for part in ("--set", one)]
+    settings = [part for one in DEMO_SETTINGS for part in ("--set", one)]
     script = f"""
 from flows.cli import main
 for more in ([], ["--set", "attack.target_class=axolotl"]):
