@@ -1,26 +1,19 @@
-"""Views per second on one thread: ours (batched tensors) against torchvision v1 (PIL) and v2 (tensors), image by image.
+"""Views per CPU second on one thread: ours (batched tensors) beside torchvision v1 (PIL), v2 (tensors) and kornia.
 
-    python -m tests.benchmarks.bench_views [--quick] [--out results.json]
+    python -m tests.benchmarks.bench_views [--quick] [--out FOLDER]
 
-All three draw from one distribution: crop 0.2-1, flip, jitter .6/.6/.6/.2 at 0.8, grey at 0.2, with and without blur at
-0.5, normalised. Input is decoded already (uint8 tensors; PIL images for v1). Repetitions are paired: each times all
-three, one after the other, and the ratios are taken within it. Seconds are the process's CPU seconds (all its threads),
-so that neighbours on a shared machine count for little; on an idle one they are the wall's.
+All draw from one distribution: crop 0.2-1, flip, jitter .6/.6/.6/.2 at 0.8, grey at 0.2, with and without blur at 0.5,
+normalised. Input is decoded already (uint8 tensors; PIL images for v1). torchvision works image by image, kornia and
+ours by the batch; kornia's crops are not antialiased. On the CPU seconds are the process's CPU seconds (all its
+threads), so that neighbours on a shared machine count for little; on an idle one they are the wall's. On a GPU they
+are the wall's, and torchvision is left out.
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
-import PIL
 import torch
-import torchvision
 import torchvision.transforms as v1
 from PIL import Image
 from torch import Tensor
@@ -29,6 +22,7 @@ from torchvision.transforms import v2
 from ssl_backdoor.data.views import IMAGENET_MEAN, IMAGENET_STD, blur_reach_px, make_views
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
+from tests.benchmarks.harness import Comparison, Options, main, paired
 
 CASES = ((16, 16, 64), (32, 32, 64), (256, 224, 16))
 """Side of the images, side of the views, images in a batch."""
@@ -52,26 +46,41 @@ def torchvision_steps(t: Any, spec: ViewsSpec) -> list[Any]:
     return steps
 
 
+def kornia_steps(spec: ViewsSpec) -> torch.nn.Module:
+    """The same operators of kornia, each sample of the batch with its own parameters."""
+    import kornia.augmentation as k
+
+    size, amounts = (spec.size_px, spec.size_px), (spec.brightness, spec.contrast, spec.saturation, spec.hue)
+    steps: list[Any] = [
+        k.RandomResizedCrop(size, scale=spec.crop_scale, cropping_mode="resample"),
+        k.RandomHorizontalFlip(p=spec.flip_p),
+        k.ColorJitter(*amounts, p=spec.jitter_p),
+        k.RandomGrayscale(p=spec.grey_p),
+    ]
+    if spec.blur_p > 0:
+        side = 2 * blur_reach_px(spec) + 1
+        steps.append(k.RandomGaussianBlur((side, side), spec.blur_sigma_px, p=spec.blur_p))
+    return k.AugmentationSequential(*steps, k.Normalize(list(IMAGENET_MEAN), list(IMAGENET_STD)))
+
+
 def contenders(images: Tensor, spec: ViewsSpec) -> dict[str, Callable[[], Tensor]]:
     """Each makes one view of every image and returns (B, 3, S, S) float32."""
     generator = torch_generator(0, "bench_views")
+    batched = kornia_steps(spec)
+    made: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: make_views(images, spec, generator),
+        "kornia": lambda: batched(images.float() / 255),
+    }
+    if images.is_cuda:
+        return made
     pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     normalise = (list(IMAGENET_MEAN), list(IMAGENET_STD))
     first = v1.Compose([*torchvision_steps(v1, spec), v1.ToTensor(), v1.Normalize(*normalise)])
     second = v2.Compose([*torchvision_steps(v2, spec), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*normalise)])
-    return {
-        "ours": lambda: make_views(images, spec, generator),
-        "torchvision_v1": lambda: torch.stack([first(image) for image in pil]),
-        "torchvision_v2": lambda: torch.stack([second(image) for image in images]),
+    return made | {
+        "torchvision v1": lambda: torch.stack([first(image) for image in pil]),
+        "torchvision v2": lambda: torch.stack([second(image) for image in images]),
     }
-
-
-def views_per_cpu_second(make: Callable[[], Tensor], seconds: float) -> float:
-    make()
-    num_views, start = 0, time.process_time()
-    while (elapsed := time.process_time() - start) < seconds or not num_views:
-        num_views += len(make())
-    return num_views / elapsed
 
 
 def smooth_images(n: int, side_px: int) -> Tensor:
@@ -82,68 +91,39 @@ def smooth_images(n: int, side_px: int) -> Tensor:
     return (blobs * 230 + grain * 25).clamp(0, 255).byte()
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+def views_per_second(make: Callable[[], Tensor], seconds: float) -> float:
+    """Of CPU time, or of the wall where the views are on a GPU."""
+    on_gpu = make().is_cuda
+
+    def now() -> float:
+        if not on_gpu:
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    num_views, start = 0, now()
+    while True:
+        for _ in range(10 if on_gpu else 1):
+            num_views += len(make())
+        if (spent := now() - start) >= seconds:
+            return num_views / spent
 
 
-def measure(in_px: int, out_px: int, batch: int, blur_p: float, repetitions: int, seconds: float) -> dict[str, Any]:
-    made = contenders(smooth_images(batch, in_px), views_spec(out_px, blur_p))
-    rates: dict[str, list[float]] = {name: [] for name in made}
-    for repetition in range(repetitions):
-        names = list(made) if repetition % 2 == 0 else list(made)[::-1]
-        for name in names:
-            rates[name].append(views_per_cpu_second(made[name], seconds))
-    ratios = {
-        f"ours/{name}": spread([a / b for a, b in zip(rates["ours"], rates[name], strict=True)])
-        for name in rates
-        if name != "ours"
-    }
-    case = {"in_px": in_px, "out_px": out_px, "batch": batch, "blur_p": blur_p}
-    return case | {"views_per_cpu_s": {name: spread(values) for name, values in rates.items()}, "ratios": ratios}
-
-
-def machine() -> dict[str, Any]:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "cpu": model or platform.processor(),
-        "cores": os.cpu_count(),
-        "load_1min": os.getloadavg()[0],
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "pillow": PIL.__version__,
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one short repetition: does it run?")
-    parser.add_argument("--out", type=Path, help="also write the figures as JSON here")
-    arguments = parser.parse_args()
+def run(options: Options) -> Iterator[Comparison]:
     torch.set_num_threads(1)
-    torch.manual_seed(0)  # torchvision draws from the global generator
-    repetitions, seconds = (1, 0.1) if arguments.quick else (5, 1.0)
-    results = {"machine": machine(), "repetitions": repetitions, "cpu_seconds_each": seconds, "cases": []}
-    print(" ".join(f"{name}={value}" for name, value in results["machine"].items()))
-    print(
-        f"views per CPU second on one thread: min / median / max of {repetitions} paired repetitions of {seconds} CPU s"
-    )
+    torch.manual_seed(0)  # torchvision and kornia draw from the global generator
+    unit = "views/s" if options.device == "cuda" else "views per CPU second"
     for in_px, out_px, batch in CASES:
         for blur_p in (0.0, 0.5):
-            case = measure(in_px, out_px, batch, blur_p, repetitions, seconds)
-            results["cases"].append(case)
-            print(f"{in_px} -> {out_px} px, batch {batch}, blur_p {blur_p}")
-            for name, rate in case["views_per_cpu_s"].items():
-                print(f"  {name:24} {rate['min']:10,.0f} {rate['median']:10,.0f} {rate['max']:10,.0f}")
-            for name, ratio in case["ratios"].items():
-                print(f"  {name:24} {ratio['min']:10.1f} {ratio['median']:10.1f} {ratio['max']:10.1f}")
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+            batch = 256 if options.device == "cuda" else batch
+            made = contenders(smooth_images(batch, in_px).to(options.device), views_spec(out_px, blur_p))
+            rates = {
+                name: lambda make=make: views_per_second(make, 0.1 if options.quick else 1.0)
+                for name, make in made.items()
+            }
+            case = f"{in_px} to {out_px} px, batch {batch}, {'with' if blur_p else 'no'} blur"
+            yield Comparison(case, unit, paired(rates, options.repetitions))
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__)
