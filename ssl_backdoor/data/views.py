@@ -14,6 +14,7 @@ Shapes: B images, 3 channels, H x W px in, S = ``size_px`` out; N rows of parame
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -65,6 +66,11 @@ class ViewParameters(NamedTuple):
     def rows(self, index: slice | Tensor) -> "ViewParameters":
         """The parameters of a part of the batch."""
         return ViewParameters(*(field[index] for field in self))
+
+    @classmethod
+    def joined(cls, parts: Sequence["ViewParameters"]) -> "ViewParameters":
+        """The rows of all parts, in their order."""
+        return cls(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> Tensor:

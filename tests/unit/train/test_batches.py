@@ -3,6 +3,7 @@ from tiny_training import BATCH, NUM_IMAGES, STEPS_PER_EPOCH, tiny_images
 
 from ssl_backdoor.methods.base import Alone
 from ssl_backdoor.specs import ViewsSpec
+from ssl_backdoor.train import batches
 from ssl_backdoor.train.batches import make_batches
 
 STILL = ViewsSpec(size_px=12, crop_scale=(1.0, 1.0), flip_p=0, jitter_p=0, grey_p=0, blur_p=0)
@@ -59,3 +60,14 @@ def test_a_replica_sees_its_share_of_the_global_batch() -> None:
     half = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, Second(), CPU)(6)
     for all_views, own in zip(whole.views, half.views, strict=True):
         torch.testing.assert_close(all_views[BATCH // 2 :], own)
+
+
+def test_views_made_for_several_steps_at_once_are_those_of_each_alone(monkeypatch) -> None:
+    jittered = ViewsSpec(size_px=12, blur_p=0.5)
+    at_once = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, Alone(), CPU)
+    together = [at_once(step) for step in range(2 * STEPS_PER_EPOCH)]
+    monkeypatch.setattr(batches, "AT_ONCE_PX", 1)
+    alone = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, Alone(), CPU)
+    for step, batch in enumerate(together):
+        assert batch.step == step
+        assert all(torch.equal(a, b) for a, b in zip(alone(step).views, batch.views, strict=True))
