@@ -110,17 +110,15 @@ def progress_shown() -> Iterator["Listener"]:
 
     With SSL_BACKDOOR_LOG=json all events, one JSON object a line.
     """
-    handler = logs.on_stderr()
-    if not logs.is_json():
-        if sys.stderr.isatty():
-            bars = Bars()
-            with bars.rich:
-                yield bars
-            return
-        # A failure is the command's last word: it is not said twice.
-        handler.addFilter(lambda record: logs.is_progress(record) or record.levelno == logging.WARNING)
-    with logs.shown(handler):
-        yield Lines()
+    is_json = logs.is_json()
+    display = Bars() if sys.stderr.isatty() and not is_json else Lines()
+    with display.rich if isinstance(display, Bars) else nullcontext():
+        handler = logs.on_stderr()  # made here: the bars stand below what is written while they are shown
+        if not is_json:
+            # A failure is the command's last word: it is not said twice.
+            handler.addFilter(lambda record: logs.is_progress(record) or record.levelno == logging.WARNING)
+        with logs.shown(handler):
+            yield display
 
 
 @contextmanager

@@ -81,6 +81,27 @@ def test_a_shell_is_quiet_but_for_progress_and_warnings(monkeypatch: pytest.Monk
     assert warning == "WARNING train suspect (train/4f2a90c1b2d3): MLflow could not be written"
 
 
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_warnings_once_and_without_secrets_beside_its_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    err, elsewhere = _Terminal(), _Kept()
+    monkeypatch.setattr(sys, "stderr", err)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [elsewhere])  # as Prefect's own
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-77aa")
+    with progress_shown() as listen:
+        listen("train suspect", Progress(1, 2, "steps"))
+        LOG.warning("MLflow could not be written (canary-77aa)")
+        tell("failed", "failed: the last word is the command's", logging.ERROR)
+    shown_text = err.getvalue()
+    assert shown_text.count("WARNING MLflow could not be written (***)") == 1
+    assert "train suspect" in shown_text
+    assert "failed" not in shown_text
+    assert elsewhere.records == []
+
+
 def test_a_shell_tells_programs_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_BACKDOOR_LOG", "json")
     told = [json.loads(line) for line in all_kinds(monkeypatch)]
