@@ -5,6 +5,7 @@ three looks at the clock; the machine is asked at most once a second, and the de
 """
 
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -142,12 +143,13 @@ def in_words(summary: Mapping[str, Any]) -> str:
 
 
 def _memory_bytes(name: str) -> int | None:
-    """A line of Linux's account of this process, such as VmRSS; None on other systems."""
+    """A line of Linux's account of this process, such as VmRSS; None where there is none, as in some sandboxes."""
     try:
-        status = _STATUS.read_text(encoding="ascii")
+        status = _STATUS.read_text(encoding="utf-8", errors="replace")  # a process may be called anything
     except OSError:
         return None
-    return 1024 * int(status.partition(f"{name}:")[2].split(maxsplit=1)[0])
+    found = re.search(rf"^{name}:\s*(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else None
 
 
 def _gpu_frac(device: torch.device) -> float | None:

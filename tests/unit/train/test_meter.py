@@ -108,8 +108,13 @@ def test_the_machine_is_not_asked_more_than_once_a_second(machine: _Machine) -> 
     assert [end - 1.7e9 - 100 for end in ends] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.5]
 
 
-def test_without_linux_there_is_no_memory(machine: _Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(module, "_STATUS", tmp_path / "none")
+@pytest.mark.parametrize("status", [None, b"Name:\t\xffpython\nThreads:\t1\n"])
+def test_where_the_system_does_not_tell_there_is_no_memory(
+    machine: _Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, status: bytes | None
+) -> None:
+    monkeypatch.setattr(module, "_STATUS", tmp_path / "other")
+    if status is not None:
+        (tmp_path / "other").write_bytes(status)
     meter = Meter(0, 1, batch_size=1, threads=1, device=CPU)
     train(meter, machine, 0, 1, wait_s=0.0, step_s=1.0)
     performance = meter.summary()["performance"]
