@@ -8,6 +8,7 @@ before the time ``SECONDS``, when another took its place, and that had no time t
 import os
 import socket
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed, Scheduled
 
 _PROCESS = "ssl_backdoor.process"
@@ -48,28 +50,33 @@ def _end_departed(client: SyncPrefectClient) -> None:
         host, _, rest = noted.partition("/")
         pid = rest.split("/")[1] if noted else ""
         if host == socket.gethostname() and _named(int(pid)) != noted:
-            _end(client, run)
+            _end(client, run.id)
 
 
 def _end_unclaimed(client: SyncPrefectClient, pool: str, before: datetime) -> None:
     named = WorkPoolFilter(name=WorkPoolFilterName(any_=[pool]))
     for run in client.read_flow_runs(flow_run_filter=_UNFINISHED, work_pool_filter=named, limit=_PAGE):
         if _PROCESS not in run.labels and run.state is not None and run.state.timestamp < before:
-            _end(client, run)
+            _end(client, run.id)
 
 
-def _end(client: SyncPrefectClient, run: FlowRun) -> None:
-    client.set_flow_run_state(run.id, _last_state(run), force=True)
+def _end(client: SyncPrefectClient, run_id: UUID) -> None:
+    """End a run unless it has ended, or been deleted, since it was listed: its process has no more to say by now."""
+    with suppress(ObjectNotFound):
+        if (state := _last_state(client.read_flow_run(run_id))) is not None:
+            client.set_flow_run_state(run_id, state, force=True)
 
 
-def _last_state(run: FlowRun) -> State[Any]:
+def _last_state(run: FlowRun) -> State[Any] | None:
     match run.state_type:
         case StateType.CANCELLING:
             return Cancelled(message=_GONE)
         case StateType.PENDING:
             return Scheduled(message="its worker was killed before the run began")  # the next worker takes it
-        case _:
+        case StateType.RUNNING:
             return Crashed(message=_GONE)
+        case _:
+            return None
 
 
 def _named(pid: int) -> str | None:
