@@ -36,9 +36,9 @@ def collect(store: ArtifactStore, wish: Wish, on_progress: OnProgress = silent) 
     """Find what is of no use in ``store``, and delete it where ``wish`` says so; what was found, as plain JSON data.
 
     Raises:
-        SpecError: a report to forget is not there or not one alone.
-        StoreError: the store cannot be read or written; or artifacts that no report reaches are asked for while it is
-            not known which these are.
+        SpecError: a report to forget is not there or not one alone; or artifacts that no report reaches are asked for
+            while it is not known which these are.
+        StoreError: the store cannot be read or written.
     """
     found = survey(store, on_progress)
     forgotten = [_report(found, key) for key in wish.forget]

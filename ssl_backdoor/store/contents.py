@@ -71,25 +71,10 @@ class LocalContents(Contents):
     def entries(self) -> Iterator[Entry]:
         waiting = [""]
         while waiting:
-            place = waiting.pop()
             with self._explained():
-                try:
-                    found = list(os.scandir(self._folder / place))
-                    changed_s = (self._folder / place).stat().st_ctime
-                except FileNotFoundError:
-                    continue  # a commit or another cleaning was faster
-            if not found and place:
-                yield Entry(place, 0, changed_s, "empty folder")
-            for each in found:
-                name = f"{place}/{each.name}" if place else each.name
-                if each.is_dir(follow_symlinks=False):
-                    waiting.append(name)
-                    continue
-                with contextlib.suppress(FileNotFoundError):
-                    about = each.stat(follow_symlinks=False)
-                    plain = stat.S_ISREG(about.st_mode)
-                    # Copying and unpacking set an old time of modification, but not of this.
-                    yield Entry(name, about.st_size * plain, about.st_ctime, "file" if plain else "link")
+                entries, folders = self._look(waiting.pop())
+            waiting += folders
+            yield from entries
 
     @override
     def manifest(self, ref: ArtifactRef, entry: Entry) -> Manifest:
@@ -120,6 +105,27 @@ class LocalContents(Contents):
                 raise absent(ref) from error
         names = [f"{ref.stage}/{hidden.name}/{name}" for name in (MANIFEST, *manifest.files)]
         self.remove([Entry(name, 0, 0.0) for name in names])
+
+    def _look(self, place: str) -> tuple[list[Entry], list[str]]:
+        """What lies in one folder, and the names of the folders there."""
+        try:
+            listed = list(os.scandir(self._folder / place))
+            if not listed and place:
+                return [Entry(place, 0, (self._folder / place).stat().st_ctime, "empty folder")], []
+        except FileNotFoundError:
+            return [], []  # a commit or another cleaning was faster
+        entries, folders = [], []
+        for each in listed:
+            name = f"{place}/{each.name}" if place else each.name
+            if each.is_dir(follow_symlinks=False):
+                folders.append(name)
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                about = each.stat(follow_symlinks=False)
+                plain = stat.S_ISREG(about.st_mode)
+                # Copying and unpacking set an old time of modification, but not of this.
+                entries.append(Entry(name, about.st_size * plain, about.st_ctime, "file" if plain else "link"))
+        return entries, folders
 
     def _prune(self, folder: Path) -> None:
         """Remove ``folder`` and those above it that are empty, but for those of the stages."""

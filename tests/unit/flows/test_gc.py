@@ -1,9 +1,11 @@
 """What `ssl-backdoor gc` takes and what it leaves, on a file system; tests/pipeline/test_housekeeping.py has S3."""
 
+import errno
 import hashlib
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import store_worker
@@ -256,6 +258,16 @@ def test_links_are_never_followed(store, folder, chain, tmp_path):
     with pytest.raises(SpecError, match=r"^What reports reach is not known: .* found a link at "):
         collect(store, EVERYTHING)
     assert set(survey(store).artifacts) == set(chain.values())
+
+
+def test_a_folder_that_may_be_listed_and_not_looked_into_is_told_in_one_sentence(store, chain, monkeypatch):
+    def refused(**_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    listed = [SimpleNamespace(name="theirs", is_dir=lambda **_: False, stat=refused)]
+    monkeypatch.setattr(contents.os, "scandir", lambda _: iter(listed))
+    with pytest.raises(StoreError, match="not writable or readable for this user"):
+        survey(store)
 
 
 def test_an_unreadable_manifest_is_named_and_makes_nothing_unreached(store, folder, chain):
