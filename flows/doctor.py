@@ -76,11 +76,15 @@ def _store(store_uri: str) -> list[Finding]:
 
 def _servers() -> list[Finding]:
     """Servers that this shell's runs would use; none is named where all is embedded."""
+    try:
+        named = servers.named()
+    except UserError as error:
+        return [Finding(False, "servers", str(error))]
     return [
         Finding(True, one.name, f"{one.address} answers")
         if one.is_up
         else Finding(False, one.name, f"{one.address} does not answer: start it (`make up`), or unset {one.variable}")
-        for one in servers.named()
+        for one in named
     ]
 
 

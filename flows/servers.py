@@ -1,7 +1,6 @@
 """Which servers a shell is pointed at, which ones run under its home, and whether they answer."""
 
 import contextlib
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -9,7 +8,7 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from flows import settings
-from ssl_backdoor.errors import StoreError
+from ssl_backdoor.errors import SpecError
 
 _VARIABLES = {"Prefect": "PREFECT_API_URL", "MLflow": "MLFLOW_TRACKING_URI", "Ray": "RAY_ADDRESS"}
 _PORTS = {"http": 80, "https": 443, "ray": 10001}
@@ -28,12 +27,19 @@ class Server(NamedTuple):
 
 
 def named() -> list[Server]:
-    """The servers that this shell's runs use; what is not among them is embedded in the run itself."""
+    """The servers that this shell's runs use; what is not among them is embedded in the run itself.
+
+    Raises:
+        SpecError: a variable holds what is no address.
+    """
     found = []
     for name, variable in _VARIABLES.items():
         given = os.environ.get(variable, "")
-        url = urlsplit(given if "://" in given else f"//{given}")
-        port = url.port or _PORTS.get(url.scheme)
+        try:
+            url = urlsplit(given if "://" in given else f"//{given}")
+            port = url.port or _PORTS.get(url.scheme)
+        except ValueError as error:  # its value may hold a password
+            raise SpecError(f"{variable} holds no address with a port of 1 to 65535: mend or unset it.") from error
         if url.hostname and port:
             found.append(Server(name, variable, f"{url.hostname}:{port}", _answers(url.hostname, port)))
     return found
@@ -45,21 +51,13 @@ def of_home() -> Mapping[str, bool] | None:
     Raises:
         StoreError: they were, and their configuration cannot be read.
     """
-    file = settings.HOME / "stack" / "config.json"
-    try:
-        ports = json.loads(file.read_text(encoding="utf-8"))["ports"]
-        return {name: _answers("127.0.0.1", ports[name]) for name in _STACK}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise StoreError(
-            f"{str(file)!r} cannot be read as a stack's configuration ({type(error).__name__}): "
-            "restore it, or set SSL_BACKDOOR_HOME to another home."
-        ) from error
+    ports = settings.kept_by_stack("ports")
+    return None if ports is None else {name: name in ports and _answers("127.0.0.1", ports[name]) for name in _STACK}
 
 
 def _answers(host: str, port: int) -> bool:
     """Whether somebody takes connections there."""
-    with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=_WAIT_S):
+    # No host has a name with an empty or an endless label, which is a UnicodeError.
+    with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout=_WAIT_S):
         return True
     return False

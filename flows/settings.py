@@ -6,6 +6,7 @@ Imported before prefect, ray and mlflow, which read their settings from the envi
 import json
 import os
 from pathlib import Path
+from typing import Any, Literal
 
 from ssl_backdoor.errors import StoreError
 
@@ -17,20 +18,36 @@ def default_store() -> str:
     return os.environ.get("SSL_BACKDOOR_STORE") or str(HOME / "store")
 
 
+def kept_by_stack(part: Literal["ports", "environment"]) -> dict[str, Any] | None:
+    """A part of what `make up` keeps under the home; None where it never ran there.
+
+    Raises:
+        StoreError: it ran, and its configuration cannot be read.
+    """
+    file = HOME / "stack" / "config.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))[part])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise StoreError(
+            f"{str(file)!r} cannot be read as a stack's configuration ({type(error).__name__}): "
+            "restore it, or set SSL_BACKDOOR_HOME to another home."
+        ) from error
+
+
 def of_stack() -> dict[str, str]:
     """The variables that point a shell at the services that ``make up`` runs under the home; they hold secrets.
 
     Raises:
-        StoreError: none were ever started there.
+        StoreError: none were ever started there, or their configuration cannot be read.
     """
-    file = HOME / "stack" / "config.json"
-    try:
-        found: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))["environment"]
-    except OSError as error:
+    found = kept_by_stack("environment")
+    if found is None:
         raise StoreError(
-            f"No services were set up under {str(HOME)!r} ({error.strerror}: {file.name}): run `make up` first, or set "
-            "SSL_BACKDOOR_HOME to where they are."
-        ) from error
+            f"No services were set up under {str(HOME)!r}: run `make up` first, or set SSL_BACKDOOR_HOME to where they "
+            "are."
+        )
     return found
 
 

@@ -1,7 +1,7 @@
 """``ssl-backdoor status``: a laboratory on one page. Looks only; nothing is written."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -21,9 +21,10 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
     """What the store holds and what runs around it, as plain JSON data; times in seconds, reports oldest first.
 
     Raises:
-        StoreError: the store cannot be read.
+        StoreError: the store, or what `make up` keeps, cannot be read.
+        SpecError: a variable of this shell names a server by what is no address.
     """
-    found = survey(store, on_progress)
+    found, named = survey(store, on_progress), servers.named()
     rubbish = [*found.attempts, *found.temporary]
     rubbish += [group for ref, group in found.checkpoints.items() if ref in found.artifacts]
     reports = sorted(
@@ -43,9 +44,9 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
         "unreadable": {f"{ref.stage}/{ref.key}": reason for ref, reason in found.unreadable.items()},
         "unknown": [entry.name for entry in found.strangers],
         "reports": [_report(ref, one) for ref, one in reports],
-        "servers": {one.name: {"address": one.address, "answers": one.is_up} for one in servers.named()},
+        "servers": {one.name: {"address": one.address, "answers": one.is_up} for one in named},
         "services": servers.of_home(),
-        "mlflow": _mlflow(reports),
+        "mlflow": _mlflow(reports, named),
     }
 
 
@@ -92,10 +93,10 @@ def _report(ref: ArtifactRef, one: Artifact) -> dict[str, Any]:
     }
 
 
-def _mlflow(reports: list[tuple[ArtifactRef, Artifact]]) -> dict[str, Any]:
+def _mlflow(reports: Sequence[tuple[ArtifactRef, Artifact]], named: Sequence[servers.Server]) -> dict[str, Any]:
     """How many reports MLflow does not hold; ``missing`` is None where it cannot be asked."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
-    if any(not one.is_up for one in servers.named() if one.name == "MLflow"):
+    if any(one.name == "MLflow" and not one.is_up for one in named):
         return {"missing": None, "reason": "it does not answer"}
     is_new = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
     if is_new or not reports:

@@ -11,7 +11,7 @@ import pytest
 from flows import doctor, servers, settings
 from flows.status import lines, status
 from flows.units import bytes_text, duration_text
-from ssl_backdoor.errors import StoreError
+from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import contents, open_store
 from ssl_backdoor.store.survey import contents_of
 
@@ -145,9 +145,25 @@ def test_services_of_the_home_are_asked(store, home, listener, closed_port):
     ):
         config.write_text(json.dumps({"ports": {**ports, **changed}, "secrets": {}}))
         assert sentence in "\n".join(lines(status(store)))
-    config.write_text("{")
-    with pytest.raises(StoreError, match="cannot be read as a stack's configuration"):
+    for damaged in ("{", "[]", '{"ports": 1, "environment": 1}'):
+        config.write_text(damaged)
+        for read in (lambda: status(store), settings.of_stack):
+            with pytest.raises(StoreError, match="cannot be read as a stack's configuration"):
+                read()
+
+
+@pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:80a/api", "http://127.0.0.1:70000", "http://[::1"])
+def test_what_is_no_address_is_told_in_one_sentence_without_its_password(store, monkeypatch, address):
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    with pytest.raises(SpecError, match=r"^PREFECT_API_URL holds no address with a port .* unset it\.$"):
         status(store)
+    (finding,) = findings(store.root, "servers")
+    assert (finding.ok, "PREFECT_API_URL" in finding.text) == (False, True)
+
+
+def test_a_name_that_no_host_can_have_does_not_answer(monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", f"http://{'a' * 64}:4200/api")
+    assert [one.is_up for one in servers.named() if one.name == "Prefect"] == [False]
 
 
 def findings(store_uri, name):
