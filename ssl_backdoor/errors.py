@@ -12,6 +12,9 @@ SslBackdoorError
 
 import re
 
+CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
+"""User and password in an address, up to the last @ before its path: a password may hold one that is not quoted."""
+
 
 class SslBackdoorError(Exception):
     """Root of every error this project raises on purpose."""
@@ -58,4 +61,4 @@ def sentence(error: BaseException) -> str:
 def printed(text: str) -> str:
     """``text`` on one line, without what a database or a terminal would choke on and without an address's password."""
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return re.sub(r"://[^/@\s]+@", "://", line)
+    return CREDENTIALS.sub("", line)

@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import CREDENTIALS, SpecError
 from ssl_backdoor.events import LOG, fields_of
 
 _FORMAT = "SSL_BACKDOOR_LOG"
 _SECRET = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_KEY|API_KEY|AUTH_STRING")
-_IN_AN_ADDRESS = re.compile(r"(?<=://)[^/\s@]+(?=@)")
 
 
 def is_json() -> bool:
@@ -36,10 +35,10 @@ def is_json() -> bool:
 
 def redacted(text: str) -> str:
     """``text`` without the values of this process's secret variables, and without passwords in addresses."""
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET.search(name):
-            text = text.replace(value, "***")
-    return _IN_AN_ADDRESS.sub("***", text)
+    secrets = {value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # one may begin another
+        text = text.replace(value, "***")
+    return CREDENTIALS.sub("***@", text)
 
 
 class Line(logging.Formatter):

@@ -20,4 +20,5 @@ def test_what_a_worker_process_raised_is_named_instead_of_its_wrapping():
 def test_a_line_can_be_kept_and_holds_no_password():
     assert printed("a\0b\ud800\x1b[31m\n c") == "a b [31m c"
     assert printed("http://user:secret@host/x and s3://key@bucket") == "http://host/x and s3://bucket"
+    assert printed("http://user:s@cret@host/x") == "http://host/x"
     assert printed("mail me@host, s3://bucket/a@b") == "mail me@host, s3://bucket/a@b"

@@ -57,8 +57,8 @@ def test_a_line_names_the_artifact_as_the_command_show_takes_it() -> None:
 @pytest.mark.parametrize("formatter", [Line(), JsonLine()])
 def test_secrets_do_not_appear(formatter: logging.Formatter, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "canary-8c1f")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-77aa")
-    line = told_as(formatter, "refused canary-8c1f, canary-77aa at http://me:canary-0123@127.0.0.1:5000/x")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-8c1f-77aa")
+    line = told_as(formatter, "refused canary-8c1f, canary-8c1f-77aa at http://me:can@ry-0123@127.0.0.1:5000/x")
     assert "canary" not in line
     assert "refused ***, *** at http://***@127.0.0.1:5000/x" in line
 
