@@ -70,10 +70,10 @@ def _check_answers(address: str) -> None:
         return  # "auto" and the like
     try:
         socket.create_connection((place[1].strip("[]"), int(place[2])), timeout=_CONNECT_S).close()
-    except OSError as error:
+    except (OSError, OverflowError, UnicodeError) as error:  # the last two: of a port and a name that cannot be
+        reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(
-            f"no Ray cluster answers at {address} ({error.strerror or error}): start it (`make up`), or mend or unset "
-            "RAY_ADDRESS."
+            f"no Ray cluster answers at {address} ({reason}): start it (`make up`), or mend or unset RAY_ADDRESS."
         ) from error
 
 
@@ -152,7 +152,6 @@ class Watcher:
             except (ray.exceptions.RayError, RuntimeError):  # a board that died alone is back within seconds
                 self._is_lost = time.monotonic() - heard_s > _PATIENCE_S
                 continue
-            heard_s = time.monotonic()
             for event in events:
                 replay(event)
             for title, progress in latest.items():
@@ -160,6 +159,7 @@ class Watcher:
                     with about(**self._ids.get(title, {})):
                         self.listen(title, progress)
             seen = latest
+            heard_s = time.monotonic()  # not before: how long whoever listens takes is no silence of Ray's
 
 
 @ray.remote

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from ssl_backdoor.errors import UserError
 from ssl_backdoor.events import about, ids
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, StageCall
+from tasks import ray_fit
 from tasks.ray_fit import Watcher
 from tasks.wire import Board
 
@@ -59,3 +61,33 @@ def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(mo
         ("all stages", {"flow_run_id": "run-1"}),
         ("ingest, pair 3", {"flow_run_id": "run-1", **call.ids}),
     ]
+
+
+def test_a_slow_listener_is_not_taken_for_a_lost_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now_s=0.0)
+
+    def listen(*_: object) -> None:
+        clock.now_s += 60.0  # a page that does not answer
+
+    watcher, board = Watcher(listen), Board()
+    board.post("train", Progress(1, 2, "steps"))
+
+    def answer(*_: object, **__: object) -> object:
+        if clock.now_s == 0.0:
+            return board.read()
+        watcher.close()
+        raise ray_fit.ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray_fit, "_POLL_S", 0.0)
+    monkeypatch.setattr(ray_fit, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(ray_fit.ray, "get", answer)
+    monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=SimpleNamespace(remote=lambda: None)))
+    watcher._poll()
+    assert clock.now_s == 60.0
+    assert not watcher._is_lost
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:70000", f"{'a' * 64}:6379"])
+def test_an_address_that_cannot_be_is_refused_in_one_sentence(address: str) -> None:
+    with pytest.raises(UserError, match=rf"^no Ray cluster answers at {address} \(.*\): start it .* unset RAY_ADDRESS"):
+        ray_fit._check_answers(address)
