@@ -198,7 +198,7 @@ class S3Store(ArtifactStore):
             self._put_first(key, b"probe", client)
             try:
                 read = client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
-                conditional = not self._put_first(key, b"probe")
+                conditional = not self._put_first(key, b"probe", client)
             finally:
                 client.delete_object(Bucket=self._bucket, Key=key)
         if read != b"probe" or not conditional:
