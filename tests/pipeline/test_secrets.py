@@ -123,13 +123,15 @@ def planted(stack, word: str) -> Iterator[None]:
         object_store.client(stack.config, identity).put_object(Bucket=bucket, Key="planted", Body=word.encode())
     assert stack.client(MLFLOW_PLANT, word.encode().hex()).returncode == 0
     command = [sys.executable, "-c", "import sys; sys.stdin.read()", base64.b64encode(word.encode()).decode()]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        yield
-        process.stdin.close()
-    for log in logs:
-        log.unlink()
-    for identity, bucket in buckets:
-        object_store.client(stack.config, identity).delete_object(Bucket=bucket, Key="planted")
+    try:
+        with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+            yield
+            process.stdin.close()
+    finally:
+        for log in logs:
+            log.unlink()
+        for identity, bucket in buckets:
+            object_store.client(stack.config, identity).delete_object(Bucket=bucket, Key="planted")
 
 
 def profile(file: Path, canaries: Mapping[str, str]) -> dict[str, str]:
@@ -150,8 +152,10 @@ def runs_that_fail(stack, word: str, environment: Mapping[str, str]) -> list[str
     leader = service.running(stack.config, "s3")
     assert leader is not None
     os.kill(leader.pid, signal.SIGKILL)
-    ended += stack.ended(stack.queue("experiment/demo", asked), timeout_s=120)
-    assert stack("up")[0] == 0
+    try:
+        ended += stack.ended(stack.queue("experiment/demo", asked), timeout_s=120)
+    finally:
+        assert stack("up")[0] == 0
     assert {run["state"]["type"] for run in ended} == {"FAILED"}
     return [run["state"]["message"] for run in ended]
 
