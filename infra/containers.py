@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 
 from infra.stack import config as configuration
 from infra.stack import http, ports, processes, web
@@ -29,6 +30,7 @@ PORTS: Mapping[str, int] = {**ports.DEFAULTS, "postgres": 5432}
 """Where servers listen inside the containers; PostgreSQL's image keeps PostgreSQL's own port."""
 WORKER_HEALTH = "http://127.0.0.1:8080/health"
 NODE_BYTES = 100 * 1024**2
+_MARK = "SSL_BACKDOOR_NODE"
 _LOOK_S = 1.0
 _GRACE_S = 20.0
 
@@ -110,24 +112,27 @@ def beside_ray(command: Sequence[str]) -> int:
 def _join(address: str) -> processes.Process:
     if not address:
         raise UserError("RAY_ADDRESS names no cluster: set it to the HOST:PORT of Ray's head.")
-    before = _raylets()
+    mark = token_hex(16)
     flags = ["--num-cpus=0", "--num-gpus=0", f"--object-store-memory={NODE_BYTES}"]
     flags += ["--disable-usage-stats", "--log-color=false"]
-    joined = subprocess.run([program("ray"), "start", f"--address={address}", *flags])
-    new = _raylets() - before
-    if joined.returncode != 0 or not new:
+    command = [program("ray"), "start", f"--address={address}", *flags]
+    joined = subprocess.run(command, env={**os.environ, _MARK: mark})
+    nodes = _raylets(mark)
+    if joined.returncode != 0 or not nodes:
         raise ServiceError(f"No node could join the Ray cluster at {address}: see the lines above.")
-    return new.pop()
+    return nodes.pop()
 
 
-def _raylets() -> set[processes.Process]:
+def _raylets(mark: str = "") -> set[processes.Process]:
+    """Ray's nodes on this machine that carry ``mark``: another may join at the same time, and is not ours to end."""
     found = set()
     for pid, each in processes.snapshot().items():
         try:
             name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
-            continue  # it ended meanwhile
-        if name.strip() == "raylet":
+            continue  # it ended meanwhile, or is somebody else's
+        if name.strip() == "raylet" and mark.encode() in environment:
             found.add(each.process)
     return found
 
