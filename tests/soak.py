@@ -22,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
 from command_server import TINY_SETTINGS
-from stack_shell import Stack
+from stack_shell import Stack, is_over
 
 from infra.stack import object_store, processes
 from infra.stack import service as services
 
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 SERVICES = ("worker", "mlflow", "prefect", "s3", "ray", "postgres")
 LIMIT_S = 3 * 3600
 
@@ -52,13 +51,14 @@ class Soak:
 
     def look(self) -> None:
         """Note the reports that were made; ask again for what failed."""
-        for number, run in self.runs.items():
+        for number, run_id in self.runs.items():
             if number in self.reports:
                 continue
-            state = self.stack.api(f"flow_runs/{run}")["state"]
+            run = self.stack.api(f"flow_runs/{run_id}")
+            state = run["state"]
             if state["type"] == "COMPLETED":
                 self.reports[number] = state["message"].split()[1].rpartition("/")[2]
-            elif state["type"] in ENDED:
+            elif is_over(run):
                 self.again[f"{state['type'].lower()}: {state['message']}"[:200]] += 1
                 self.runs[number] = self.ask(number)
 
