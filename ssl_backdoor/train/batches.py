@@ -45,56 +45,94 @@ def make_batches(
         replicas: Which share of the batch this process takes.
         device: Where views are made.
     """
-    steps_per_epoch = len(images) // batch_size
+    order = _Order(len(images), batch_size, seed)
     share = replicas.slice(batch_size)
-    height, width = images.shape[-2:]
-    largest_px = (share.stop - share.start) * max(spec.size_px**2 for spec in views)
-    group_size = max(1, AT_ONCE_PX // largest_px)
-
-    @functools.lru_cache(maxsize=2)
-    def order(epoch: int) -> Tensor:
-        return torch.randperm(len(images), generator=torch_generator(seed, "order", epoch))
-
-    def rows_at(step: int) -> Tensor:
-        epoch, position = divmod(step, steps_per_epoch)
-        return order(epoch)[position * batch_size : (position + 1) * batch_size]
-
-    def steps_of(group: int) -> range:
-        return range(group * group_size, (group + 1) * group_size)
-
-    def rows_of(group: int) -> Tensor:
-        return torch.cat([rows_at(step)[share] for step in steps_of(group)])
-
-    def parameters_at(step: int) -> list[ViewParameters]:
-        generator = torch_generator(seed, "views", step)
-        return [draw_parameters(batch_size, height, width, spec, generator).rows(share) for spec in views]
-
-    @functools.lru_cache(maxsize=1)
-    def views_of(group: int) -> list[tuple[Tensor, ...]]:
-        """Of each step of the group the views."""
-        mine = _pixels(images, rows_of, group).to(device, non_blocking=True)
-        parameters = [
-            ViewParameters.joined(of_view) for of_view in zip(*map(parameters_at, steps_of(group)), strict=True)
-        ]
-        made = [apply(mine, drawn, spec) for drawn, spec in zip(parameters, views, strict=True)]
-        parts = [view.contiguous(memory_format=torch.channels_last).chunk(group_size) for view in made]
-        return list(zip(*parts, strict=True))
+    views_at = _Views(images, order, share, views, seed, device)
 
     def batch(step: int) -> Batch:
-        group, place = divmod(step, group_size)
         tokens = None
         if captions is not None:
-            drawn = captions.draw(rows_at(step), torch_generator(seed, "caption", step))
+            drawn = captions.draw(order(step), torch_generator(seed, "caption", step))
             tokens = drawn[share].to(device, non_blocking=True)
-        return Batch(views_of(group)[place], step, tokens)
+        return Batch(views_at(step), step, tokens)
 
     return batch
 
 
-def _pixels(images: Tensor | Streamed, rows_of: Callable[[int], Tensor], group: int) -> Tensor:
-    rows = rows_of(group)
-    if isinstance(images, Tensor):
-        return images[rows.to(images.device)]
-    found = images[rows]
-    images.prefetch(rows_of(group + 1))
-    return found
+class _Order:
+    """The rows of each step, (batch_size,) of all replicas."""
+
+    def __init__(self, num_images: int, batch_size: int, seed: int) -> None:
+        self.batch_size = batch_size
+        self._steps_per_epoch = num_images // batch_size
+        self._of_epoch = functools.lru_cache(maxsize=2)(
+            lambda epoch: torch.randperm(num_images, generator=torch_generator(seed, "order", epoch))
+        )
+
+    def __call__(self, step: int) -> Tensor:
+        epoch, position = divmod(step, self._steps_per_epoch)
+        rows: Tensor = self._of_epoch(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
+        return rows
+
+
+class _Views:
+    """The views of each step, made for a group of steps at once where they are small."""
+
+    def __init__(
+        self,
+        images: Tensor | Streamed,
+        order: _Order,
+        share: slice,
+        specs: Sequence[ViewsSpec],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self._images = images
+        self._order = order
+        self._share = share
+        self._specs = specs
+        self._seed = seed
+        self._device = device
+        step_px = (share.stop - share.start) * max(spec.size_px**2 for spec in specs)
+        self._group_size = max(1, AT_ONCE_PX // step_px)
+        self._group = -1
+        self._made: list[tuple[Tensor, ...]] = []
+
+    def __call__(self, step: int) -> tuple[Tensor, ...]:
+        group, place = divmod(step, self._group_size)
+        if group != self._group:
+            self._made = self._make(group)
+            self._group = group
+        made: tuple[Tensor, ...] = self._made[place]
+        return made
+
+    def _make(self, group: int) -> list[tuple[Tensor, ...]]:
+        images = self._pixels(group).to(self._device, non_blocking=True)
+        drawn = zip(*map(self._parameters, self._steps(group)), strict=True)
+        made = [
+            apply(images, ViewParameters.joined(of_steps), spec)
+            for of_steps, spec in zip(drawn, self._specs, strict=True)
+        ]
+        parts = [view.contiguous(memory_format=torch.channels_last).chunk(self._group_size) for view in made]
+        return list(zip(*parts, strict=True))
+
+    def _parameters(self, step: int) -> list[ViewParameters]:
+        generator, (height, width) = torch_generator(self._seed, "views", step), self._images.shape[-2:]
+        return [
+            draw_parameters(self._order.batch_size, height, width, spec, generator).rows(self._share)
+            for spec in self._specs
+        ]
+
+    def _pixels(self, group: int) -> Tensor:
+        rows = self._rows(group)
+        if isinstance(self._images, Tensor):
+            return self._images[rows.to(self._images.device)]
+        found = self._images[rows]
+        self._images.prefetch(self._rows(group + 1))
+        return found
+
+    def _rows(self, group: int) -> Tensor:
+        return torch.cat([self._order(step)[self._share] for step in self._steps(group)])
+
+    def _steps(self, group: int) -> range:
+        return range(group * self._group_size, (group + 1) * self._group_size)

@@ -141,14 +141,7 @@ def train(
     batches: Any = torch.utils.data.DataLoader(
         Images(images, parts.transform), batch_size=fit.batch_size, shuffle=True, drop_last=True, **loader
     )
-    parameters = [p for part in parts.modules for p in part.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters,
-        fit.optimizer.lr,
-        momentum=fit.optimizer.sgd_momentum,
-        weight_decay=fit.optimizer.weight_decay,
-        nesterov=fit.optimizer.nesterov,
-    )
+    optimizer = _sgd(fit.optimizer, [p for part in parts.modules for p in part.parameters() if p.requires_grad])
     schedule = build_schedule(fit.schedule, fit.optimizer.lr, fit.epochs, len(batches))
     is_half = is_best and fit.precision == "bfloat16"
     step, num_steps = 0, fit.epochs * len(batches)
@@ -167,3 +160,9 @@ def train(
             step += 1
             on_step(step)
     return backbone
+
+
+def _sgd(spec: Any, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """torch's own, as it comes."""
+    more = {"momentum": spec.sgd_momentum, "weight_decay": spec.weight_decay, "nesterov": spec.nesterov}
+    return torch.optim.SGD(parameters, spec.lr, **more)
