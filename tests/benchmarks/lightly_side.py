@@ -7,7 +7,6 @@ momentum update; the sizes are those of our spec.
 import copy
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -121,15 +120,8 @@ def train(
 ) -> nn.Module:
     """Their loop: DataLoader, per-image transforms, SGD. The encoder starts from the weights that ours has.
 
-    Args:
-        label: A key of ``THEIRS``.
-        spec: Sizes, epochs, batch, optimiser and schedule.
-        images: (N, 3, H, W) uint8.
-        seed: Of the encoder and of torch's global generator.
-        loader: Further arguments of the DataLoader.
-        is_best: Channels last, and bfloat16 where ``spec.fit.precision`` says so.
-        device: Where it trains.
-        on_step: Hears of the steps done.
+    ``images`` are (N, 3, H, W) uint8; ``loader`` further arguments of the DataLoader; ``is_best``: channels last, and
+    bfloat16 where ``spec.fit.precision`` says so; ``on_step`` hears of the steps done.
     """
     torch.manual_seed(seed)
     fit = spec.fit
@@ -150,10 +142,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = schedule(step)
             optimizer.zero_grad()
-            arithmetic: AbstractContextManager[Any] = (
-                torch.autocast(device, torch.bfloat16) if is_half else nullcontext()
-            )
-            with arithmetic:
+            with torch.autocast(device, torch.bfloat16, enabled=is_half):
                 loss = parts.loss([view.to(device).contiguous(memory_format=form) for view in views], step / num_steps)
             loss.backward()
             optimizer.step()
