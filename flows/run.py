@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from prefect import Flow
-from prefect.client.schemas import State
+from prefect.client.orchestration import get_client
+from prefect.client.schemas import FlowRun, State
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -184,6 +185,15 @@ def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
         return Failed(message=sentence(error), data=error)
 
 
+def _tell_unknown(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """End in one sentence what Prefect did not begin: it compares names, without a word, before it calls a flow."""
+    known = flow.parameters.properties
+    if unknown := sorted(flow_run.parameters.keys() - known.keys()):
+        told = printed(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(flow_run.id, Failed(message=told), force=True)
+
+
 class _OneSentenceFlow(Flow[..., Any]):
     """A flow that refuses parameters in one sentence, where Prefect makes a list."""
 
@@ -200,7 +210,8 @@ ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
 
 def _flow(name: str) -> Flow[Any, Any]:
     runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
-    return _OneSentenceFlow(_in_one_sentence, name, flow_run_name="{recipe}", task_runner=runner, persist_result=False)
+    ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_tell_unknown]}
+    return _OneSentenceFlow(_in_one_sentence, name, flow_run_name="{recipe}", **ways)
 
 
 experiment = _flow("experiment")

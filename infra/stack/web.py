@@ -85,8 +85,21 @@ def deploy(config: Config) -> str | None:
     command = [program("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", _DEPLOYMENTS]
     code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
     if code == 0:
-        return _end_departed(config)
+        return _close_forms(config) or _end_departed(config)
     return f"deploying {_DEPLOYMENTS} failed with exit code {code}:\n{text.strip()[-1500:]}"
+
+
+def _close_forms(config: Config) -> str | None:
+    """Have Prefect's server refuse a parameter that a flow does not take: its own schemas let any name through."""
+    place = f"{config.url('prefect')}/api/deployments"
+    status, text = http.request(f"{place}/filter", {"work_pools": {"name": {"any_": [POOL]}}}, timeout_s=15.0)
+    for each in http.parsed(text) if status == 200 else ():
+        schema = {**each["parameter_openapi_schema"], "additionalProperties": False}
+        body = {"parameter_openapi_schema": schema}
+        status, text = http.request(f"{place}/{each['id']}", body, timeout_s=15.0, method="PATCH")
+        if status != 204:
+            break
+    return None if status in (200, 204) else f"unknown parameters may be let through (HTTP {status}): {text[:300]}"
 
 
 def _end_departed(config: Config) -> str | None:

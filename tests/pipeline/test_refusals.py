@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 from command_server import TINY_SETTINGS
 from PIL import Image
-from services import free_ports
+from services import free_ports, wait_until
 
 from infra.stack import http
 
@@ -246,6 +246,7 @@ def stores(folder: Path, stack) -> dict[str, Refused]:
         ({"data": "/data/\0"}, "data"),
         ({"settings": ["variant=\0"]}, "settings"),
         ({"store": "s3://key:secret@artifacts/lab"}, "store"),
+        ({"sizes": "mini"}, "('sizes' was unexpected)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -253,16 +254,33 @@ def test_what_the_form_can_tell_is_refused_at_the_door(stack, parameters, words)
     status, answer = stack.ask("experiment/demo", parameters)
     told = http.parsed(answer)["detail"]
     assert status == 409
-    assert told.startswith("Error creating flow run: Validation failed for field")
+    assert told.startswith("Error creating flow run: Validation failed")
     assert words in told
     assert len(told.splitlines()) == 1
 
 
-def test_a_shell_is_told_the_same_and_fails(stack):
-    done = stack.deploy("experiment/demo", pairs=-1)
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [({"pairs": -1}, "-1 is less than the minimum of 0"), ({"sizes": "mini"}, "not found on the deployment: 'sizes'")],
+    ids=["value", "name"],
+)
+def test_a_shell_is_told_the_same_and_fails(stack, parameters, words):
+    done = stack.deploy("experiment/demo", **parameters)
     assert done.returncode == 1
-    assert "-1 is less than the minimum of 0" in " ".join(done.stdout.split())
+    assert words in " ".join(done.stdout.split())
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_name_that_was_let_through_ends_its_run_with_one_sentence(stack):
+    """As one in a schedule is, which Prefect's server compares with no schema."""
+    place = f"deployments/{stack.api('deployments/name/experiment/demo')['id']}/create_flow_run"
+    run = stack.api(place, {"parameters": {"sizes": "mini"}, "enforce_parameter_schema": False})["id"]
+
+    def state() -> dict:
+        return stack.api(f"flow_runs/{run}")["state"]
+
+    wait_until(lambda: state()["type"] == "FAILED", timeout_s=200, what="the sentence")
+    assert problem(Refused({}, ("no parameter is named sizes; expected some of recipe, size",)), state()) == ""
 
 
 @pytest.fixture(scope="module")
