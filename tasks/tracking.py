@@ -67,10 +67,14 @@ def _explained() -> Iterator[None]:
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
 @_explained()
 def record(report: ArtifactRef, store: ArtifactStore) -> str:
-    """Write ``report`` to MLflow unless it is there already; where its parent run is read."""
+    """Write ``report`` to MLflow unless it is there already; where people read its parent run.
+
+    ``SSL_BACKDOOR_MLFLOW_PAGE`` is MLflow's address for a browser, where that is another than for this process.
+    """
     client = mlflow.MlflowClient()
     run = client.get_run(write(report, store, client))
-    return f"{printed(client.tracking_uri)}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    page = os.environ.get("SSL_BACKDOOR_MLFLOW_PAGE") or client.tracking_uri
+    return f"{printed(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 @_explained()

@@ -74,6 +74,11 @@ def test_ports_are_published_on_loopback_with_the_variables_of_make_up():
     }
 
 
+def test_links_to_mlflow_lead_to_its_published_port():
+    (published,) = COMPOSE["services"]["mlflow"]["ports"]
+    assert f"{environment('worker')['SSL_BACKDOOR_MLFLOW_PAGE']}:5000" == f"http://{published}"
+
+
 def test_volumes_and_networks_are_declared():
     for each in COMPOSE["services"].values():
         for volume in each.get("volumes", ()):
@@ -96,7 +101,8 @@ def test_every_secret_must_be_given_and_none_is_written_down():
 def test_servers_are_given_what_make_up_gives_them(config):
     quiet = dict(configuration.TELEMETRY_OFF)
     own = {"PREFECT_HOME", "PREFECT_SERVER_UI_API_URL", "PREFECT_SERVER_UI_STATIC_DIRECTORY", "SSL_BACKDOOR_HOME"}
-    own |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "PREFECT_WORKER_WEBSERVER_HOST"}  # loopback there, a network here
+    # Loopback there, a network here.
+    own |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "PREFECT_WORKER_WEBSERVER_HOST", "SSL_BACKDOOR_MLFLOW_PAGE"}
     for each in SERVICES:
         if each.name not in ("postgres", "s3"):
             expected = {name: text for name, text in {**quiet, **each.environment(config)}.items() if name not in own}
