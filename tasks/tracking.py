@@ -8,7 +8,6 @@ that MLflow's compare page is useful at once: ``facts/num_poisons`` against succ
 
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +30,6 @@ from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait four minutes for a server that is down
 _REPORT_KEY = "ssl_backdoor.report_key"
-_STALE_S = 900.0  # a record takes seconds, of hundreds of cells a minute or two
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
 _SYSTEM = {
@@ -81,28 +79,28 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
 def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
     """Write ``report`` to MLflow unless it is there already; return the parent run's id.
 
-    Once, whatever happened before and happens beside: what an interrupted writer left is deleted, and of two writers
-    at once the first to have begun stays.
+    Once, whatever happened before and happens beside. Whether a run that is not whole is still being written nobody can
+    tell, by clocks of two machines least of all: it goes only when a whole one stands beside it, which its writer, if
+    there is one, then finds. Of two whole ones both writers keep the same.
     """
     spec = ReportSpec.model_validate(store.manifest(report).spec)
     experiment = _experiment(client, spec.recipe)
-    finished, left = _known(client, experiment, report.key)
-    if finished:
-        return finished[0]
-    for run_id in left:
-        _delete(client, experiment, run_id)
+    if whole := _known(client, experiment, report.key)[0]:
+        return whole[0]
     name, tags = f"{spec.recipe} {report.key[:8]}", {"recipe": spec.recipe, _REPORT_KEY: report.key}
-    parent_id = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    own = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     try:
-        _fill(client, experiment, parent_id, report, store, spec)
-    except BaseException:
-        client.set_terminated(parent_id, "FAILED")
-        raise
-    client.set_terminated(parent_id, "FINISHED")
-    first = _known(client, experiment, report.key)[0][0]
-    if first != parent_id:
-        _delete(client, experiment, parent_id)
-    return first
+        if not _known(client, experiment, report.key)[0]:  # who finished before this run was there left it alone
+            _fill(client, experiment, own, report, store, spec)
+            client.set_terminated(own, "FINISHED")
+    except BaseException as error:
+        if not (isinstance(error, MlflowException) and _known(client, experiment, report.key)[0]):
+            client.set_terminated(own, "FAILED")
+            raise
+    whole, half = _known(client, experiment, report.key)
+    for run_id in half if whole[0] == own else [own]:
+        _delete(client, experiment, run_id)
+    return whole[0]
 
 
 def recorded(recipes: Iterable[str]) -> set[str]:
@@ -123,18 +121,10 @@ def recorded(recipes: Iterable[str]) -> set[str]:
 
 
 def _known(client: mlflow.MlflowClient, experiment: str, key: str) -> tuple[list[str], list[str]]:
-    """Parent runs of the report: those finished, oldest first, and those that nobody will finish."""
-    runs = client.search_runs(
-        [experiment], f"tags.`{_REPORT_KEY}` = '{key}'", order_by=["attributes.start_time ASC", "attributes.run_id ASC"]
-    )
-    finished = [str(run.info.run_id) for run in runs if run.info.status == "FINISHED"]
-    stale_ms = 1000 * (time.time() - _STALE_S)
-    left = [
-        str(run.info.run_id)
-        for run in runs
-        if run.info.status == "FAILED" or (run.info.status == "RUNNING" and run.info.start_time < stale_ms)
-    ]
-    return finished, left
+    """Parent runs of the report in an order that all writers see: those that are whole, and the others."""
+    runs = client.search_runs([experiment], f"tags.`{_REPORT_KEY}` = '{key}'", order_by=["attributes.run_id ASC"])
+    whole = [str(run.info.run_id) for run in runs if run.info.status == "FINISHED"]
+    return whole, [str(run.info.run_id) for run in runs if run.info.status != "FINISHED"]
 
 
 def _delete(client: mlflow.MlflowClient, experiment: str, parent_id: str) -> None:

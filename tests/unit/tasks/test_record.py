@@ -1,11 +1,140 @@
-"""The record of a report in MLflow: where people find it."""
+"""The record of a report in MLflow: once, whoever writes beside and whatever clocks say, and where people find it."""
 
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 
 import pytest
 
+from flows.plan import plan
+from ssl_backdoor.errors import StoreError
 from tasks import tracking
 from tasks.tracking import mlflow
+
+KEY = "a" * 64
+SPEC = plan("demo", None)
+REPORT = SimpleNamespace(key=KEY)
+STORE = SimpleNamespace(manifest=lambda _: SimpleNamespace(spec=SPEC.model_dump(mode="json")))
+LONG_AGO_MS, IN_A_YEAR_MS = 1, 1_900_000_000_000
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+class Lab:
+    """An MLflow in which a writer is stopped in the middle of a record, after its first child."""
+
+    def __init__(self, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.address = address
+        self.client = mlflow.MlflowClient(address)
+        self.experiment = self.client.create_experiment("demo")
+        self.meanwhile = lambda own: None
+        monkeypatch.setattr(tracking, "_fill", self._fill)
+
+    def _fill(self, client: mlflow.MlflowClient, experiment: str, own: str, *_: object) -> None:
+        self.child(own)
+        self.meanwhile(own)
+        client.log_metric(own, "accuracy", 0.5)
+
+    def child(self, parent: str) -> None:
+        self.client.create_run(self.experiment, tags={"mlflow.parentRunId": parent})
+
+    def left(self, status: str, start_time_ms: int) -> str:
+        """What another writer has there."""
+        tags = {"ssl_backdoor.report_key": KEY}
+        run = self.client.create_run(self.experiment, start_time=start_time_ms, tags=tags).info.run_id
+        self.child(run)
+        if status != "RUNNING":
+            self.client.set_terminated(run, status)
+        return run
+
+    def write(self) -> str:
+        return tracking.write(REPORT, STORE, mlflow.MlflowClient(self.address))
+
+    def kept(self) -> dict[str, str]:
+        """Status of each parent run; their children have no others."""
+        runs = self.client.search_runs([self.experiment])
+        parents = {run.info.run_id: run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags}
+        children = [run.data.tags["mlflow.parentRunId"] for run in runs if "mlflow.parentRunId" in run.data.tags]
+        assert sorted(children) == sorted(parents)
+        return parents
+
+
+@pytest.fixture
+def lab(database, monkeypatch):
+    lab = Lab(database, monkeypatch)
+    yield lab
+    lab.client.rename_experiment(lab.experiment, f"was {lab.experiment}")
+
+
+@pytest.mark.parametrize("start_time_ms", [LONG_AGO_MS, IN_A_YEAR_MS])
+@pytest.mark.parametrize("status", ["RUNNING", "FAILED"])
+def test_what_another_left_goes_only_when_a_whole_record_is_there(lab, status, start_time_ms):
+    seen = {}
+    other = lab.left(status, start_time_ms)
+    lab.meanwhile = lambda own: seen.update(lab.kept())
+    own = lab.write()
+    assert seen == {other: status, own: "RUNNING"}
+    assert lab.kept() == {own: "FINISHED"}
+    assert lab.write() == own
+
+
+def test_nothing_of_another_goes_where_the_own_record_fails(lab):
+    other = lab.left("RUNNING", LONG_AGO_MS)
+
+    def lost(own: str) -> None:
+        raise mlflow.exceptions.MlflowException("the server went away")
+
+    lab.meanwhile = lost
+    with pytest.raises(StoreError, match="the server went away"):
+        lab.write()
+    assert sorted(lab.kept().values()) == ["FAILED", "RUNNING"]
+    assert lab.kept()[other] == "RUNNING"
+
+
+def test_a_writer_that_another_overtakes_finds_its_record(lab):
+    found = []
+
+    def overtaken(own: str) -> None:
+        lab.meanwhile = lambda _: None
+        found.append(lab.write())
+        lab.child(own)  # it does not know yet
+
+    lab.meanwhile = overtaken
+    assert [lab.write()] == found
+    assert lab.kept() == {found[0]: "FINISHED"}
+
+
+def test_a_record_finished_between_the_first_look_and_the_own_run_stays(lab, monkeypatch):
+    look, finished = tracking._known, []
+
+    def known(*asked: object) -> tuple[list[str], list[str]]:
+        found = look(*asked)
+        if not finished:
+            finished.append(lab.left("FINISHED", IN_A_YEAR_MS))
+        return found
+
+    monkeypatch.setattr(tracking, "_known", known)
+    lab.meanwhile = lambda own: pytest.fail("it was there")
+    client = mlflow.MlflowClient(lab.address)
+    assert tracking.write(REPORT, STORE, client) == finished[0]
+
+
+def test_two_that_finish_at_once_keep_the_same(lab, monkeypatch):
+    both = Barrier(2, timeout=60)
+
+    class Together(mlflow.MlflowClient):
+        def set_terminated(self, *given: object) -> None:
+            super().set_terminated(*given)
+            both.wait()
+
+    with ThreadPoolExecutor(2) as threads:
+        begun = [threads.submit(tracking.write, REPORT, STORE, Together(lab.address)) for _ in range(2)]
+        first, second = (one.result() for one in begun)
+    assert first == second
+    assert lab.kept() == {first: "FINISHED"}
 
 
 @pytest.mark.parametrize(
