@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ _POLL_S = 1.0
 _PATIENCE_S = 20.0  # Ray's own is a minute, and then it ends the process without a word
 _CONNECT_S = 5.0
 _connecting = threading.Lock()
+_starter = ThreadPoolExecutor(1, "ray")  # the system ends Ray's processes with the very thread that started them
 
 
 def connect(resources: Resources) -> None:
@@ -54,14 +55,15 @@ def connect(resources: Resources) -> None:
             return
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # an in-process cluster on loopback, gone with this process
         cpus = max(os.cpu_count() or 1, resources.workers * resources.threads)
-        ray.init(
+        _starter.submit(
+            ray.init,
             address="local",
             num_cpus=resources.parallel * resources.threads if resources.parallel else cpus,
             include_dashboard=False,
             object_store_memory=200 * 1024**2,
             _temp_dir=str(Path(tempfile.gettempdir()) / "ssl-backdoor-ray"),
             **quiet,
-        )
+        ).result()
 
 
 def _check_answers(address: str) -> None:
