@@ -12,7 +12,6 @@ from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas import FlowRun, State
 from prefect.exceptions import PrefectException
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -28,7 +27,7 @@ from flows.pipeline import every_run
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
 from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import LOG, tell
 from ssl_backdoor.specs import (
     PLAIN_TEXT,
     AnyAttack,
@@ -181,7 +180,8 @@ def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
     except PrefectException:
         raise
     except Exception as error:
-        get_run_logger().error("Unexpected.", exc_info=error)
+        with told(UUID(flow_run.id)):  # as any other line without the values of secrets
+            LOG.error("unexpected", exc_info=error)
         return Failed(message=sentence(error), data=error)
 
 

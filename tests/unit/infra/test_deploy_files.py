@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -177,10 +176,8 @@ def test_a_command_beside_ray_ends_the_node_and_keeps_its_exit_code(node, comman
 
 def test_a_lost_node_ends_the_command(node):
     node(0.5)
-    began_s = time.monotonic()
     with pytest.raises(ServiceError, match="lost"):
         containers.beside_ray(["sleep", "60"])
-    assert time.monotonic() - began_s < 20
 
 
 def test_the_image_gets_no_secrets():
