@@ -42,6 +42,9 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 	$(BIN)/python -m tests.house
+	$(BIN)/hadolint infra/Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec infra/compose.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows infra/ci-example.yaml
 
 audit: setup
 	@$(BIN)/python -m infra.audit

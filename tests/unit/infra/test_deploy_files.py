@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kubernetes_validate import validate
+from prefect.utilities.templating import apply_values
 from services import wait_until
 
 from infra import containers
@@ -22,6 +24,7 @@ INFRA = Path(__file__).parents[3] / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
 RUNNING = {name: each for name, each in COMPOSE["services"].items() if each["restart"] != "no"}
 PEER = "ssl-backdoor/peer"
+KUBERNETES = "1.34"
 
 
 @pytest.fixture
@@ -45,6 +48,12 @@ def environment(name: str) -> dict[str, str]:
 
 def cluster() -> dict:
     return yaml.safe_load((INFRA / "kubernetes" / "ray-cluster.yaml").read_text())["spec"]
+
+
+def ray_pods() -> list[dict]:
+    """The templates of its head and its workers."""
+    spec = cluster()
+    return [spec["headGroupSpec"]["template"], *(one["template"] for one in spec["workerGroupSpecs"])]
 
 
 def test_the_same_services_as_on_one_machine():
@@ -191,8 +200,7 @@ def test_the_image_gets_no_secrets():
 def test_the_ray_cluster_asks_for_its_token_and_its_image_is_ours():
     spec = cluster()
     assert f"ray=={spec['rayVersion']}" in (INFRA / "constraints.txt").read_text().split()
-    templates = [spec["headGroupSpec"]["template"], *(one["template"] for one in spec["workerGroupSpecs"])]
-    for template in templates:
+    for template in ray_pods():
         (container,) = template["spec"]["containers"]
         token = {one["name"]: one for one in container["env"]}
         assert token["RAY_AUTH_MODE"]["value"] == "token"
@@ -200,6 +208,23 @@ def test_the_ray_cluster_asks_for_its_token_and_its_image_is_ours():
         assert container["image"] == COMPOSE["services"]["ray"]["image"]
         assert container["resources"]["requests"].keys() == {"cpu", "memory"}
         assert PEER in template["metadata"]["labels"]
+
+
+def test_kubernetes_knows_every_field_of_settings_and_of_rays_pods():
+    for document in yaml.safe_load_all((INFRA / "kubernetes" / "settings.yaml").read_text()):
+        validate(document, KUBERNETES, strict=True)
+    for template in ray_pods():
+        validate({"apiVersion": "v1", "kind": "Pod", **template}, KUBERNETES, strict=True)
+
+
+def test_kubernetes_knows_every_field_of_a_job_as_prefect_renders_it():
+    pool = json.loads((INFRA / "kubernetes" / "work-pool.json").read_text())
+    defaults = {name: one.get("default") for name, one in pool["variables"]["properties"].items()}
+    given = {name: value for name, value in defaults.items() if value is not None} | {"command": ["true"]}
+    job = apply_values(pool["job_configuration"]["job_manifest"], given)
+    pod = job["spec"]["template"]["spec"]
+    assert (pod.pop("parallelism"), pod.pop("completions")) == (1, 1)  # Prefect wants them there; Kubernetes drops them
+    validate(job, KUBERNETES, strict=True)
 
 
 def test_the_work_pool_asks_for_variables_that_exist():
