@@ -1,7 +1,10 @@
 """What a frozen backbone makes of images, with and without a trigger."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,13 +18,13 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.errors import CheckpointError
-from ssl_backdoor.poison.triggers import paste, place, render, size_in
+from ssl_backdoor.poison.triggers import Box, paste, place, render, size_in
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import EvaluationSpec, TriggerSpec
 
 _BATCH = 256
-_CHUNK = 4096  # images held as pixels at once
+_CHUNK = 1024  # images read at once; so many are seen by the backbone meanwhile
 
 
 class Condition(NamedTuple):
@@ -51,7 +54,7 @@ def split_features(
 ) -> Features:
     """Features of the labelled images of ``split``, in the order of the samples table, under each of ``conditions``.
 
-    Images are read once and held a few thousand at a time. ``backbone`` runs on the device it is on.
+    Images are read once and held two thousand at a time. ``backbone`` runs on the device it is on.
 
     Raises:
         DataError: an image cannot be read, or the sizes differ.
@@ -60,16 +63,28 @@ def split_features(
     """
     samples = labelled(dataset, split)
     values: dict[str, Tensor] = {}
-    for start in range(0, samples.num_rows, _CHUNK):
-        chunk = replace(dataset, samples=samples.slice(start, _CHUNK))
-        images = load_resident(chunk, split, resize_px=spec.resize_px, crop_px=spec.crop_px)
+    done = 0
+    for images in _read_ahead(dataset, samples, split, spec):
         for condition in conditions:
             found = features(backbone, stamped_batches(images, condition, seed))
             held = values.setdefault(condition.name, torch.empty(samples.num_rows, found.shape[1]))
-            held[start : start + len(found)] = found
-        on_progress(Progress(start + len(images.keys), samples.num_rows, f"{split} images"))
+            held[done : done + len(found)] = found
+        done += len(images.keys)
+        on_progress(Progress(done, samples.num_rows, f"{split} images"))
     labels = torch.from_numpy(samples["label"].to_numpy().astype(np.int64))
     return Features(samples["key"], labels, values)
+
+
+def _read_ahead(dataset: Dataset, samples: pa.Table, split: str, spec: EvaluationSpec) -> Iterator[Resident]:
+    """The images of ``samples`` in the evaluated frame, a chunk at a time; the next one is read meanwhile."""
+    chunks = [replace(dataset, samples=samples.slice(start, _CHUNK)) for start in range(0, samples.num_rows, _CHUNK)]
+    read = partial(load_resident, split=split, resize_px=spec.resize_px, crop_px=spec.crop_px)
+    with ThreadPoolExecutor(1) as reader:
+        ahead = deque([reader.submit(read, chunks[0])])
+        for chunk in chunks[1:]:
+            ahead.append(reader.submit(read, chunk))
+            yield ahead.popleft().result()
+        yield ahead.popleft().result()
 
 
 def labelled(dataset: Dataset, split: str) -> pa.Table:
@@ -116,9 +131,15 @@ def stamped_batches(images: Resident, condition: Condition, seed: int) -> Iterat
         pixels: NDArray[np.uint8] = batch.permute(0, 2, 3, 1).numpy()
         stamped = []
         for image, key in zip(pixels, keys, strict=True):
-            box = place(height, width, len(patch), trigger.test_location, stream(seed, "test_trigger", key))
+            box = _place(height, width, len(patch), trigger.test_location, seed, key)
             stamped.append(paste(image, patch, box, trigger.opacity))
         yield torch.from_numpy(np.stack(stamped)).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=_CHUNK)
+def _place(height: int, width: int, size_px: int, location: tuple[float, float], seed: int, key: str) -> Box:
+    """The same under each trigger: kept from one to the next."""
+    return place(height, width, size_px, location, stream(seed, "test_trigger", key))
 
 
 def _blocks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -4,6 +4,7 @@ Definitions are those of DESIGN.md, section 5. Saha et al. 2022 (https://arxiv.o
 positives; Carlini & Terzis 2022 (https://arxiv.org/abs/2106.09667) define the z-score.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
+from scipy.special import ndtri
 
 from ssl_backdoor.tables import MEASUREMENTS
 
@@ -49,6 +50,7 @@ DEFINITION = {
     "similarity_triggered": "Mean cosine of distinct pairs of the n test images under this condition's trigger."
     + _NO_INTERVAL,
 }
+_Z95 = float(ndtri(0.5 + 0.5 * 0.95))
 _FLAT = 1e-12
 
 
@@ -70,6 +72,18 @@ class Similarity(NamedTuple):
 
     mean: float
     variance: float
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of ``hits`` of ``n`` as a share (Wilson 1927).
+
+    To the bit that of scipy's binomtest, which makes an exact test as well: with many classes most of an evaluation.
+    """
+    share, z = hits / n, _Z95
+    denominator = 2 * (n + z**2)
+    centre = (2 * n * share + z**2) / denominator
+    half = z / denominator * math.sqrt(4 * n * share * (1 - share) + z**2)
+    return centre - half if hits else 0.0, centre + half if hits < n else 1.0
 
 
 def measure_share(name: str, condition: str, probe: str, hits: int, n: int) -> Measurement:
@@ -129,8 +143,7 @@ class _Count(NamedTuple):
         scale = 1 if self.as_count else self.n
         low = high = None
         if self.has_interval:
-            interval = binomtest(self.hits, self.n).proportion_ci(confidence_level=0.95, method="wilson")
-            low, high = (float(bound) * self.n / scale for bound in (interval.low, interval.high))
+            low, high = (bound * self.n / scale for bound in wilson(self.hits, self.n))
         definition = DEFINITION[self.name.partition(":")[0]]
         return Measurement(self.name, condition, probe, self.hits / scale, self.n, low, high, definition)
 

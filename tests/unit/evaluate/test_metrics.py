@@ -21,6 +21,7 @@ from ssl_backdoor.evaluate.metrics import (
     measure_predictions,
     measurements_table,
     pair_similarity,
+    wilson,
 )
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.tables import MEASUREMENTS, PREDICTIONS
@@ -99,6 +100,13 @@ def test_an_empty_table_measures_nothing() -> None:
 
 
 # -------------------------------------------------------------------------- intervals, groups, tables
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 50, 4950])
+def test_intervals_are_scipys_to_the_bit(n: int) -> None:
+    for hits in {0, 1, n // 3, n // 2, n - 1, n}:
+        interval = binomtest(hits, n).proportion_ci(method="wilson")
+        assert wilson(hits, n) == (interval.low, interval.high)
 
 
 def test_intervals_are_wilsons_and_counts_are_scaled() -> None:
