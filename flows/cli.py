@@ -1,6 +1,7 @@
 """The ``ssl-backdoor`` command: parse, call, tell. Exit codes: 0 done, 2 the user can mend it, 130 interrupted."""
 
 import argparse
+import gc
 import importlib
 import json
 import shlex
@@ -15,6 +16,7 @@ from flows import settings
 from flows.endings import leave_nothing
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
 from ssl_backdoor.specs import Stage
+from tasks import own_server
 
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
@@ -26,6 +28,7 @@ _DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point."""
+    gc.set_threshold(100_000)  # what imports make stays: looking through it again and again takes a second of a command
     options = _parser().parse_args(arguments)
     try:
         settings.embed()
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         code = 130
     sys.stdout.flush()
+    gc.freeze()  # the interpreter's last search for garbage would take another
     sys.exit(code)
 
 
@@ -189,19 +193,20 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     store = open_store(options.store or settings.default_store())
     store.check()
 
+    leave_nothing()
+    own_server.begin()
     from flows.console import progress_shown
     from flows.matrix import IncompleteError
     from flows.run import experiment, heard_by, matrix
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import disconnect
 
-    leave_nothing()
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
-    threading.Thread(target=_warm, daemon=True).start()
+    threading.Thread(target=_warm, args=(options.until,), daemon=True).start()
 
     missing: tuple[str, ...] = ()
     try:
-        with progress_shown() as display, heard_by(display):
+        with progress_shown() as display, heard_by(display), own_server.used():
             page = (matrix if report.tables else experiment)(
                 **asked,
                 methods=options.methods or "",
@@ -244,9 +249,12 @@ def _agreed(num_runs: int) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _warm() -> None:
-    for name in ("tasks.tracking", "flows.results"):
-        importlib.import_module(name)
+def _warm(until: Stage) -> None:
+    importlib.import_module("flows.results")
+    if until == "report":
+        from tasks.tracking import open_ahead
+
+        open_ahead()
 
 
 def _recipes(_: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ that MLflow's compare page is useful at once: ``facts/num_poisons`` against succ
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,17 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     run = client.get_run(write(report, store, client))
     page = os.environ.get("SSL_BACKDOOR_MLFLOW_PAGE") or client.tracking_uri
     return f"{printed(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def open_ahead() -> None:
+    """Open an MLflow database that is there, which takes a second, so that ``record`` need not; it tells what is wrong.
+
+    Not a new one: a shell that is killed meanwhile would leave its tables half made.
+    """
+    uri = mlflow.get_tracking_uri()
+    if uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).exists():
+        with suppress(Exception):
+            mlflow.MlflowClient()
 
 
 @_explained()
