@@ -204,8 +204,14 @@ def test_a_cache_that_cannot_be_written(store, source, tmp_path, monkeypatch):
 
 
 def test_an_object_store_without_conditional_writes_is_refused(store, monkeypatch, object_store, prefix):
-    put = store._client.put_object
-    monkeypatch.setattr(store._client, "put_object", lambda IfNoneMatch, **request: put(**request))
+    def forgetful(tries: int):
+        client = made(tries)
+        put = client.put_object
+        client.put_object = lambda IfNoneMatch, **request: put(**request)
+        return client
+
+    made = s3._client
+    monkeypatch.setattr(s3, "_client", forgetful)
     with pytest.raises(StoreError, match="honour If-None-Match"):
         store.check()
     assert object_store.keys(prefix) == []
