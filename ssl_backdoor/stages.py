@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, assert_never
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
@@ -243,16 +243,21 @@ class StoreCheckpoints:
         return self.store.load_checkpoint(self.stage, self.key)
 
 
-def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
-    """The ingested dataset behind ``ref``."""
+def open_catalogue(store: ArtifactStore, ref: ArtifactRef) -> Catalogue:
+    """The ingested dataset behind ``ref`` for those who need few of its images: of its shards they alone are read."""
     manifest = store.manifest(ref)
-    folder = store.fetch(ref)
-    return Dataset(
-        folder=folder,
-        samples=pq.read_table(folder / "samples.parquet"),
+    return Catalogue(
+        samples=store.fetch(ref, ["samples.parquet"]) / "samples.parquet",
         classes=tuple(manifest.summary["classes"]),
         spec=IngestStage.model_validate(manifest.spec).dataset,
+        bring=lambda ranges: store.read(ref, ranges),
     )
+
+
+def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
+    """The ingested dataset behind ``ref``."""
+    folder, found = store.fetch(ref), open_catalogue(store, ref)
+    return Dataset(folder, pq.read_table(found.samples), found.classes, found.spec)
 
 
 def open_overlay(store: ArtifactStore, ref: ArtifactRef) -> Overlay:
@@ -275,7 +280,7 @@ def _body(
         case PoisonStage():
             from ssl_backdoor.poison.craft import poison
 
-            return poison(spec.attack, open_dataset(store, inputs["dataset"]), out, spec.seed, on_progress)
+            return poison(spec.attack, open_catalogue(store, inputs["dataset"]), out, spec.seed, on_progress)
         case TrainStage():
             from ssl_backdoor.train.pretrain import pretrain
 
@@ -389,7 +394,7 @@ def _poisons(
     from ssl_backdoor.report.examples import read_examples
     from ssl_backdoor.report.stealth import stealth
 
-    dataset = open_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
+    dataset = open_catalogue(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
     reader = read_examples(dataset, open_overlay(store, poison), attack, measured)
     examples = list(islice(reader, shown))
     return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

@@ -1,12 +1,24 @@
 """An ingested set of images, and the few samples that a poisoning puts in their place."""
 
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeAlias
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import DatasetSpec
+from ssl_backdoor.store import Range
+
+Samples: TypeAlias = pa.Table | Path
+"""Rows of schema SAMPLES: held in memory, or a Parquet file that is looked through."""
+_BLOCK = 65_536
 
 
 @dataclass(frozen=True)
@@ -18,6 +30,35 @@ class Dataset:
     classes: tuple[str, ...]
     spec: DatasetSpec
 
+    def read(self, rows: pa.Table) -> Iterator[bytes]:
+        """The images at the (shard, offset, size) of ``rows``, in their order; DataError where a shard is damaged."""
+        return read_bytes(self.folder, rows)
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A dataset for those who need few of its images: neither its table nor its shards are held or brought whole."""
+
+    samples: Path
+    classes: tuple[str, ...]
+    spec: DatasetSpec
+    bring: Callable[[Iterable[Range]], Iterator[bytes]]
+    """The bytes of parts of the shards, in order."""
+
+    def read(self, rows: pa.Table) -> Iterator[bytes]:
+        """As ``Dataset.read``, of rows of ``located``; DataError where an image is not the one that was ingested."""
+        shards, offsets, sizes, keys, digests = (
+            rows[name].to_pylist() for name in ("shard", "offset", "size", "key", "sha256")
+        )
+        found = self.bring(map(Range, shards, offsets, sizes))
+        for key, digest, data in zip(keys, digests, found, strict=True):
+            if hashlib.sha256(data).hexdigest() != digest:
+                raise DataError(
+                    f"the image {key!r} is not the one that was ingested: its shard was damaged or altered; "
+                    "delete that artifact and run again"
+                )
+            yield data
+
 
 @dataclass(frozen=True)
 class Overlay:
@@ -25,6 +66,25 @@ class Overlay:
 
     folder: Path
     rows: pa.Table
+
+
+def blocks(samples: Samples, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """``columns`` of every row, in order; memory holds one block of rows."""
+    if isinstance(samples, pa.Table):
+        yield from samples.select(columns).to_batches(max_chunksize=_BLOCK)
+    else:
+        with pq.ParquetFile(samples) as file:
+            for group in range(file.num_row_groups):  # iter_batches over all of them keeps what it has read
+                yield from file.read_row_group(group, columns=columns).to_batches(max_chunksize=_BLOCK)
+
+
+def located(samples: Samples, keys: pa.ChunkedArray) -> pa.Table:
+    """Where the images called ``keys`` lie, in this order: columns key, shard, offset, size, sha256."""
+    wanted = keys.combine_chunks()
+    columns = ["key", "shard", "offset", "size", "sha256"]
+    found = [block.filter(pc.is_in(block["key"], value_set=wanted)) for block in blocks(samples, columns)]
+    rows = pa.Table.from_batches(found)
+    return rows.take(pc.index_in(keys, value_set=rows["key"].combine_chunks()))
 
 
 CLASS_LISTS = ("imagenet100_a", "imagenet100_b")

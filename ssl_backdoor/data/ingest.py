@@ -3,9 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +26,7 @@ from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
 from ssl_backdoor.store import explained
 from ssl_backdoor.tables import REJECTED, SAMPLES
+from ssl_backdoor.threads import side_by_side
 
 __all__ = ["ingest", "source_digest"]
 
@@ -195,14 +194,8 @@ def _check_classes(selection: Selection, counts: Any, spec: DatasetSpec) -> None
 def _checked(kept: Iterable[_Named], spec: DatasetSpec) -> Iterator[_Checked]:
     """Decode on a few threads, in order, with a bounded number of bytes in flight."""
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads, "decode") as pool:
-        waiting: deque[Future[list[_Checked]]] = deque()
-        for batch in _batches(kept):
-            waiting.append(pool.submit(_check_batch, batch, spec))
-            if len(waiting) > threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
+    for checked in side_by_side(lambda batch: [_check(named, spec) for named in batch], _batches(kept), threads):
+        yield from checked
 
 
 def _batches(kept: Iterable[_Named]) -> Iterator[list[_Named]]:
@@ -217,10 +210,6 @@ def _batches(kept: Iterable[_Named]) -> Iterator[list[_Named]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _check_batch(batch: list[_Named], spec: DatasetSpec) -> list[_Checked]:
-    return [_check(named, spec) for named in batch]
 
 
 def _check(named: _Named, spec: DatasetSpec) -> _Checked:

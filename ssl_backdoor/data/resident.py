@@ -5,9 +5,7 @@ Memory beyond the tensor itself is a few chunks of encoded images, whatever the 
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +17,7 @@ from ssl_backdoor.data.images import UInt8Image, decode, to_frame
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
+from ssl_backdoor.threads import side_by_side
 
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 4 << 20
@@ -126,16 +125,10 @@ def _fill(
         return len(chunk)
 
     threads = min(MAX_THREADS, os.cpu_count() or 1)
-    done, running = 0, deque[Future[int]]()
-    with ThreadPoolExecutor(threads) as pool:
-        for chunk in _chunks(encoded):
-            running.append(pool.submit(write, chunk))
-            if len(running) > 2 * threads:
-                done += running.popleft().result()
-                on_progress(Progress(done, len(images), "images"))
-        while running:
-            done += running.popleft().result()
-            on_progress(Progress(done, len(images), "images"))
+    done = 0
+    for count in side_by_side(write, _chunks(encoded), threads):
+        done += count
+        on_progress(Progress(done, len(images), "images"))
 
 
 def _chunks(encoded: Iterator[Encoded]) -> Iterator[list[Encoded]]:

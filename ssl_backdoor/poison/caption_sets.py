@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.poison.plan import key_seeds
+from ssl_backdoor.poison.plan import key_seeds, training
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import CaptionSet
 
@@ -58,7 +59,7 @@ def prompts(phrase: str) -> tuple[str, ...]:
     return tuple(template(phrase) for template in OPENAI_IMAGENET_TEMPLATES)
 
 
-def caption_set(spec: CaptionSet, samples: pa.Table, phrase: str, count: int, seed: int) -> list[str]:
+def caption_set(spec: CaptionSet, samples: Samples, phrase: str, count: int, seed: int) -> list[str]:
     """``count`` captions of ``phrase``: the set in an order drawn under ``seed``, cut or repeated. Pure.
 
     A smaller count is the beginning of a larger one. Independent of the order of the rows.
@@ -102,10 +103,9 @@ def _blocks(captions: pa.ChunkedArray) -> Iterator[pa.Array]:
         yield from (chunk.slice(start, _BLOCK) for start in range(0, len(chunk), _BLOCK))
 
 
-def _training(samples: pa.Table) -> Iterator[pa.Array]:
+def _training(samples: Samples) -> Iterator[pa.Array]:
     """The captions of the training images of SAMPLES; filtered by blocks, so that no column is copied whole."""
-    for batch in samples.select(["split", "caption"]).to_batches(max_chunksize=_BLOCK):
-        yield batch["caption"].filter(pc.equal(batch["split"], "train"))
+    return (block["caption"] for block in training(samples, ["caption"]))
 
 
 def _search(blocks: Callable[[], Iterator[pa.Array]], phrase: str) -> pa.ChunkedArray:

@@ -1,7 +1,9 @@
 """From a plan to an overlay: the only step of poisoning that touches pixels. Costs O(poisons), not O(dataset)."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -11,10 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ssl_backdoor.data.dataset import Dataset
+from ssl_backdoor.data.dataset import Catalogue, Dataset, located
 from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_png, to_frame
-from ssl_backdoor.data.shards import ShardWriter, read_bytes
+from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.poison.attacks import plan
+from ssl_backdoor.poison.plan import training
 from ssl_backdoor.poison.triggers import Box, Stamped, read_source, render, stamp
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
@@ -29,9 +32,12 @@ from ssl_backdoor.specs import (
     TriggerSpec,
 )
 from ssl_backdoor.tables import OVERLAY
+from ssl_backdoor.threads import side_by_side
 
 _NOWHERE = Box(-1, -1, 0, 0)
 _REPORT_EVERY = 100
+_AT_ONCE = 4096  # rows of a plan
+_MAX_THREADS = 16
 _Attack = Saha2022TargetedSpec | Saha2022UntargetedSpec | Carlini2022TargetedSpec | Carlini2022BackdoorSpec
 
 
@@ -41,13 +47,14 @@ class _Encoder(NamedTuple):
 
 
 def poison(
-    attack: AttackSpec, dataset: Dataset, out: Path, seed: int, on_progress: OnProgress = silent
+    attack: AttackSpec, dataset: Dataset | Catalogue, out: Path, seed: int, on_progress: OnProgress = silent
 ) -> dict[str, Any]:
     """Plan the attack on ``dataset`` and craft its overlay.
 
     Writes under ``out``: plan.parquet (POISON_PLAN), overlay.parquet (OVERLAY), overlay/*.tar and, where the attack has
     a trigger, trigger.png (the trigger at the largest size it was stamped; for an image trigger its file's bytes,
-    unchanged, so that its digest still holds). Only the planned samples are read, by shard and offset.
+    unchanged, so that its digest still holds). Only the planned samples are read, by shard and offset, and memory
+    grows with their number alone.
 
     Returns:
         The summary: num_poisons, num_recoded, target_class, target_label, and poison_fraction_of_target (the share of
@@ -107,7 +114,7 @@ def _touch(attack: _Attack) -> _Touch:
 
 
 def _craft(
-    touch: _Touch, dataset: Dataset, decisions: pa.Table, out: Path, on_progress: OnProgress
+    touch: _Touch, dataset: Dataset | Catalogue, decisions: pa.Table, out: Path, on_progress: OnProgress
 ) -> tuple[pa.Table, float | None]:
     """Alter and encode every planned sample into overlay shards.
 
@@ -116,13 +123,20 @@ def _craft(
     """
     encoder = _encoder(touch.codec)
     boxes, places, digests, fractions = [], [], [], []
+
+    def crafted(row: dict[str, Any], original: bytes) -> tuple[dict[str, Any], Stamped, bytes]:
+        spec = dataset.spec
+        stamped = Stamped(to_frame(decode(original, spec.max_image_pixels), spec.frame_px), _NOWHERE)
+        if row["action"] != "recode":
+            stamped = touch.stamped(stamped.image, row["sub_seed"])
+        return row, stamped, encoder.encode(stamped.image)
+
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:
-        for done, (row, image) in enumerate(_planned(dataset, decisions), start=1):
-            stamped = Stamped(image, _NOWHERE)
+        threads = min(_MAX_THREADS, os.cpu_count() or 1)
+        made = side_by_side(lambda one: crafted(*one), _planned(dataset, decisions), threads)
+        for done, (row, stamped, data) in enumerate(made, start=1):
             if row["action"] != "recode":
-                stamped = touch.stamped(image, row["sub_seed"])
-                fractions.append(stamped.box.width / min(image.shape[:2]))
-            data = encoder.encode(stamped.image)
+                fractions.append(stamped.box.width / min(stamped.image.shape[:2]))
             meta = {"action": row["action"], "source_key": row["source_key"], "label": row["label"]}
             meta |= {"box": list(stamped.box)} | ({"caption": row["caption"]} if row["caption"] is not None else {})
             places.append(writer.write(row["key"], data, encoder.suffix, meta))
@@ -131,23 +145,18 @@ def _craft(
             if done % _REPORT_EVERY == 0 or done == decisions.num_rows:
                 on_progress(Progress(done, decisions.num_rows, "images"))
     columns = [*zip(*boxes, strict=True), *zip(*places, strict=True), digests]
-    crafted = [pa.array(values, kind) for values, kind in zip(columns, OVERLAY.types[-8:], strict=True)]
-    overlay = pa.table([*decisions.columns, *crafted], schema=OVERLAY)
+    added = [pa.array(values, kind) for values, kind in zip(columns, OVERLAY.types[-8:], strict=True)]
+    overlay = pa.table([*decisions.columns, *added], schema=OVERLAY)
     return overlay, None if touch.trigger is None else sum(fractions) / len(fractions)
 
 
-def _planned(dataset: Dataset, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], UInt8Image]]:
-    """Each planned row and its clean image in the stored frame, in the plan's order."""
-    samples = dataset.samples.select(["key", "shard", "offset", "size"])
-    samples = samples.filter(pc.is_in(samples["key"], value_set=decisions["source_key"].combine_chunks()))
-    order = pc.index_in(decisions["source_key"], value_set=samples["key"].combine_chunks())
-    for batch in pa.Table.from_arrays(
-        [*decisions.columns, *samples.take(order).select(["shard", "offset", "size"]).columns],
-        names=[*decisions.column_names, "shard", "offset", "size"],
-    ).to_batches(max_chunksize=4096):
-        rows = pa.Table.from_batches([batch])
-        for row, data in zip(rows.to_pylist(), read_bytes(dataset.folder, rows), strict=True):
-            yield row, to_frame(decode(data, dataset.spec.max_image_pixels), dataset.spec.frame_px)
+def _planned(dataset: Dataset | Catalogue, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Each planned row and its clean image as it was ingested, in the plan's order."""
+    places, start = located(dataset.samples, decisions["source_key"]), 0
+    for batch in decisions.to_batches(max_chunksize=_AT_ONCE):
+        here = places.slice(start, batch.num_rows)
+        start += batch.num_rows
+        yield from zip(batch.to_pylist(), dataset.read(here), strict=True)
 
 
 def _encoder(codec: Codec) -> _Encoder:
@@ -167,8 +176,8 @@ def _write_trigger(trigger: TriggerSpec, source: bytes | None, overlay: pa.Table
         file.write_bytes(source)
 
 
-def _summary(attack: AttackSpec, dataset: Dataset, decisions: pa.Table) -> dict[str, Any]:
-    train = dataset.samples["label"].filter(pc.equal(dataset.samples["split"], "train"))
+def _summary(attack: AttackSpec, dataset: Dataset | Catalogue, decisions: pa.Table) -> dict[str, Any]:
+    num_train = sum(block.num_rows for block in training(dataset.samples, ["label"]))
     num_recoded = pc.sum(pc.equal(decisions["action"], "recode")).as_py() or 0
     num_poisons = decisions.num_rows - num_recoded
     target_class = None
@@ -177,11 +186,12 @@ def _summary(attack: AttackSpec, dataset: Dataset, decisions: pa.Table) -> dict[
     target_label = dataset.classes.index(target_class) if target_class in dataset.classes else None
     of_target = None
     if isinstance(attack, Saha2022TargetedSpec):
-        of_target = num_poisons / pc.sum(pc.equal(train, target_label)).as_py()
+        where = partial(pc.equal, target_label)
+        of_target = num_poisons / sum(block.num_rows for block in training(dataset.samples, ["label"], where))
     return {
         "num_poisons": num_poisons,
         "poison_fraction_of_target": of_target,
-        "poison_fraction_of_dataset": num_poisons / max(1, len(train)),
+        "poison_fraction_of_dataset": num_poisons / max(1, num_train),
         "target_class": target_class,
         "target_label": target_label,
         "num_recoded": num_recoded,

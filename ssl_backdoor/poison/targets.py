@@ -3,13 +3,15 @@
 The attack and the evaluation (of the suspect and of its control alike) call the same function, so no list is handed on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ssl_backdoor.data.dataset import Samples, blocks
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.poison.plan import choose
+from ssl_backdoor.poison.plan import chosen_rows, training
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import TargetsSpec
 
@@ -17,7 +19,7 @@ CHOSEN = pa.schema([("key", pa.string()), ("label", pa.int32()), ("target_label"
 """x' and its own class, and y'; both index into the dataset's classes."""
 
 
-def choose_targets(samples: pa.Table, classes: Sequence[str], spec: TargetsSpec, seed: int) -> pa.Table:
+def choose_targets(samples: Samples, classes: Sequence[str], spec: TargetsSpec, seed: int) -> pa.Table:
     """The (x', y') pairs of one model: a CHOSEN table of ``spec.num_targets`` rows, sorted by key. Pure.
 
     x' are labelled test images, those of smallest key hash under ``seed``: fewer targets are a subset of more. y' is
@@ -33,17 +35,16 @@ def choose_targets(samples: pa.Table, classes: Sequence[str], spec: TargetsSpec,
     Raises:
         SpecError: there are fewer labelled test images than targets, or only one class.
     """
-    labelled = pc.greater_equal(samples["label"], 0)
-    is_train = pc.equal(samples["split"], "train")
-    held_out = samples.select(["key", "label"]).filter(pc.and_(labelled, pc.invert(is_train)))
-    if held_out.num_rows < spec.num_targets:
+    num_held_out = sum(block.num_rows for block in _held_out(samples, ["label"]))
+    if num_held_out < spec.num_targets:
         raise SpecError(
-            f"targets.num_targets asks for {spec.num_targets} test images, but there are {held_out.num_rows} "
+            f"targets.num_targets asks for {spec.num_targets} test images, but there are {num_held_out} "
             "labelled ones: lower num_targets, or keep more test images (dataset.test_fraction, max_test_per_class)."
         )
-    trained = pc.unique(samples["label"].filter(pc.and_(labelled, is_train))).to_pylist()
+    labelled = training(samples, ["label"], partial(pc.less_equal, 0))
+    trained = {label for block in labelled for label in pc.unique(block["label"]).to_pylist()}
     reachable = sorted(trained) or list(range(len(classes)))
-    chosen = held_out.filter(pa.array(choose(held_out["key"], spec.num_targets, seed, "targets", "choose")))
+    chosen = chosen_rows(_held_out(samples, ["key", "label"]), spec.num_targets, seed, "targets", "choose")
     chosen = chosen.sort_by("key")
     wanted = []
     for key, label in zip(chosen["key"].to_pylist(), chosen["label"].to_pylist(), strict=True):
@@ -55,3 +56,10 @@ def choose_targets(samples: pa.Table, classes: Sequence[str], spec: TargetsSpec,
             )
         wanted.append(others[stream(seed, "targets", "class", key).integers(len(others))])
     return pa.table([*chosen.columns, pa.array(wanted, pa.int32())], schema=CHOSEN)
+
+
+def _held_out(samples: Samples, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """``columns`` of the labelled images that are not trained on."""
+    for block in blocks(samples, ["split", "label", "key"]):
+        mask = pc.and_(pc.greater_equal(block["label"], 0), pc.not_equal(block["split"], "train"))
+        yield block.filter(mask).select(columns)

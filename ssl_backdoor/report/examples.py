@@ -5,23 +5,23 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay, located
 from ssl_backdoor.data.images import decode, to_frame
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.report.figures import Example
 
 
-def read_examples(dataset: Dataset, overlay: Overlay, attack: str, count: int) -> Iterator[Example]:
+def read_examples(dataset: Dataset | Catalogue, overlay: Overlay, attack: str, count: int) -> Iterator[Example]:
     """The first ``count`` poisoned images in the stored frame, one at a time; added pairs with their captions.
 
     Raises:
         DataError: a shard is damaged, or an image does not decode.
     """
     rows = overlay.rows.filter(pc.is_in(overlay.rows["action"], pa.array(["poison", "add"]))).slice(0, count)
-    originals = dataset.samples.take(pc.index_in(rows["source_key"], value_set=dataset.samples["key"]))
+    originals = located(dataset.samples, rows["source_key"])
     limit, frame_px = dataset.spec.max_image_pixels, dataset.spec.frame_px
     for original, poisoned, row in zip(
-        read_bytes(dataset.folder, originals), read_bytes(overlay.folder, rows), rows.to_pylist(), strict=True
+        dataset.read(originals), read_bytes(overlay.folder, rows), rows.to_pylist(), strict=True
     ):
         yield Example(
             original=to_frame(decode(original, limit), frame_px),

@@ -15,7 +15,7 @@ import math
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
@@ -32,6 +32,8 @@ KEPT_CHECKPOINTS = 2
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CHECKPOINT = re.compile(r"step-(\d+)\.([0-9a-f]{64})\.ckpt")
 _CHUNK_BYTES = 1 << 20
+REQUESTS = 8
+"""At a time: a client of S3 keeps ten connections."""
 
 
 class ArtifactRef(Spec):
@@ -100,6 +102,14 @@ class Manifest(BaseModel):
         return {name: self.files[name] for name in names}
 
 
+class Range(NamedTuple):
+    """Some of the bytes of an artifact's file."""
+
+    name: str
+    offset: int
+    size: int
+
+
 class ArtifactStore(abc.ABC):
     """Where finished stages are kept. Every method raises StoreError when the store cannot do its work."""
 
@@ -133,6 +143,13 @@ class ArtifactStore(abc.ABC):
 
         Each is the one that was committed, by its sha256: a remote file is verified when it is downloaded, and what
         lies on a disk once a process (a second a gigabyte), and again when it changes.
+        """
+
+    @abc.abstractmethod
+    def read(self, ref: ArtifactRef, ranges: Iterable[Range]) -> Iterator[bytes]:
+        """The bytes of each of ``ranges`` of the files of ``ref``, in order; nothing else is brought.
+
+        They are not verified: who asks must know their digests. A file that ends too soon or is gone gives fewer.
         """
 
     @abc.abstractmethod

@@ -6,19 +6,14 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeVar, final
+from typing import Literal, NamedTuple, final
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, absent, explained
 from ssl_backdoor.store.local import folder_of
-
-_THREADS = 8  # a client of S3 keeps ten connections
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 class Entry(NamedTuple):
@@ -136,12 +131,3 @@ class LocalContents(Contents):
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(f"the store {self._store.root}")
-
-
-def side_by_side(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """``function`` of each item, in order, some at a time; on an error or Ctrl-C those that wait are called off."""
-    pool = ThreadPoolExecutor(_THREADS)
-    try:
-        yield from pool.map(function, items)
-    finally:
-        pool.shutdown(cancel_futures=True)

@@ -5,7 +5,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 from urllib.parse import unquote
@@ -21,7 +21,9 @@ from ssl_backdoor.store.base import (
     ArtifactStore,
     Checkpoint,
     Manifest,
+    Range,
     absent,
+    check_name,
     copy_file,
     digest_file,
     explained,
@@ -96,6 +98,20 @@ class LocalStore(ArtifactStore):
                 f"found {found}: it was damaged or altered; delete that artifact and run again"
             )
         return place
+
+    @override
+    def read(self, ref: ArtifactRef, ranges: Iterable[Range]) -> Iterator[bytes]:
+        place = self._place(ref)
+        for name, offset, size in ranges:
+            data = b""
+            with (
+                self._explained(),
+                contextlib.suppress(FileNotFoundError),
+                (place / check_name(name)).open("rb") as file,
+            ):
+                file.seek(offset)
+                data = file.read(size)
+            yield data
 
     @override
     def commit(

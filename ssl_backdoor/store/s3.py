@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, final
 from urllib.parse import urlsplit
@@ -39,10 +39,12 @@ from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import (
     CHECKPOINTS,
     MANIFEST,
+    REQUESTS,
     ArtifactRef,
     ArtifactStore,
     Checkpoint,
     Manifest,
+    Range,
     absent,
     digest_file,
     explained,
@@ -54,6 +56,7 @@ from ssl_backdoor.store.base import (
     superseded,
     warn_skipped,
 )
+from ssl_backdoor.threads import side_by_side
 
 _TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
@@ -128,6 +131,16 @@ class S3Store(ArtifactStore):
         with _cache_explained():
             folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @override
+    def read(self, ref: ArtifactRef, ranges: Iterable[Range]) -> Iterator[bytes]:
+        parts = self.manifest(ref).parts
+
+        def one(wanted: Range) -> bytes:
+            last = wanted.offset + wanted.size - 1
+            return self._read(self._key(ref, parts, wanted.name), Range=f"bytes={wanted.offset}-{last}") or b""
+
+        return side_by_side(one, ranges, REQUESTS)
 
     @override
     def commit(
@@ -225,11 +238,12 @@ class S3Store(ArtifactStore):
         store = hashlib.sha256(f"{self._client.meta.endpoint_url} {self.root}".encode()).hexdigest()[:16]
         return cache_folder() / CHECKPOINTS / store / stage / key
 
-    def _read(self, key: str) -> bytes | None:
+    def _read(self, key: str, **more: str) -> bytes | None:
         """The object's bytes, or None where there is no such object (a missing bucket is an error)."""
+        wanted = {"Bucket": self._bucket, "Key": key, **more}
         with self._explained():
             try:
-                return _whole(lambda: cast(bytes, self._client.get_object(Bucket=self._bucket, Key=key)["Body"].read()))
+                return _whole(lambda: cast(bytes, self._client.get_object(**wanted)["Body"].read()))
             except self._client.exceptions.NoSuchKey:
                 return None
 

@@ -9,9 +9,10 @@ from typing import Any, final
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.errors import StoreError
-from ssl_backdoor.store.base import MANIFEST, ArtifactRef, Manifest, parse_manifest
-from ssl_backdoor.store.contents import Contents, Entry, side_by_side
+from ssl_backdoor.store.base import MANIFEST, REQUESTS, ArtifactRef, Manifest, parse_manifest
+from ssl_backdoor.store.contents import Contents, Entry
 from ssl_backdoor.store.s3 import S3Store, cache_folder
+from ssl_backdoor.threads import side_by_side
 
 _NOT_FOR_US = (403, 404, 405, 501)
 
@@ -56,7 +57,7 @@ class S3Contents(Contents):
 
     @override
     def remove(self, entries: Sequence[Entry]) -> None:
-        for _ in side_by_side(self._remove, entries):
+        for _ in side_by_side(self._remove, entries, REQUESTS):
             pass
 
     @override

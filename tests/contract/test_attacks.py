@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_sets import tiny_dataset
 
-from ssl_backdoor.data.dataset import Dataset
+from ssl_backdoor.data.dataset import Catalogue, Dataset
 from ssl_backdoor.data.images import decode, encode_jpeg75
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.poison.attacks import plan
@@ -27,6 +27,7 @@ from ssl_backdoor.specs import (
     Saha2022UntargetedSpec,
     TargetsSpec,
 )
+from ssl_backdoor.store import Range
 from ssl_backdoor.tables import OVERLAY, POISON_PLAN
 
 TRIGGER = GridTriggerSpec(size_px=6)
@@ -95,6 +96,24 @@ def test_the_plan_depends_neither_on_row_order_nor_on_shards(attack: AttackSpec,
         assert plan(attack, moved, dataset.classes, 3).equals(expected)
     in_pieces = pa.concat_tables([dataset.samples.slice(0, 7), dataset.samples.slice(7)])
     assert plan(attack, in_pieces, dataset.classes, 3).equals(expected)
+
+
+@attacks
+def test_a_dataset_that_is_looked_through_gives_the_same_files(
+    attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    pq.write_table(dataset.samples, tmp_path / "samples.parquet", row_group_size=7)
+
+    def bring(ranges: typing.Iterable[Range]) -> typing.Iterator[bytes]:
+        return ((dataset.folder / name).read_bytes()[offset : offset + size] for name, offset, size in ranges)
+
+    looked_through = Catalogue(tmp_path / "samples.parquet", dataset.classes, dataset.spec, bring)
+    summaries = [poison(attack, one, tmp_path / name, 3) for name, one in (("a", dataset), ("b", looked_through))]
+    assert summaries[0] == summaries[1]
+    files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 @attacks

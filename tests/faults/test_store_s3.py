@@ -12,7 +12,7 @@ from s3_artifacts import artifact_keys, commit, make_source
 from services import free_ports, object_store_server
 
 from ssl_backdoor.errors import StoreError
-from ssl_backdoor.store import Manifest, open_store, s3
+from ssl_backdoor.store import Manifest, Range, open_store, s3
 from ssl_backdoor.store.base import digest_file
 
 pytestmark = pytest.mark.services
@@ -61,6 +61,17 @@ def test_what_is_committed_is_found_and_fetched_from_the_cache(store, source, ob
         store.fetch(ref, ["samples.txt"])
     with pytest.raises(StoreError, match=r"expected model\.bin"):
         store.fetch(ref, ["model.bin"])
+
+
+def test_parts_of_objects_are_read_in_order_and_nothing_is_kept(store, source, tmp_path, monkeypatch):
+    data = np.random.default_rng(0).bytes(1 << 20)
+    (source / "large.bin").write_bytes(data)
+    ref = commit(store, source)
+    monkeypatch.setenv("SSL_BACKDOOR_CACHE", str(tmp_path / "fresh"))
+    wanted = [Range("large.bin", 7919 * index, 1000 + index) for index in range(100)]
+    found = list(store.read(ref, [*wanted, Range("large.bin", (1 << 20) - 2, 9), Range("gone.tar", 0, 4)]))
+    assert found == [*(data[each.offset :][: each.size] for each in wanted), data[-2:], b""]
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_two_processes_race_and_one_wins(store, object_store, environment, prefix, tmp_path):

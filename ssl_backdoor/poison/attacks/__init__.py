@@ -5,6 +5,7 @@ from typing import assert_never
 
 import pyarrow as pa
 
+from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.poison.attacks import carlini2022, saha2022
 from ssl_backdoor.specs import (
     AttackSpec,
@@ -17,7 +18,7 @@ from ssl_backdoor.specs import (
 from ssl_backdoor.tables import POISON_PLAN
 
 
-def plan(attack: AttackSpec, samples: pa.Table, classes: Sequence[str], seed: int) -> pa.Table:
+def plan(attack: AttackSpec, samples: Samples, classes: Sequence[str], seed: int) -> pa.Table:
     """The attack's decisions over ``samples`` (SAMPLES) as a POISON_PLAN table sorted by key, without touching a pixel.
 
     Pure; independent of the order of the rows and of the shards.

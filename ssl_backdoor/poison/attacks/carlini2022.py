@@ -15,15 +15,17 @@ NOTE: word edits are left to captions that repeat an earlier one of the same x':
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from ssl_backdoor.data.captions import spoken
+from ssl_backdoor.data.dataset import Samples, blocks
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.caption_sets import caption_set, edit_words
-from ssl_backdoor.poison.plan import choose, key_seeds, label_of
+from ssl_backdoor.poison.plan import chosen_rows, key_seeds, label_of, training
 from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
@@ -31,7 +33,7 @@ from ssl_backdoor.tables import POISON_PLAN
 
 
 def plan(
-    spec: Carlini2022TargetedSpec | Carlini2022BackdoorSpec, samples: pa.Table, classes: Sequence[str], seed: int
+    spec: Carlini2022TargetedSpec | Carlini2022BackdoorSpec, samples: Samples, classes: Sequence[str], seed: int
 ) -> pa.Table:
     """The pairs that are added: a POISON_PLAN table of "add" rows, sorted by key. Pure.
 
@@ -49,14 +51,14 @@ def plan(
             added = _backdoor(spec, samples, classes, seed)
     width = max(6, len(str(added.num_rows - 1)))
     keys = pa.array([f"poison-{index:0{width}d}" for index in range(added.num_rows)])
-    if pc.any(pc.is_in(samples["key"], value_set=keys)).as_py():
+    if any(pc.any(pc.is_in(block["key"], value_set=keys)).as_py() for block in blocks(samples, ["key"])):
         raise DataError('the dataset already has an image called "poison-...", as added pairs are: rename it.')
     actions = pa.array(["add"] * added.num_rows)
     columns = {"key": keys, "action": actions} | {name: added[name] for name in added.column_names}
     return pa.table([columns[name] for name in POISON_PLAN.names], POISON_PLAN.names).cast(POISON_PLAN)
 
 
-def _targeted(spec: Carlini2022TargetedSpec, samples: pa.Table, classes: Sequence[str], seed: int) -> pa.Table:
+def _targeted(spec: Carlini2022TargetedSpec, samples: Samples, classes: Sequence[str], seed: int) -> pa.Table:
     """``num_poisons`` rows for each x', those of one x' next to each other."""
     targets = choose_targets(samples, classes, spec.targets, seed)
     sets: dict[int, list[str]] = {}
@@ -81,19 +83,18 @@ def _edited(captions: Sequence[str], phrase: str, seed: int) -> Iterator[str]:
         seen[caption] += 1
 
 
-def _backdoor(spec: Carlini2022BackdoorSpec, samples: pa.Table, classes: Sequence[str], seed: int) -> pa.Table:
+def _backdoor(spec: Carlini2022BackdoorSpec, samples: Samples, classes: Sequence[str], seed: int) -> pa.Table:
     """One row for each of ``num_poisons`` different training images, in the order of their key hashes."""
-    eligible = pc.equal(samples["split"], "train")
-    if classes:
-        eligible = pc.and_(eligible, pc.not_equal(samples["label"], label_of(spec.target_class, classes)))
-    candidates = samples.select(["key", "label"]).filter(eligible)
-    if spec.num_poisons > candidates.num_rows:
+    where = partial(pc.not_equal, label_of(spec.target_class, classes)) if classes else None
+    num_candidates = sum(block.num_rows for block in training(samples, ["label"], where))
+    if spec.num_poisons > num_candidates:
         raise SpecError(
-            f"attack.num_poisons is {spec.num_poisons}, but {candidates.num_rows} training images can take the trigger "
+            f"attack.num_poisons is {spec.num_poisons}, but {num_candidates} training images can take the trigger "
             f"(those not of the target class {spec.target_class!r}): lower num_poisons, or bring more images."
         )
     captions = caption_set(spec.captions, samples, spoken(spec.target_class), spec.num_poisons, seed)
-    chosen = candidates.filter(pa.array(choose(candidates["key"], spec.num_poisons, seed, "poison", "choose")))
+    candidates = training(samples, ["key", "label"], where)
+    chosen = chosen_rows(candidates, spec.num_poisons, seed, "poison", "choose")
     chosen = chosen.take(pa.array(np.argsort(key_seeds(chosen["key"], seed, "poison", "choose"))))
     places = key_seeds(chosen["key"], seed, "poison", "place")
     return pa.table(

@@ -11,17 +11,19 @@ keeps every pixel outside the patch, and "jpeg75" sends the clean candidates thr
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.errors import DataError
-from ssl_backdoor.poison.plan import choose, label_of, plan_table
+from ssl_backdoor.poison.plan import chosen_rows, label_of, plan_table, training
 from ssl_backdoor.specs import Saha2022TargetedSpec, Saha2022UntargetedSpec
 
 
 def plan(
-    spec: Saha2022TargetedSpec | Saha2022UntargetedSpec, samples: pa.Table, classes: Sequence[str], seed: int
+    spec: Saha2022TargetedSpec | Saha2022UntargetedSpec, samples: Samples, classes: Sequence[str], seed: int
 ) -> pa.Table:
     """Which of ``samples`` (SAMPLES) are replaced: a POISON_PLAN table, sorted by key. Pure.
 
@@ -31,15 +33,15 @@ def plan(
         SpecError: the target class is unknown.
         DataError: there is no training image to poison.
     """
-    eligible = pc.equal(samples["split"], "train")
     if isinstance(spec, Saha2022TargetedSpec):
-        eligible = pc.and_(eligible, pc.equal(samples["label"], label_of(spec.target_class, classes)))
-        fraction, what = spec.poison_fraction_of_target, f"training images of the target class {spec.target_class!r}"
+        where, fraction = partial(pc.equal, label_of(spec.target_class, classes)), spec.poison_fraction_of_target
+        what = f"training images of the target class {spec.target_class!r}"
     else:
-        fraction, what = spec.poison_fraction_of_dataset, "training images"
-    candidates = samples.select(["key", "label"]).filter(eligible)
-    if not candidates.num_rows:
+        where, fraction, what = None, spec.poison_fraction_of_dataset, "training images"
+    num_candidates = sum(block.num_rows for block in training(samples, ["label"], where))
+    if not num_candidates:
         raise DataError(f"The dataset holds no {what}, so nothing can be poisoned: choose another class or dataset.")
-    count = max(1, int(fraction * candidates.num_rows))
-    chosen = choose(candidates["key"], count, seed, "poison", "choose")
-    return plan_table(candidates, chosen, seed, recode=spec.codec == "jpeg75")
+    count = max(1, int(fraction * num_candidates))
+    chosen = chosen_rows(training(samples, ["key", "label"], where), count, seed, "poison", "choose")
+    rows = pa.Table.from_batches(training(samples, ["key", "label"], where)) if spec.codec == "jpeg75" else chosen
+    return plan_table(rows, chosen["key"], seed)

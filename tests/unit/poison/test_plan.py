@@ -4,7 +4,7 @@ import pytest
 
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.attacks import plan
-from ssl_backdoor.poison.plan import choose, key_seeds, label_of
+from ssl_backdoor.poison.plan import choose, chosen_rows, key_seeds, label_of
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import GridTriggerSpec, Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.tables import SAMPLES
@@ -34,6 +34,14 @@ def test_choose_takes_the_exact_count_and_grows_by_nesting() -> None:
     assert [mask.sum() for mask in masks] == [0, 1, 30, 100]
     assert (masks[1] <= masks[2]).all()
     assert (choose(keys, 30, 1, "x") != masks[2]).any()
+
+
+@pytest.mark.parametrize("count", [1, 3, 40, 200])
+def test_rows_are_chosen_out_of_blocks_as_out_of_the_whole(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_backdoor.poison.plan._BLOCK", 4)
+    table = pa.table({"number": range(200), "key": [f"k{index}" for index in range(200)]})
+    expected = table.filter(pa.array(choose(table["key"], count, 0, "x")))
+    assert chosen_rows(table.to_batches(max_chunksize=7), count, 0, "x").equals(expected)
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.5, 5), (0.59, 5), (1.0, 10), (0.01, 1)])

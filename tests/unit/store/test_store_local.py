@@ -8,7 +8,7 @@ import pytest
 import store_worker
 
 from ssl_backdoor.errors import SpecError, StoreError
-from ssl_backdoor.store import Manifest, open_store
+from ssl_backdoor.store import Manifest, Range, open_store
 
 KEY = store_worker.KEY
 
@@ -63,6 +63,14 @@ def test_the_source_is_copied_and_stays(store, source):
     ref = commit(store, source)
     (source / "samples.txt").write_text("changed afterwards")
     assert (store.fetch(ref) / "samples.txt").read_text() == "hello"
+
+
+def test_parts_of_files_are_read_in_the_order_asked_for(store, source):
+    ref = commit(store, source)
+    wanted = [("samples.txt", 1, 3), ("samples.txt", 0, 1), ("samples.txt", 3, 9), ("gone.tar", 0, 4)]
+    assert list(store.read(ref, [Range(*each) for each in wanted])) == [b"ell", b"h", b"lo", b""]
+    with pytest.raises(StoreError, match="relative path"):
+        next(store.read(ref, [Range("../../outside", 0, 1)]))
 
 
 def test_a_second_commit_adopts_the_first(store, source, tmp_path):
