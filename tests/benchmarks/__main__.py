@@ -26,7 +26,9 @@ def table() -> str:
         where = facts.get("gpu") or f"{facts['cpu']}, {facts['cores']} cores, {', '.join(facts['cpu_formats'])}"
         notes = [f"{one['case']}: {one['note']}" for one in results["comparisons"] if one["note"]]
         said = f"{where}; torch {facts['packages']['torch']}; {results['repetitions']} paired repetitions."
-        parts.append("\n".join([f"### {results['benchmark']}\n", said, "", *HEAD, *rows(results), "", *notes]).rstrip())
+        below = ["", results["appendix"]] if "appendix" in results else []
+        lines = [f"### {results['benchmark']}\n", said, "", *HEAD, *rows(results), "", *notes, *below]
+        parts.append("\n".join(lines).rstrip())
     return "\n\n".join(parts) + "\n"
 
 

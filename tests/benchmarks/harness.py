@@ -19,7 +19,20 @@ from typing import Any, Literal
 import torch
 
 REPETITIONS = 5
-PACKAGES = ("torch", "torchvision", "lightly", "kornia", "open-clip-torch", "webdataset", "ray", "pyarrow", "pillow")
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "lightly",
+    "kornia",
+    "open-clip-torch",
+    "webdataset",
+    "ray",
+    "prefect",
+    "mlflow",
+    "scipy",
+    "pyarrow",
+    "pillow",
+)
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -135,8 +148,13 @@ def rows(results: Mapping[str, Any]) -> Iterator[str]:
 HEAD = ("| case | unit | ours | peer or ceiling | ratio, median (least to most) | asked |", "|---|---|---|---|---|---|")
 
 
-def main(run: Callable[[Options], Iterable[Comparison]], description: str | None) -> None:
-    """The command line of one benchmark: a table on stdout, JSON where ``--out`` names a folder."""
+def main(
+    run: Callable[[Options], Iterable[Comparison]], description: str | None, appendix: Callable[[], str] | None = None
+) -> None:
+    """The command line of one benchmark: a table on stdout, JSON where ``--out`` names a folder.
+
+    ``appendix`` makes Markdown that stands below the table: what is computed, not measured.
+    """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="toy sizes, one repetition: does it run?")
     parser.add_argument("--data", help="CIFAR-10, as an archive or a folder; without it the embedded scenes")
@@ -155,6 +173,9 @@ def main(run: Callable[[Options], Iterable[Comparison]], description: str | None
     for comparison in run(options):
         results["comparisons"].append(comparison.as_json())
         print("\n".join(rows({"comparisons": [comparison.as_json()]})), flush=True)
+    if appendix:
+        results["appendix"] = appendix()
+        print("\n" + results["appendix"], flush=True)
     if given.out:
         given.out.mkdir(parents=True, exist_ok=True)
         (given.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
