@@ -32,6 +32,7 @@ from tasks.wire import LAST_WORDS_S, Board, Wire
 Listener = Callable[[str, Progress], None]
 _POLL_S = 1.0
 _PATIENCE_S = 20.0  # Ray's own is a minute, and then it ends the process without a word
+_START_S = 120.0  # until a first worker of Ray's runs on a busy machine
 _CONNECT_S = 5.0
 _connecting = threading.Lock()
 _starter = ThreadPoolExecutor(1, "ray")  # the system ends Ray's processes with the very thread that started them
@@ -146,13 +147,13 @@ class Watcher:
 
     def _poll(self) -> None:
         seen: dict[str, Progress] = {}
-        is_over, heard_s = False, time.monotonic()
+        is_over, heard_s, patience_s = False, time.monotonic(), _START_S
         while not is_over and not self._is_lost:
             is_over = self._stop.wait(_POLL_S)
             try:
                 latest, events = ray.get(self._board.read.remote(), timeout=LAST_WORDS_S if is_over else _PATIENCE_S)
             except (ray.exceptions.RayError, RuntimeError):  # a board that died alone is back within seconds
-                self._is_lost = time.monotonic() - heard_s > _PATIENCE_S
+                self._is_lost = time.monotonic() - heard_s > patience_s
                 continue
             for event in events:
                 replay(event)
@@ -161,6 +162,7 @@ class Watcher:
                     with about(**self._ids.get(title, {})):
                         self.listen(title, progress)
             seen = latest
+            patience_s = _PATIENCE_S
             heard_s = time.monotonic()  # not before: how long whoever listens takes is no silence of Ray's
 
 

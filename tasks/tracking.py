@@ -30,6 +30,7 @@ from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait four minutes for a server that is down
 _REPORT_KEY = "ssl_backdoor.report_key"
+_ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
 _SYSTEM = {
@@ -168,7 +169,12 @@ def _experiment(client: mlflow.MlflowClient, name: str) -> str:
     if found is not None:
         return str(found.experiment_id)
     location = os.environ.get("SSL_BACKDOOR_MLFLOW_ARTIFACTS")
-    return str(client.create_experiment(name, artifact_location=location))
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != _ALREADY_THERE:
+            raise
+        return _experiment(client, name)  # of two first reports at once the other made it
 
 
 def _arms(manifest: Manifest, index: int) -> set[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
-from command_server import TINY_SETTINGS
+from command_server import DEMO_SETTINGS
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from services import wait_until
 from stack_shell import needs
@@ -72,7 +72,7 @@ def deployment(stack, name: str) -> str:
     return stack.api(f"deployments/name/{name}")["id"]
 
 
-def test_a_run_is_started_from_the_form_and_a_bad_value_refused(stack, page):
+def test_a_run_is_started_from_the_form_and_a_bad_value_refused(stack, demo, page):
     place = f"{stack.config.url('prefect')}/deployments/deployment/{deployment(stack, 'experiment/demo')}"
     page.goto(f"{place}/run")
     for text in ("The first N trigger/target pairs. 0 is the recipe's own number.", "Saha2022TargetedSpec"):
@@ -92,7 +92,7 @@ def test_a_run_is_started_from_the_form_and_a_bad_value_refused(stack, page):
 
     pairs.fill("1")
     lines = page.locator("xpath=//*[text()='settings (Optional)']/following::textarea")  # and one of a later field
-    for index, setting in enumerate(TINY_SETTINGS):
+    for index, setting in enumerate(DEMO_SETTINGS):
         page.get_by_role("button", name="Add item").click()
         expect(lines).to_have_count(index + 2)
         lines.nth(index).fill(setting)
@@ -110,7 +110,7 @@ def test_a_run_is_started_from_the_form_and_a_bad_value_refused(stack, page):
     wait_until(ended, timeout_s=180, what="the run from the form")
     (run,) = ended()
     assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
-    assert tuple(run["parameters"]["settings"]) == TINY_SETTINGS
+    assert tuple(run["parameters"]["settings"]) == DEMO_SETTINGS
 
 
 def test_the_run_page_shows_stages_and_the_answer(stack, demo, page):

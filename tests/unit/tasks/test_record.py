@@ -107,6 +107,19 @@ def test_a_writer_that_another_overtakes_finds_its_record(lab):
     assert lab.kept() == {found[0]: "FINISHED"}
 
 
+def test_an_experiment_that_another_writer_makes_first_is_taken(database, monkeypatch):
+    client, look, made = mlflow.MlflowClient(database), mlflow.MlflowClient.get_experiment_by_name, []
+
+    def overtaken(self, name):
+        found = look(self, name)
+        if not made:
+            made.append(client.create_experiment(name))
+        return found
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_experiment_by_name", overtaken)
+    assert [tracking._experiment(client, "made by two")] == made
+
+
 def test_a_record_finished_between_the_first_look_and_the_own_run_stays(lab, monkeypatch):
     look, finished = tracking._known, []
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ssl_backdoor.errors import UserError
+from ssl_backdoor.errors import TrainingError, UserError
 from ssl_backdoor.events import about, ids
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
@@ -85,6 +85,27 @@ def test_a_slow_listener_is_not_taken_for_a_lost_cluster(monkeypatch: pytest.Mon
     watcher._poll()
     assert clock.now_s == 60.0
     assert not watcher._is_lost
+
+
+def test_a_slow_first_worker_is_waited_for_and_silence_after_it_is_a_lost_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, watcher, board = SimpleNamespace(now_s=0.0), Watcher(lambda *_: None), Board()
+
+    def answer(*_: object, timeout: float) -> object:
+        clock.now_s += timeout
+        if clock.now_s == 100.0:
+            return board.read()
+        raise ray_fit.ray.exceptions.GetTimeoutError
+
+    monkeypatch.setattr(ray_fit, "_POLL_S", 0.0)
+    monkeypatch.setattr(ray_fit, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(ray_fit.ray, "get", answer)
+    monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=SimpleNamespace(remote=lambda: None)))
+    watcher._poll()
+    assert clock.now_s == 140.0
+    with pytest.raises(TrainingError, match=r"finished stages and checkpoints are kept, the same run again goes on\.$"):
+        watcher.check()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:70000", f"{'a' * 64}:6379"])
