@@ -33,7 +33,7 @@ def test_items_are_taken_as_results_are_asked_for() -> None:
     assert not taken
     assert [next(results) for _ in range(10)] == [str(number) for number in range(10)]
     assert len(taken) <= 10 + 2 * 2
-    results.close()  # type: ignore[attr-defined]  # a generator, whatever the signature promises
+    results.close()
     assert len(taken) < 20
 
 

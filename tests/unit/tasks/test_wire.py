@@ -1,6 +1,7 @@
 """What the flow hears from its workers."""
 
 import logging
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,17 @@ def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(mo
     ]
 
 
+def poll(
+    monkeypatch: pytest.MonkeyPatch, watcher: Watcher, clock: SimpleNamespace, answer: Callable[..., object]
+) -> None:
+    """Poll to the end, on ``clock``, a board that is read by ``answer``."""
+    monkeypatch.setattr(ray_fit, "_POLL_S", 0.0)
+    monkeypatch.setattr(ray_fit, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
+    monkeypatch.setattr(ray_fit.ray, "get", answer)
+    monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=SimpleNamespace(remote=lambda: None)))
+    watcher._poll()
+
+
 def test_a_slow_listener_is_not_taken_for_a_lost_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now_s=0.0)
 
@@ -78,11 +90,7 @@ def test_a_slow_listener_is_not_taken_for_a_lost_cluster(monkeypatch: pytest.Mon
         watcher.close()
         raise ray_fit.ray.exceptions.GetTimeoutError
 
-    monkeypatch.setattr(ray_fit, "_POLL_S", 0.0)
-    monkeypatch.setattr(ray_fit, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    monkeypatch.setattr(ray_fit.ray, "get", answer)
-    monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=SimpleNamespace(remote=lambda: None)))
-    watcher._poll()
+    poll(monkeypatch, watcher, clock, answer)
     assert clock.now_s == 60.0
     assert not watcher._is_lost
 
@@ -98,11 +106,7 @@ def test_a_slow_first_worker_is_waited_for_and_silence_after_it_is_a_lost_cluste
             return board.read()
         raise ray_fit.ray.exceptions.GetTimeoutError
 
-    monkeypatch.setattr(ray_fit, "_POLL_S", 0.0)
-    monkeypatch.setattr(ray_fit, "time", SimpleNamespace(monotonic=lambda: clock.now_s))
-    monkeypatch.setattr(ray_fit.ray, "get", answer)
-    monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=SimpleNamespace(remote=lambda: None)))
-    watcher._poll()
+    poll(monkeypatch, watcher, clock, answer)
     assert clock.now_s == 140.0
     with pytest.raises(TrainingError, match=r"finished stages and checkpoints are kept, the same run again goes on\.$"):
         watcher.check()
