@@ -1,19 +1,23 @@
-"""The ``ssl-backdoor`` command: parse, call, tell. Exit codes: 0 done, 2 the user can mend it, 130 interrupted."""
+"""The ``ssl-backdoor`` command: parse, call, tell.
+
+Exit codes: 0 done, 1 something failed, 2 the user can mend it, 130 interrupted, 143 terminated.
+"""
 
 import argparse
 import gc
 import importlib
 import json
 import shlex
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from flows import settings
-from flows.endings import leave_nothing
+from flows.endings import in_a_session_of_its_own, leave_nothing
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
 from ssl_backdoor.specs import Stage
 from tasks import own_server
@@ -26,10 +30,20 @@ MANY_RUNS = 1000
 _DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which does what Ctrl-C does."""
+
+
+def program() -> None:
     """Entry point."""
+    in_a_session_of_its_own(main)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, call, tell; ends in SystemExit."""
     gc.set_threshold(100_000)  # what imports make stays: looking through it again and again takes a second of a command
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         settings.embed()
         code = options.command(options)
@@ -47,15 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         code = 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(
             "\nssl-backdoor: interrupted; finished stages and checkpoints are kept, the same command goes on.",
             file=sys.stderr,
         )
-        code = 130
+        code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
     sys.stdout.flush()
     gc.freeze()  # the interpreter's last search for garbage would take another
     sys.exit(code)
+
+
+def _terminated(*_: object) -> NoReturn:
+    raise _Terminated
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -353,4 +371,4 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    program()

@@ -1,9 +1,10 @@
-"""Nothing that a shell has started outlives it: Prefect's server, Ray's processes.
+"""How a shell ends: it alone hears that it shall, and nothing that it started outlives it: Prefect's server, Ray.
 
 Run as a program (``python endings.py PID MARK``) this waits for the shell ``PID``. However that ends, killed or out of
 memory too, processes that carry ``MARK`` in their environment are ended after it. Linux only.
 """
 
+import ctypes
 import os
 import secrets
 import select
@@ -11,16 +12,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1
 _MARK = "SSL_BACKDOOR_SHELL"
 _ALONE_S = 3.0  # what ends with its parent is given so long
 _ASKED_S = 6.0
 _KILLED_S = 10.0
 _POLL_S = 0.1
 _guard: subprocess.Popen[bytes] | None = None
+
+
+def in_a_session_of_its_own(command: Callable[[], None]) -> None:
+    """Run ``command`` where no signal to this process's group comes; this process hands it on those that end it.
+
+    Ctrl-C at a terminal and `timeout` signal a whole group: Prefect's server and Ray would be gone before the flow.
+    """
+    child = os.fork() if hasattr(os, "pidfd_open") else None
+    if child is None:
+        command()
+    elif child == 0:
+        os.setsid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        command()
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os.kill(child, number))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        sys.exit(code if code >= 0 else 128 - code)
 
 
 def leave_nothing() -> None:

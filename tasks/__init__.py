@@ -1,0 +1,6 @@
+"""Adapters: one Prefect task per stage; the only Ray code; the only MLflow code."""
+
+import os
+
+# Ray reads it at import: its own handler of SIGTERM would print a stack and abort a flow that is asked to end.
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")

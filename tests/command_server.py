@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -46,10 +45,6 @@ class Shell:
         self._process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
         self._process.stdin.flush()
         return Outcome(*json.loads(self._process.stdout.readline()))
-
-    def interrupt(self) -> None:
-        """Ctrl-C."""
-        self._process.send_signal(signal.SIGINT)
 
 
 def refused_input(outcome: Outcome, store: Path) -> str:
@@ -101,8 +96,6 @@ def _captured(arguments: Sequence[str]) -> Outcome:
 
 
 def main() -> None:
-    # A test run in the background of a shell inherits an ignored SIGINT, and Python would then never be interrupted.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     answers = os.fdopen(os.dup(1), "w")
     for line in sys.stdin:
         answers.write(json.dumps(_captured(json.loads(line))) + "\n")

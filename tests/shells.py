@@ -11,7 +11,10 @@ PROGRAM = Path(sys.executable).parent / "ssl-backdoor"
 
 
 def begin(folder: Path, *arguments: str | Path, program: Path | None = None, **environment: str) -> subprocess.Popen:
-    """Start a command with its home in ``folder``; ``program`` is a Python file to run in its place."""
+    """Start a command with its home in ``folder``, in a process group of its own as at a terminal.
+
+    ``program`` is a Python file to run in its place.
+    """
     command = [PROGRAM] if program is None else [sys.executable, program]
     return subprocess.Popen(
         [*map(str, command), *map(str, arguments)],
@@ -21,6 +24,7 @@ def begin(folder: Path, *arguments: str | Path, program: Path | None = None, **e
         stderr=subprocess.PIPE,
         text=True,
         preexec_fn=_as_from_a_terminal,
+        process_group=0,
     )
 
 

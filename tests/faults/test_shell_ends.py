@@ -1,5 +1,7 @@
-"""A shell is killed wherever it is: nothing outlives it, and the same command goes on."""
+"""A shell is ended wherever it is: nothing outlives it, and the same command goes on."""
 
+import os
+import re
 import signal
 import sqlite3
 from contextlib import closing
@@ -8,25 +10,35 @@ from pathlib import Path
 import impatient_shell
 import killed_shell
 import pytest
-from command_server import TINY
+from command_server import TINY, TINY_SETTINGS
 from fault_proxy import Fault, fault_proxy
 from services import wait_until
 from shells import begin, left_of
 
+from flows.plan import plan
+from ssl_backdoor.data.ingest import source_digest
+from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
-POISON = ("poison", "demo", *TINY)
-LONG = ("train", "demo", *TINY, "--methods", "byol", "--set", "train.fit.batch_size=8", "--set", "train.fit.epochs=20")
+BYOL = ("demo", *TINY, "--methods", "byol")
+POISON = ("poison", *BYOL)
+LONG = ("train", *BYOL, "--set", "train.fit.batch_size=8", "--set", "train.fit.epochs=20")
 """Two trainings of 500 steps, with a checkpoint in the middle of each."""
 
 
-def until_a_checkpoint(shell, folder: Path) -> None:
+def checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob("home/store/.checkpoints/train/*/*.ckpt"))
+
+
+def until_it_trains(shell, folder: Path) -> None:
+    """In the middle of its trainings, one of which has left a checkpoint."""
+
     def underway() -> bool:
         assert shell.poll() is None, shell.communicate()
-        return bool(list(folder.glob("home/store/.checkpoints/train/*/*.ckpt")))
+        return bool(checkpoints(folder)) and any(title.startswith("ray::train") for title in left_of(folder).values())
 
-    wait_until(underway, timeout_s=120, what="a checkpoint")
+    wait_until(underway, timeout_s=120, what="a training with a checkpoint")
 
 
 def done(shell) -> str:
@@ -44,20 +56,34 @@ def states(folder: Path, table: str) -> list[str]:
         return [name for (name,) in database.execute(f"SELECT {column} FROM {table} ORDER BY {order}")]
 
 
-def test_a_killed_shell_leaves_no_process_and_no_run_that_seems_to_run(tmp_path):
+def test_a_shell_that_is_told_to_end_or_killed_leaves_no_process_and_the_same_command_goes_on(tmp_path):
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with begin(tmp_path, *LONG) as shell:
+            until_it_trains(shell, tmp_path)
+            os.killpg(shell.pid, number)  # as a terminal and `timeout` do
+            out, err = shell.communicate(timeout=60)
+        assert (shell.returncode, out) == (code, "")
+        *progress, told = filter(None, err.splitlines())
+        assert told == (
+            "ssl-backdoor: interrupted; finished stages and checkpoints are kept, the same command goes on."
+        )
+        assert all(re.match(r"\d\d:\d\d:\d\d \w+ .* of ", line) for line in progress), err
+        wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
+        assert checkpoints(tmp_path)
     with begin(tmp_path, *LONG) as shell:
-        until_a_checkpoint(shell, tmp_path)
+        until_it_trains(shell, tmp_path)
         titles = " ".join(left_of(tmp_path).values())
         assert "uvicorn" in titles
         assert "raylet" in titles
         shell.kill()
         shell.communicate()
     wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
-    assert states(tmp_path, "flow_run") == ["Running"]
+    assert states(tmp_path, "flow_run") == ["Crashed", "Crashed", "Running"]
     with begin(tmp_path, *LONG) as shell:
         done(shell)
-    assert states(tmp_path, "flow_run") == ["Crashed", "Completed"]
-    assert list(tmp_path.glob("home/store/.checkpoints/train/*/*.ckpt")) == []
+    assert states(tmp_path, "flow_run") == ["Crashed", "Crashed", "Crashed", "Completed"]
+    assert checkpoints(tmp_path) == []
+    assert len(list(tmp_path.glob("home/store/train/*/manifest.json"))) == 2
 
 
 def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
@@ -73,9 +99,10 @@ def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
     wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
     with begin(tmp_path, *POISON, "--store", store.root) as shell:
         done(shell)
-    with begin(tmp_path, *POISON) as shell:
-        done(shell)
-    calm = open_store(str(tmp_path / "home" / "store"))
+    calm, (run,) = open_store(str(tmp_path / "calm")), plan("demo", methods="byol", settings=TINY_SETTINGS).runs
+    source = source_digest(run.dataset, None)
+    images = run_stage(StageCall(IngestStage(dataset=run.dataset), source=source), calm).ref
+    run_stage(StageCall(PoisonStage(attack=run.attack, seed=run.seed), {"dataset": images}), calm)
     for stage in ("ingest", "poison"):
         assert store.keys(stage) == calm.keys(stage) != ()
         for key in calm.keys(stage):
