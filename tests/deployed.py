@@ -2,46 +2,51 @@
 
 import os
 import signal
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from command_server import TINY_SETTINGS
+from psycopg2 import sql
 from services import wait_until
 
-from infra.stack import object_store, processes
+from infra.stack import object_store, postgres, processes
 from infra.stack import service as services
 
-ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+Asked = Mapping[str, Any]
 
 
-def longer(seed: int) -> list[str]:
-    """The demo's pair with trainings of some ten seconds, another one for each test."""
-    return [*TINY_SETTINGS, "train.fit.epochs=40", f"attack.trigger.seed={seed}"]
+def small(seed: int, *settings: str) -> Asked:
+    """The demo's pair alone, not defended, with trainings of some ten seconds. Seeds have a suspect each."""
+    of_training = [one for one in TINY_SETTINGS if not one.startswith("defence.")]
+    longer = ["train.fit.batch_size=8", "train.fit.epochs=20", f"attack.trigger.seed={seed}"]
+    return {"methods": "byol", "defence": {"kind": "none"}, "settings": [*of_training, *longer, *settings]}
 
 
-def kept(stack, prefix: str) -> list[str]:
+def kept(stack, prefix: str) -> set[str]:
     """Keys of the store under ``prefix``."""
     pages = object_store.client(stack.config, "reader").get_paginator("list_objects_v2")
     found = pages.paginate(Bucket="artifacts", Prefix=f"lab/{prefix}")
-    return [entry["Key"] for page in found for entry in page.get("Contents", ())]
+    return {entry["Key"] for page in found for entry in page.get("Contents", ())}
 
 
 def training(stack) -> list[int]:
     return [pid for pid, title in stack.titles().items() if title.startswith("ray::train")]
 
 
-def flow_process(stack, run_id: str) -> int:
+def flow_process(stack, run: str) -> int:
     """The process in which the worker runs a flow."""
-    for pid in stack.titles():
+    for pid, title in stack.titles().items():
         with suppress(OSError):
-            if f"PREFECT__FLOW_RUN_ID={run_id}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+            environment = Path(f"/proc/{pid}/environ").read_bytes()
+            if "prefect.engine" in title and f"PREFECT__FLOW_RUN_ID={run}".encode() in environment:
                 return pid
-    raise AssertionError(f"no process runs {run_id}")
+    raise AssertionError(f"no process runs {run}")
 
 
 def kill(stack, name: str) -> None:
-    """SIGKILL to every process of a service, as a machine out of memory does."""
+    """SIGKILL to every process of a service, as a machine out of memory does; flows are of the worker."""
     leader = services.running(stack.config, name)
     assert leader is not None
     for each in processes.members(stack.folder, name, leader):
@@ -50,23 +55,32 @@ def kill(stack, name: str) -> None:
     wait_until(lambda: services.running(stack.config, name) is None, timeout_s=20, what=f"the end of {name}")
 
 
-def begin(stack, settings: Sequence[str], **resources: object):
-    """A run whose trainings have left a checkpoint."""
-    begun = stack.deploy("experiment/demo", settings=settings, resources={"checkpoint_every_steps": 20, **resources})
-    assert begun.returncode == 0, begun.stderr
-    wait_until(lambda: kept(stack, ".checkpoints/train/"), timeout_s=200, what="a checkpoint")
-    return begun
+def drop_database(stack, name: str) -> None:
+    """As if its disk had been lost; `up` makes an empty one."""
+    password = stack.config.secrets["postgres_password"]
+    with closing(postgres.connect(stack.config, "postgres", password, "postgres")) as database:
+        database.cursor().execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def end(stack, begun) -> dict:
-    """The last state of a run."""
-    wait_until(lambda: stack.flow_run(begun)["state"]["type"] in ENDED, timeout_s=240, what="the end of the flow")
-    return stack.flow_run(begun)["state"]
+def begin(stack, asked: Asked, **resources: object) -> str:
+    """Ask for a run; its id, once its trainings have left a checkpoint that was not there before."""
+    before = kept(stack, ".checkpoints/train/")
+    run = stack.queue("experiment/demo", {**asked, "resources": {"checkpoint_every_steps": 20, **resources}})
+    wait_until(lambda: kept(stack, ".checkpoints/train/") - before, timeout_s=200, what="a checkpoint")
+    return run
 
 
-def finish(stack, settings: Sequence[str]) -> None:
-    """The same run again comes through, and leaves neither checkpoint nor training behind."""
-    done = stack.deploy("experiment/demo", "--watch", settings=settings)
-    assert done.returncode == 0, stack.flow_run(done)["state"]
-    assert kept(stack, ".checkpoints/") == []
+def last_state(stack, run: str) -> tuple[str, str]:
+    """How a run ended, which leaves no training behind, and what it says of it."""
+    state = stack.ended(run, timeout_s=240)[0]["state"]
+    wait_until(lambda: not training(stack), timeout_s=60, what="the trainings to end")
+    return state["type"], state["message"]
+
+
+def finish(stack, asked: Asked, times: int = 1) -> list[dict]:
+    """The same asked for again, so often at once, comes through, and leaves neither checkpoint nor training behind."""
+    runs = stack.ended(*(stack.queue("experiment/demo", asked) for _ in range(times)), timeout_s=300)
+    assert {run["state"]["type"] for run in runs} == {"COMPLETED"}, [run["state"]["message"] for run in runs]
+    assert kept(stack, ".checkpoints/") == set()
     assert training(stack) == []
+    return runs

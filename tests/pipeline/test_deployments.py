@@ -1,13 +1,10 @@
 """Runs as Prefect's page, a schedule and CI start them: against the services of `make up`, by a worker."""
 
-import json
-import os
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from command_server import DEMO_SETTINGS, TINY_SETTINGS
+from command_server import DEMO_SETTINGS
+from deployed import small, training
 from services import wait_until
 
 from infra.stack import object_store
@@ -56,18 +53,11 @@ def test_the_same_again_computes_nothing(stack, demo):
 
 
 def test_cancelling_leaves_no_process(stack):
-    longer = [*TINY_SETTINGS, "train.fit.epochs=400"]
-    begun = stack.deploy("experiment/demo", settings=longer)
-    assert begun.returncode == 0, begun.stderr
-
-    def training() -> list[int]:
-        return [pid for pid, title in stack.titles().items() if title.startswith("ray::train")]
-
-    wait_until(training, timeout_s=200, what="a training")
-    flow = stack.flow_run(begun)["id"]
+    flow = stack.queue("experiment/demo", small(40))
+    wait_until(lambda: training(stack), timeout_s=200, what="a training")
     stack.api(f"flow_runs/{flow}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
     assert stack.ended(flow, timeout_s=60)[0]["state"]["type"] == "CANCELLED"
-    wait_until(lambda: not training(), timeout_s=30, what="the trainings to end")
+    wait_until(lambda: not training(stack), timeout_s=30, what="the trainings to end")
     assert stack("status")[0] == 0
 
 
@@ -76,13 +66,3 @@ def test_the_nightly_run_is_planned(stack):
     wait_until(lambda: stack.api("flow_runs/filter", search), timeout_s=60, what="a scheduled run")
     planned = stack.api("flow_runs/filter", search)
     assert {run["parameters"]["recipe"] for run in planned} == {"demo"}
-
-
-def test_a_killed_worker_is_back_after_up_and_takes_the_next_run(stack, demo):
-    worker = json.loads((stack.folder / "run" / "worker.json").read_text())["pid"]
-    os.kill(worker, signal.SIGKILL)
-    time.sleep(0.5)
-    assert stack("status")[0] == 1
-    assert stack("up")[0] == 0
-    done = stack.deploy("experiment/demo", "--watch", settings=DEMO_SETTINGS)
-    assert done.returncode == 0, done.stdout + done.stderr
