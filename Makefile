@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/ssl-backdoor run demo
 
 test: setup postgresql chromium iproute2
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=40 --durations-min=5
 
 check: setup
 	$(BIN)/ruff format --check .

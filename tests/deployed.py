@@ -17,7 +17,7 @@ from infra.stack import service as services
 Asked = Mapping[str, Any]
 
 
-def small(seed: int, *settings: str) -> Asked:
+def small(seed: int, *settings: str) -> dict[str, Any]:
     """The demo's pair alone, not defended, with trainings of some ten seconds. Seeds have a suspect each."""
     of_training = [one for one in TINY_SETTINGS if not one.startswith("defence.")]
     longer = ["train.fit.batch_size=8", "train.fit.epochs=20", f"attack.trigger.seed={seed}"]
