@@ -6,6 +6,7 @@ from ssl_backdoor.specs import NoDefenceSpec, OtherDataSpec, ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
 from tasks.lab import Lab
+from tasks.verbs import Verbs
 
 Evidence = Mapping[str, ArtifactRef]
 """Of one run: role -> artifact."""
@@ -23,7 +24,7 @@ def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
     ]
 
 
-def attack_and_defence(lab: Lab, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
+def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
     """Saha et al. 2022 and Carlini & Terzis 2022 in six verbs.
 
     An attacker poisons a few images or adds a few pairs; an encoder is trained on them, another on the clean data
@@ -72,8 +73,8 @@ def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
     lab.wait()
 
 
-def state_runs(lab: Lab, runs: Sequence[RunSpec]) -> list[Evidence]:
-    """Start every stage of every run, each once; the evidence of each run, as it will be."""
+def state_runs(lab: Verbs, runs: Sequence[RunSpec]) -> list[Evidence]:
+    """State every stage of every run; the evidence of each run, as it will be."""
     names = apart([run_name(run) for run in runs], runs)
     labels = [f"control, {f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
     cleans = apart(labels, [(run.dataset, run.train) for run in runs])

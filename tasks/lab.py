@@ -1,50 +1,32 @@
-"""The bench a flow works at: states each stage once, starts it as soon as its inputs are there.
+"""The bench where a flow's work is done: starts each stage that is stated, once, as soon as its inputs are there.
 
-A stage's key is known before its work is done, so two runs that share a stage (one clean encoder for ten pairs)
-share the task as well.
+Two runs that share a stage (one clean encoder for ten pairs) share the task as well.
 """
 
 import logging
-from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, final
 from uuid import UUID
 
 from prefect.client.schemas import State
 from prefect.futures import PrefectFuture, as_completed
+from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.data.ingest import source_digest
-from ssl_backdoor.errors import SpecError, printed, sentence
-from ssl_backdoor.specs import (
-    AttackSpec,
-    DatasetSpec,
-    DefenceSpec,
-    EvaluationSpec,
-    ImageTriggerSpec,
-    ReportSpec,
-    Stage,
-    TrainSpec,
-)
-from ssl_backdoor.stages import (
-    DefendStage,
-    EvaluateStage,
-    IngestStage,
-    PoisonStage,
-    StageCall,
-    StageSpec,
-    TrainStage,
-    targets_of,
-    trigger_of,
-)
+from ssl_backdoor.errors import printed, sentence
+from ssl_backdoor.specs import Stage
+from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, open_store
 from tasks.history import wait_until_written
 from tasks.stages import TASKS, Place
+from tasks.verbs import Verbs
 
 ORDER: tuple[Stage, ...] = ("ingest", "poison", "train", "defend", "evaluate", "report")
 
 
-class Lab:
-    """Six verbs; each returns the reference its stage will have, and starts the stage once.
+@final
+class Lab(Verbs):
+    """Starts each stage once.
 
     Entered for the length of a flow: on leaving it stages that have not started are called off and, unless the user
     ended the flow, Prefect has the last state of those that were.
@@ -59,15 +41,12 @@ class Lab:
         probe_data: str | None = None,
         test_data: str | None = None,
     ) -> None:
+        super().__init__(source_digest, data, probe_data, test_data)
         self._place = place
-        self._data = data
-        self._test_data = test_data
-        self._probe_data = probe_data
         self._store = open_store(place.store_uri)
         self._until = ORDER.index(until)
         self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
         self._inputs: dict[ArtifactRef, tuple[ArtifactRef, ...]] = {}
-        self._digests: dict[tuple[str | None, ...], str] = {}
         self._recorded: list[UUID] = []
 
     def __enter__(self) -> Self:
@@ -80,73 +59,6 @@ class Lab:
         if kind is None or issubclass(kind, Exception):
             ended = [one.task_run_id for one in self._futures.values() if one.state.is_final()]
             wait_until_written([*ended, *self._recorded])
-
-    def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
-        """The images."""
-        return self._ingest(dataset, self._data, "ingest", self._test_data)
-
-    def ingest_other(self, dataset: DatasetSpec) -> ArtifactRef:
-        """The images of another labelled set, for probes.
-
-        Raises:
-            SpecError: none was given.
-        """
-        if self._probe_data is None:
-            raise SpecError("these runs are probed on another labelled set: give it with --probe-data PATH")
-        return self._ingest(dataset, self._probe_data, "ingest, to probe on")
-
-    def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
-        place = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)
-        if place not in self._digests:
-            self._digests[place] = source_digest(dataset, data, test_data)
-        spec = IngestStage(dataset=dataset)
-        call = StageCall(spec, {}, source=self._digests[place], data=data, test_data=test_data, title=title)
-        return self._start(call)
-
-    def poison(self, attack: AttackSpec, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
-        """The plan of an attack and its overlay."""
-        return self._state(PoisonStage(attack=attack, seed=seed), f"poison {title}", dataset=images)
-
-    def train(self, train: TrainSpec, seed: int, title: str, **inputs: ArtifactRef) -> ArtifactRef:
-        """An encoder, from ``dataset`` and perhaps ``poison``."""
-        return self._state(TrainStage(train=train, seed=seed), f"train {title}", **inputs)
-
-    def defend(
-        self, defence: DefenceSpec, suspect: ArtifactRef, images: ArtifactRef, seed: int, title: str
-    ) -> ArtifactRef:
-        """A repaired encoder."""
-        return self._state(DefendStage(defence=defence, seed=seed), f"defend {title}", dataset=images, suspect=suspect)
-
-    def evaluate(
-        self,
-        evaluation: EvaluationSpec,
-        attack: AttackSpec,
-        seed: int,
-        title: str,
-        *,
-        is_other: bool = False,
-        **inputs: ArtifactRef,
-    ) -> ArtifactRef:
-        """The measurements of ``model`` on ``dataset`` under the attack's trigger, or for its target images.
-
-        ``is_other``: the dataset is another than the attack was made for; it has neither its target class nor its
-        target images.
-        """
-        trigger, target_class = trigger_of(attack)
-        if not isinstance(trigger, ImageTriggerSpec):
-            inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
-        spec = EvaluateStage(
-            evaluation=evaluation,
-            trigger=trigger,
-            target_class="" if is_other else target_class,
-            targets=None if is_other else targets_of(attack),
-            seed=seed,
-        )
-        return self._state(spec, f"evaluate {title}", **inputs)
-
-    def report(self, report: ReportSpec, evidence: Mapping[str, ArtifactRef]) -> ArtifactRef:
-        """The page, the tables, the answer."""
-        return self._start(StageCall(report, dict(evidence), title="report"))
 
     def record(self, page: ArtifactRef) -> str:
         """The report in MLflow, and where it is read; where that cannot be written a warning, and nothing."""
@@ -189,10 +101,8 @@ class Lab:
                 causes[ref] = next((causes[one] for one in self._inputs[ref] if one in causes), future.state.name or "")
         return causes
 
-    def _state(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
-        return self._start(StageCall(spec, inputs, title=title))
-
-    def _start(self, call: StageCall) -> ArtifactRef:
+    @override
+    def state(self, call: StageCall) -> ArtifactRef:
         ref = self._store.ref(call.stage, call.key)
         if ref not in self._futures and ORDER.index(call.stage) <= self._until:
             self._inputs[ref] = tuple(call.inputs.values())

@@ -1,0 +1,118 @@
+"""The six verbs that a flow speaks, as statements: what each stage is made of, and the reference it will have.
+
+A stage's key is known before its work is done, so one who only wants to know what a flow would do (an estimate) and
+one who does it (``Lab``) hear the same statements.
+"""
+
+import abc
+from collections.abc import Callable, Mapping
+
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import (
+    AttackSpec,
+    DatasetSpec,
+    DefenceSpec,
+    EvaluationSpec,
+    ImageTriggerSpec,
+    ReportSpec,
+    TrainSpec,
+)
+from ssl_backdoor.stages import (
+    DefendStage,
+    EvaluateStage,
+    IngestStage,
+    PoisonStage,
+    StageCall,
+    StageSpec,
+    TrainStage,
+    targets_of,
+    trigger_of,
+)
+from ssl_backdoor.store import ArtifactRef
+
+Digest = Callable[[DatasetSpec, str | None, str | None], str]
+"""``source_digest``: of a dataset's spec, its data and the second source's."""
+
+
+class Verbs(abc.ABC):
+    """Six verbs; each states its stage and returns the reference that the stage will have."""
+
+    def __init__(self, digest: Digest, data: str | None, probe_data: str | None, test_data: str | None) -> None:
+        self._digest = digest
+        self._data = data
+        self._test_data = test_data
+        self._probe_data = probe_data
+        self._digests: dict[tuple[str | None, ...], str] = {}
+
+    @abc.abstractmethod
+    def state(self, call: StageCall) -> ArtifactRef:
+        """Hear of ``call``, which may have been stated before; its reference."""
+
+    def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
+        """The images."""
+        return self._ingest(dataset, self._data, "ingest", self._test_data)
+
+    def ingest_other(self, dataset: DatasetSpec) -> ArtifactRef:
+        """The images of another labelled set, for probes.
+
+        Raises:
+            SpecError: none was given.
+        """
+        if self._probe_data is None:
+            raise SpecError("these runs are probed on another labelled set: give it with --probe-data PATH")
+        return self._ingest(dataset, self._probe_data, "ingest, to probe on")
+
+    def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
+        place = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)
+        if place not in self._digests:
+            self._digests[place] = self._digest(dataset, data, test_data)
+        spec = IngestStage(dataset=dataset)
+        return self.state(StageCall(spec, {}, source=self._digests[place], data=data, test_data=test_data, title=title))
+
+    def poison(self, attack: AttackSpec, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
+        """The plan of an attack and its overlay."""
+        return self._state(PoisonStage(attack=attack, seed=seed), f"poison {title}", dataset=images)
+
+    def train(self, train: TrainSpec, seed: int, title: str, **inputs: ArtifactRef) -> ArtifactRef:
+        """An encoder, from ``dataset`` and perhaps ``poison``."""
+        return self._state(TrainStage(train=train, seed=seed), f"train {title}", **inputs)
+
+    def defend(
+        self, defence: DefenceSpec, suspect: ArtifactRef, images: ArtifactRef, seed: int, title: str
+    ) -> ArtifactRef:
+        """A repaired encoder."""
+        return self._state(DefendStage(defence=defence, seed=seed), f"defend {title}", dataset=images, suspect=suspect)
+
+    def evaluate(
+        self,
+        evaluation: EvaluationSpec,
+        attack: AttackSpec,
+        seed: int,
+        title: str,
+        *,
+        is_other: bool = False,
+        **inputs: ArtifactRef,
+    ) -> ArtifactRef:
+        """The measurements of ``model`` on ``dataset`` under the attack's trigger, or for its target images.
+
+        ``is_other``: the dataset is another than the attack was made for; it has neither its target class nor its
+        target images.
+        """
+        trigger, target_class = trigger_of(attack)
+        if not isinstance(trigger, ImageTriggerSpec):
+            inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
+        spec = EvaluateStage(
+            evaluation=evaluation,
+            trigger=trigger,
+            target_class="" if is_other else target_class,
+            targets=None if is_other else targets_of(attack),
+            seed=seed,
+        )
+        return self._state(spec, f"evaluate {title}", **inputs)
+
+    def report(self, report: ReportSpec, evidence: Mapping[str, ArtifactRef]) -> ArtifactRef:
+        """The page, the tables, the answer."""
+        return self.state(StageCall(report, dict(evidence), title="report"))
+
+    def _state(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
+        return self.state(StageCall(spec, inputs, title=title))
