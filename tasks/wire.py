@@ -35,7 +35,8 @@ class Board:
         return time.monotonic() - self._begun_s.get(title, time.monotonic())
 
     def post(self, title: str, progress: Progress) -> None:
-        """``title`` has come this far."""
+        """``title`` has come this far. A board that is new, as the last one was killed, counts its time from here."""
+        self._begun_s.setdefault(title, time.monotonic())
         self._latest[title] = progress
 
     def tell(self, event: dict[str, Any]) -> None:

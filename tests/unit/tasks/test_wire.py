@@ -41,6 +41,19 @@ def test_a_stage_that_begins_once_more_is_a_warning() -> None:
     ]
 
 
+def test_a_board_that_was_restarted_counts_a_stages_time_from_what_it_hears(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = [10.0]
+    monkeypatch.setattr("tasks.wire.time.monotonic", lambda: now_s[0])
+    board = Board()
+    assert board.seconds("a") == 0.0
+    board.post("a", Progress(1, 2, "steps"))
+    now_s[0] = 15.0
+    board.post("a", Progress(2, 2, "steps"))
+    assert board.seconds("a") == 5.0
+    board.begin("a")
+    assert board.seconds("a") == 0.0
+
+
 def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, dict[str, str]]] = []
     call = StageCall(
