@@ -13,10 +13,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows import settings
+from flows.arguments import MANY_RUNS, Command, parse
 from flows.endings import in_a_session_of_its_own, leave_nothing
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
 from ssl_backdoor.specs import Stage
@@ -25,9 +25,6 @@ from tasks import own_server
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
     from ssl_backdoor.store import ArtifactStore
-
-MANY_RUNS = 1000
-_DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
 
 
 class _Terminated(KeyboardInterrupt):
@@ -42,7 +39,7 @@ def program() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, call, tell; ends in SystemExit."""
     gc.set_threshold(100_000)  # what imports make stays: looking through it again and again takes a second of a command
-    options = _parser().parse_args(arguments)
+    options = parse(arguments, _COMMANDS)
     signal.signal(signal.SIGTERM, _terminated)
     try:
         settings.embed()
@@ -76,106 +73,6 @@ def _terminated(*_: object) -> NoReturn:
     raise _Terminated
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="ssl-backdoor", description=_DESCRIPTION)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
-    for stage in get_args(Stage):
-        _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
-    recipes = commands.add_parser("recipes", help="list the recipes")
-    recipes.set_defaults(command=_recipes)
-    show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")
-    show.add_argument("ref", metavar="STAGE/KEY", help="a unique beginning of the key is enough")
-    show.add_argument("--store", default=None, help="folder, file:// or s3:// (default: the home's store)")
-    show.set_defaults(command=_show)
-    export = commands.add_parser("export", help="write a dataset, poisoned or clean, as plain WebDataset shards")
-    export.add_argument("ref", metavar="STAGE/KEY", help="an ingest or a poison artifact")
-    export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-    export.add_argument("--store", default=None)
-    export.set_defaults(command=_export)
-    reindex = commands.add_parser("reindex", help="write every report of the store to MLflow that is not there")
-    reindex.add_argument("--store", default=None)
-    reindex.set_defaults(command=_reindex)
-    _add_housekeeping(commands)
-    env = commands.add_parser("env", help="print the lines that point a shell at the services of `make up`")
-    env.set_defaults(command=_env)
-    doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
-    doctor.add_argument("--store", default=None)
-    doctor.set_defaults(command=_doctor)
-    return parser
-
-
-def _add_housekeeping(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    status = commands.add_parser("status", help="what the store holds, what is unfinished, what runs; looks only")
-    gc = commands.add_parser("gc", help="list what the store holds of no use, or delete it")
-    for parser in (status, gc):
-        parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
-        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    status.set_defaults(command=_status)
-    gc.add_argument("--delete", action="store_true", help="delete it; without this nothing is changed")
-    gc.add_argument("--unreached", action="store_true", help="finished artifacts too that no report was made from")
-    gc.add_argument(
-        "--older-than",
-        type=_days,
-        default=None,
-        metavar="DAYS",
-        help="in place of 1 for rubbish and 30 for what a run may still need; 0 only while nothing runs",
-    )
-    gc.add_argument(
-        "--forget",
-        nargs="+",
-        default=[],
-        metavar="KEY",
-        help="reports that count for none: they and what they alone reach",
-    )
-    gc.set_defaults(command=_gc)
-
-
-def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`")
-    parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
-    parser.add_argument(
-        "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. train.fit.epochs=3"
-    )
-    parser.add_argument(
-        "--store", default=None, metavar="URI", help="folder, file:// or s3:// (default: the home's store)"
-    )
-    parser.add_argument(
-        "--size", choices=("mini", "paper"), default=None, help="of a recipe with two: mini (default) or the paper's"
-    )
-    parser.add_argument("--seeds", type=_positive, default=None, metavar="N", help="seeds 0 to N-1: models a point")
-    parser.add_argument("--pairs", type=_positive, default=None, metavar="N", help="the first N trigger/target pairs")
-    parser.add_argument("--methods", default=None, metavar="A,B", help="only runs of these methods, such as byol,msf")
-    parser.add_argument("--probe-data", default=None, metavar="PATH", help="another labelled set, of transfer recipes")
-    parser.add_argument("--yes", action="store_true", help=f"more than {MANY_RUNS:,} runs without asking")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
-    parser.set_defaults(command=_run, until=until)
-
-
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
-    return number
-
-
-def _days(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < 1e6:
-        raise argparse.ArgumentTypeError(f"expected a number of days, 0 or more, found {text!r}")
-    return number
-
-
 def _run(options: argparse.Namespace) -> int:
     from flows.console import stdout_reserved
 
@@ -197,16 +94,37 @@ def _run(options: argparse.Namespace) -> int:
     return 1 if result["missing"] else 0
 
 
-def _execute(options: argparse.Namespace) -> dict[str, Any]:
-    from flows.overrides import with_list
+def _estimate(options: argparse.Namespace) -> int:
+    from flows.console import stdout_reserved
     from ssl_backdoor.store import open_store
 
-    asked = {
+    report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
+    store = open_store(options.store or settings.default_store())
+    leave_nothing()
+    with stdout_reserved():
+        from flows.estimate import Wish, estimate, lines
+
+        wish = Wish(options.devices, options.data, options.probe_data, options.test_data, options.images)
+        told = estimate(report, store, wish)
+    _print(told, lines, options.json)
+    return 0
+
+
+def _asked(options: argparse.Namespace) -> dict[str, Any]:
+    from flows.overrides import with_list
+
+    return {
         "recipe": options.recipe,
         "pairs": options.pairs or 0,
         "seeds": options.seeds or 0,
         "settings": tuple(with_list(setting) for setting in options.settings),
     }
+
+
+def _execute(options: argparse.Namespace) -> dict[str, Any]:
+    from ssl_backdoor.store import open_store
+
+    asked = _asked(options)
     report = _planned(options, asked)
     store = open_store(options.store or settings.default_store())
     store.check()
@@ -251,12 +169,16 @@ def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec"
     Raises:
         SpecError: the command line cannot be meant so.
     """
-    from flows.plan import plan
-
-    report = plan(**asked, methods=options.methods, size=options.size, has_data=options.data is not None)
+    report = _plan(options, asked, has_data=options.data is not None)
     if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
         raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes.")
     return report
+
+
+def _plan(options: argparse.Namespace, asked: dict[str, Any], *, has_data: bool) -> "ReportSpec":
+    from flows.plan import plan
+
+    return plan(**asked, methods=options.methods, size=options.size, has_data=has_data)
 
 
 def _agreed(num_runs: int) -> bool:
@@ -369,6 +291,19 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"{'ok  ' if finding.ok else 'MEND'} {finding.name:<10} {finding.text}")
     return 0 if all(finding.ok for finding in findings) else 2
 
+
+_COMMANDS: dict[str, Command] = {
+    "run": _run,
+    "estimate": _estimate,
+    "recipes": _recipes,
+    "show": _show,
+    "export": _export,
+    "reindex": _reindex,
+    "status": _status,
+    "gc": _gc,
+    "env": _env,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     program()

@@ -47,6 +47,8 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, explained
 
+NUM_LOOKED_AT = 50  # poisons of each attack, at most, that a report compares with their originals
+
 
 class IngestStage(Spec):
     """raw images -> shards and a samples table."""
@@ -245,25 +247,25 @@ class StoreCheckpoints:
 
 def open_catalogue(store: ArtifactStore, ref: ArtifactRef) -> Catalogue:
     """The ingested dataset behind ``ref`` for those who need few of its images: of its shards they alone are read."""
-    manifest = store.manifest(ref)
-    return Catalogue(
-        samples=store.fetch(ref, ["samples.parquet"]) / "samples.parquet",
-        classes=tuple(manifest.summary["classes"]),
-        spec=IngestStage.model_validate(manifest.spec).dataset,
-        bring=lambda ranges: store.read(ref, ranges),
-    )
+    samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
+    return Catalogue(samples, *_ingested(store, ref), bring=lambda ranges: store.read(ref, ranges))
 
 
 def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
     """The ingested dataset behind ``ref``."""
-    folder, found = store.fetch(ref), open_catalogue(store, ref)
-    return Dataset(folder, pq.read_table(found.samples), found.classes, found.spec)
+    folder = store.fetch(ref)
+    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_ingested(store, ref))
+
+
+def _ingested(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
+    """The classes of an ingested dataset, and its spec."""
+    manifest = store.manifest(ref)
+    return tuple(manifest.summary["classes"]), IngestStage.model_validate(manifest.spec).dataset
 
 
 def open_overlay(store: ArtifactStore, ref: ArtifactRef) -> Overlay:
     """The poison overlay behind ``ref``."""
-    folder = store.fetch(ref)
-    return Overlay(folder=folder, rows=pq.read_table(folder / "overlay.parquet"))
+    return Overlay(folder := store.fetch(ref), pq.read_table(folder / "overlay.parquet"))
 
 
 def _body(
@@ -387,14 +389,12 @@ def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[st
     return total
 
 
-def _poisons(
-    poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6, measured: int = 50
-) -> tuple[list[Any], Any]:
-    """The first poisoned images beside their originals, and how visible the first ``measured`` of them are."""
+def _poisons(poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6) -> tuple[list[Any], Any]:
+    """The first poisoned images beside their originals, and how visible the first ``NUM_LOOKED_AT`` of them are."""
     from ssl_backdoor.report.examples import read_examples
     from ssl_backdoor.report.stealth import stealth
 
     dataset = open_catalogue(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
-    reader = read_examples(dataset, open_overlay(store, poison), attack, measured)
+    reader = read_examples(dataset, open_overlay(store, poison), attack, NUM_LOOKED_AT)
     examples = list(islice(reader, shown))
     return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

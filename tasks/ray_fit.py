@@ -184,7 +184,7 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
     """
     watcher.check()
     connect(resources)
-    _check_room(resources.threads)
+    check_room(resources)
     board = watcher.board()
     try:
         work = _placed(call, resources).remote(call, store_uri, resources, Wire(board, call.title))
@@ -194,7 +194,7 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
         finished: Finished = ray.get(work)
         return finished
     except ray.exceptions.RayTaskError as error:
-        raise _cause(error) from None
+        raise cause_of(error) from None
     except ray.exceptions.WorkerCrashedError as error:
         raise TrainingError(
             f"{call.title}: the worker process died {resources.max_retries + 1} times; "
@@ -202,8 +202,13 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
         ) from error
 
 
-def _check_room(threads: int) -> None:
-    """Refuse what no node of the cluster can hold: Ray would let it wait for ever."""
+def check_room(resources: Resources) -> None:
+    """Refuse what no node of the cluster can hold: Ray would let it wait for ever.
+
+    Raises:
+        SpecError: no node has as many CPUs as a stage has threads.
+    """
+    threads = resources.threads
     most = max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
     if threads > most:
         raise SpecError(
@@ -223,10 +228,24 @@ def _placed(call: StageCall, resources: Resources) -> Any:
         return _run_group.options(
             num_cpus=0, max_retries=resources.max_retries, scheduling_strategy=_here(), name=f"group of {call.title}"
         )
-    num_gpus = 1 if resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1 else 0
     return _run.options(
-        num_cpus=resources.threads, num_gpus=num_gpus, max_retries=resources.max_retries, name=call.title
+        num_cpus=resources.threads,
+        num_gpus=gpus_each(resources),
+        max_retries=resources.max_retries,
+        name=call.title,
     )
+
+
+def gpus_each(resources: Resources) -> int:
+    """GPUs of a one-replica stage: one where the cluster has any, unless the CPU is asked for."""
+    return int(resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)
+
+
+def devices_of(resources: Resources) -> int:
+    """How many one-replica stages the cluster runs at once."""
+    held = ray.cluster_resources()
+    by_cpu = int(held.get("CPU", 0)) // resources.threads
+    return min(by_cpu, int(held["GPU"])) if gpus_each(resources) else by_cpu
 
 
 def _check_time(work: Any, call: StageCall, resources: Resources, board: Any) -> None:
@@ -256,14 +275,14 @@ def _run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire
     try:
         run_group(call, store_uri, resources, wire)
     except TrainingFailedError as error:
-        raise _cause(error) from error
+        raise cause_of(error) from error
     ref = open_store(store_uri).find(call.stage, call.key)
     if ref is None:
         raise TrainingError(f"{call.title}: the worker group ended without an artifact; see the Ray logs.")
     return Finished(ref, reused=False)
 
 
-def _cause(error: BaseException) -> BaseException:
+def cause_of(error: BaseException) -> BaseException:
     """The project's own error inside Ray's wrappings, or the wrapping itself."""
     inner: Any = error
     while isinstance(inner, BaseException):

@@ -43,8 +43,13 @@ def select(samples: pa.Table, trusted_fraction: float, seed: int) -> pa.Table:
     trusted: list[str] = []
     for keys in by_label.values():
         ranked = sorted(keys, key=lambda key: (sub_seed(seed, "trusted", key), key))
-        trusted += ranked[: max(1, round(trusted_fraction * len(keys)))]
+        trusted += ranked[: num_trusted(len(keys), trusted_fraction)]
     return pa.table({"key": sorted(trusted)}, schema=TRUSTED)
+
+
+def num_trusted(num_images: int, trusted_fraction: float) -> int:
+    """How many of the training images of one label are trusted."""
+    return max(1, round(trusted_fraction * num_images))
 
 
 def open_trusted(dataset: Dataset, trusted_fraction: float, seed: int, batch_size: int) -> Trusted:

@@ -36,7 +36,8 @@ from ssl_backdoor.threads import side_by_side
 
 _NOWHERE = Box(-1, -1, 0, 0)
 _REPORT_EVERY = 100
-_AT_ONCE = 4096  # rows of a plan
+AT_ONCE = 4096
+"""Rows of a plan whose images are read in one go."""
 _MAX_THREADS = 16
 _Attack = Saha2022TargetedSpec | Saha2022UntargetedSpec | Carlini2022TargetedSpec | Carlini2022BackdoorSpec
 
@@ -153,7 +154,7 @@ def _craft(
 def _planned(dataset: Dataset | Catalogue, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Each planned row and its clean image as it was ingested, in the plan's order."""
     places, start = located(dataset.samples, decisions["source_key"]), 0
-    for batch in decisions.to_batches(max_chunksize=_AT_ONCE):
+    for batch in decisions.to_batches(max_chunksize=AT_ONCE):
         here = places.slice(start, batch.num_rows)
         start += batch.num_rows
         yield from zip(batch.to_pylist(), dataset.read(here), strict=True)

@@ -13,7 +13,7 @@ from tiny_sets import tiny_dataset
 from ssl_backdoor.data.dataset import Catalogue, Dataset
 from ssl_backdoor.data.images import decode, encode_jpeg75
 from ssl_backdoor.data.shards import read_bytes
-from ssl_backdoor.poison.attacks import plan
+from ssl_backdoor.poison.attacks import num_planned, plan
 from ssl_backdoor.poison.craft import poison
 from ssl_backdoor.poison.triggers import render
 from ssl_backdoor.seeds import stream
@@ -85,6 +85,7 @@ def test_the_count_is_exact_and_the_plan_pure(attack: AttackSpec, count: int, da
     assert sum(action in ("poison", "add") for action in first["action"].to_pylist()) == count
     assert first["key"].to_pylist() == sorted(first["key"].to_pylist())
     assert len(set(first["key"].to_pylist())) == first.num_rows
+    assert num_planned(attack, dataset.classes, (NUM_TARGET,) * 3, NUM_TRAIN) == first.num_rows
 
 
 @attacks

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.poison.attacks import carlini2022, saha2022
+from ssl_backdoor.poison.plan import label_of
 from ssl_backdoor.specs import (
     AttackSpec,
     Carlini2022BackdoorSpec,
@@ -36,3 +37,28 @@ def plan(attack: AttackSpec, samples: Samples, classes: Sequence[str], seed: int
             return carlini2022.plan(attack, samples, classes, seed)
         case _:
             assert_never(attack)
+
+
+def num_planned(attack: AttackSpec, classes: Sequence[str], train_per_class: Sequence[int], num_train: int) -> int:
+    """How many rows ``plan`` will have, from counts alone: training images of each of ``classes``, and of all.
+
+    Raises:
+        SpecError: the target class is unknown.
+    """
+    match attack:
+        case NoAttackSpec():
+            return 0
+        case Carlini2022TargetedSpec():
+            return attack.targets.num_targets * attack.num_poisons
+        case Carlini2022BackdoorSpec():
+            return attack.num_poisons
+        case Saha2022TargetedSpec():
+            candidates, fraction = (
+                train_per_class[label_of(attack.target_class, classes)],
+                attack.poison_fraction_of_target,
+            )
+        case Saha2022UntargetedSpec():
+            candidates, fraction = num_train, attack.poison_fraction_of_dataset
+        case _:
+            assert_never(attack)
+    return candidates if attack.codec == "jpeg75" else saha2022.num_poisoned(candidates, fraction)

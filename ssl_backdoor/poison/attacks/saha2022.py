@@ -41,7 +41,12 @@ def plan(
     num_candidates = sum(block.num_rows for block in training(samples, ["label"], where))
     if not num_candidates:
         raise DataError(f"The dataset holds no {what}, so nothing can be poisoned: choose another class or dataset.")
-    count = max(1, int(fraction * num_candidates))
+    count = num_poisoned(num_candidates, fraction)
     chosen = chosen_rows(training(samples, ["key", "label"], where), count, seed, "poison", "choose")
     rows = pa.Table.from_batches(training(samples, ["key", "label"], where)) if spec.codec == "jpeg75" else chosen
     return plan_table(rows, chosen["key"], seed)
+
+
+def num_poisoned(num_candidates: int, fraction: float) -> int:
+    """How many of N candidates are poisoned: n, see above."""
+    return max(1, int(fraction * num_candidates))

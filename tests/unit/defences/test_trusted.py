@@ -4,7 +4,7 @@ import pyarrow.compute as pc
 import pytest
 from tiny_sets import tiny_dataset
 
-from ssl_backdoor.defences.trusted import open_trusted, select
+from ssl_backdoor.defences.trusted import num_trusted, open_trusted, select
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.tables import TRUSTED
@@ -20,7 +20,7 @@ def test_select_takes_a_share_of_each_label(dataset: Any, fraction: float, per_c
     table = select(dataset.samples, fraction, 0)
     assert table.schema == TRUSTED
     keys = table["key"].to_pylist()
-    assert len(keys) == len(set(keys)) == 3 * per_class
+    assert len(keys) == len(set(keys)) == 3 * per_class == 3 * num_trusted(14, fraction)
     chosen = dataset.samples.filter(pc.is_in(dataset.samples["key"], table["key"]))
     assert set(chosen["split"].to_pylist()) == {"train"}
     assert sorted(chosen["label"].to_pylist()) == sorted([0, 1, 2] * per_class)

@@ -1,0 +1,130 @@
+"""What can be said to the ``ssl-backdoor`` command."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias, get_args
+
+from ssl_backdoor.specs import Stage
+
+MANY_RUNS = 1000
+Command: TypeAlias = Callable[[argparse.Namespace], int]
+"""Does what was asked for; its exit code."""
+_DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
+
+
+def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argparse.Namespace:
+    """``arguments`` (default: this process's); ``command`` is the function of ``do`` that does what they ask for."""
+    parser = argparse.ArgumentParser(prog="ssl-backdoor", description=_DESCRIPTION)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
+    for stage in get_args(Stage):
+        _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
+    _add_estimate(commands.add_parser("estimate", help="what a run would take: time, storage, S3 requests"))
+    recipes = commands.add_parser("recipes", help="list the recipes")
+    recipes.set_defaults(command="recipes")
+    show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")
+    show.add_argument("ref", metavar="STAGE/KEY", help="a unique beginning of the key is enough")
+    show.add_argument("--store", default=None, help="folder, file:// or s3:// (default: the home's store)")
+    show.set_defaults(command="show")
+    export = commands.add_parser("export", help="write a dataset, poisoned or clean, as plain WebDataset shards")
+    export.add_argument("ref", metavar="STAGE/KEY", help="an ingest or a poison artifact")
+    export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    export.add_argument("--store", default=None)
+    export.set_defaults(command="export")
+    reindex = commands.add_parser("reindex", help="write every report of the store to MLflow that is not there")
+    reindex.add_argument("--store", default=None)
+    reindex.set_defaults(command="reindex")
+    _add_housekeeping(commands)
+    env = commands.add_parser("env", help="print the lines that point a shell at the services of `make up`")
+    env.set_defaults(command="env")
+    doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
+    doctor.add_argument("--store", default=None)
+    doctor.set_defaults(command="doctor")
+    found = parser.parse_args(arguments)
+    found.command = do[found.command]
+    return found
+
+
+def _add_housekeeping(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    status = commands.add_parser("status", help="what the store holds, what is unfinished, what runs; looks only")
+    gc = commands.add_parser("gc", help="list what the store holds of no use, or delete it")
+    for parser in (status, gc):
+        parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
+        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    status.set_defaults(command="status")
+    gc.add_argument("--delete", action="store_true", help="delete it; without this nothing is changed")
+    gc.add_argument("--unreached", action="store_true", help="finished artifacts too that no report was made from")
+    gc.add_argument(
+        "--older-than",
+        type=_days,
+        default=None,
+        metavar="DAYS",
+        help="in place of 1 for rubbish and 30 for what a run may still need; 0 only while nothing runs",
+    )
+    gc.add_argument(
+        "--forget",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="reports that count for none: they and what they alone reach",
+    )
+    gc.set_defaults(command="gc")
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`")
+    parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
+    parser.add_argument(
+        "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. train.fit.epochs=3"
+    )
+    parser.add_argument(
+        "--store", default=None, metavar="URI", help="folder, file:// or s3:// (default: the home's store)"
+    )
+    parser.add_argument(
+        "--size", choices=("mini", "paper"), default=None, help="of a recipe with two: mini (default) or the paper's"
+    )
+    parser.add_argument("--seeds", type=_positive, default=None, metavar="N", help="seeds 0 to N-1: models a point")
+    parser.add_argument("--pairs", type=_positive, default=None, metavar="N", help="the first N trigger/target pairs")
+    parser.add_argument("--methods", default=None, metavar="A,B", help="only runs of these methods, such as byol,msf")
+    parser.add_argument("--probe-data", default=None, metavar="PATH", help="another labelled set, of transfer recipes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+
+
+def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--yes", action="store_true", help=f"more than {MANY_RUNS:,} runs without asking")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
+    parser.set_defaults(command="run", until=until)
+
+
+def _add_estimate(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument("--devices", type=_positive, metavar="N", help="such as this machine's (default: those it has)")
+    parser.add_argument(
+        "--images", type=_positive, nargs=2, metavar=("TRAIN", "TEST"), help="how many, of data that are not there yet"
+    )
+    parser.set_defaults(command="estimate")
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return number
+
+
+def _days(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < 1e6:
+        raise argparse.ArgumentTypeError(f"expected a number of days, 0 or more, found {text!r}")
+    return number

@@ -1,0 +1,200 @@
+"""Every stage that a recipe needs, stated and not done: of which kind it is, and how much work."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, assert_never, final
+
+from typing_extensions import override  # of typing itself from Python 3.12 on
+
+from flows.pipeline import numbered, state_runs
+from ssl_backdoor.data.images import inspect
+from ssl_backdoor.data.preview import Preview
+from ssl_backdoor.defences.trusted import num_trusted
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.poison.attacks import num_planned
+from ssl_backdoor.rehearsal import Defending, Evaluating, Ingesting, Kind, Poisoning, Training
+from ssl_backdoor.specs import (
+    AttackSpec,
+    BackboneSpec,
+    Carlini2022BackdoorSpec,
+    Carlini2022TargetedSpec,
+    DatasetSpec,
+    FitSpec,
+    GridTriggerSpec,
+    NoDefenceSpec,
+    ReportSpec,
+    Resources,
+    TargetsSpec,
+    TrainSpec,
+    TriggerSpec,
+)
+from ssl_backdoor.stages import (
+    DefendStage,
+    EvaluateStage,
+    IngestStage,
+    PoisonStage,
+    StageCall,
+    TrainStage,
+)
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from tasks.verbs import Digest, Verbs
+
+Look = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
+"""What the images of an ingest stage are."""
+
+
+class Work(NamedTuple):
+    """One stage: ``units`` of work of a kind."""
+
+    call: StageCall
+    kind: Kind | None
+    """None: the report."""
+    units: int
+
+
+@final
+class _Notes(Verbs):
+    """Writes down what is stated."""
+
+    def __init__(self, store: ArtifactStore, digest: Digest, *sources: str | None) -> None:
+        super().__init__(digest, *sources)
+        self._store = store
+        self.calls: dict[ArtifactRef, StageCall] = {}
+
+    @override
+    def state(self, call: StageCall) -> ArtifactRef:
+        ref = self._store.ref(call.stage, call.key)
+        self.calls.setdefault(ref, call)
+        return ref
+
+
+def stated(
+    report: ReportSpec,
+    store: ArtifactStore,
+    digest: Digest,
+    data: str | None = None,
+    probe_data: str | None = None,
+    test_data: str | None = None,
+) -> dict[ArtifactRef, StageCall]:
+    """Each stage of ``report`` once, in the order in which a flow states them.
+
+    Raises:
+        DataError: the data are not there.
+        SpecError: data that are needed were not named.
+    """
+    notes = _Notes(store, digest, data, probe_data, test_data)
+    notes.report(report, numbered(state_runs(notes, report.runs)))
+    return notes.calls
+
+
+class Census:
+    """The work of each of ``calls``; ``look`` is asked once for each dataset."""
+
+    def __init__(self, calls: Mapping[ArtifactRef, StageCall], look: Look) -> None:
+        self._calls, self._look = calls, look
+        self.previews: dict[ArtifactRef, Preview] = {}
+        self._frames: dict[ArtifactRef, DatasetSpec] = {}
+        self._alike: dict[BackboneSpec, TrainSpec] = {}
+        self.work = {ref: self._work(call, ref) for ref, call in calls.items()}
+
+    def shown(self, frame: DatasetSpec) -> Preview:
+        """Images in ``frame``, of the first dataset that has some."""
+        return next(self.previews[ref] for ref, one in self._frames.items() if one == frame)
+
+    def _work(self, call: StageCall, ref: ArtifactRef) -> Work:
+        match call.spec:
+            case IngestStage(dataset=dataset):
+                self._frames[ref], self.previews[ref] = _framed(dataset), self._look(call, dataset, ref)
+                return Work(
+                    call, Ingesting(self._frames[ref]), self.previews[ref].num_train + self.previews[ref].num_test
+                )
+            case PoisonStage(attack=attack):
+                images = self.previews[call.inputs["dataset"]]
+                units = num_planned(attack, images.classes, images.train_per_class, images.num_train)
+                return Work(call, Poisoning(_like(attack), self._frame(call)), units)
+            case TrainStage(train=train):
+                steps = _steps(train.fit, self._num_images(call), call.title)
+                self._alike.setdefault(train.backbone, train)
+                return Work(call, Training(train, self._frame(call), self._is_streamed(call)), steps)
+            case DefendStage(defence=defence):
+                if isinstance(defence, NoDefenceSpec):
+                    raise SpecError(f"{call.title}: the spec names no defence, so there is nothing to run")
+                images = self.previews[call.inputs["dataset"]]
+                groups = [count for count in (*images.train_per_class, images.num_unlabelled) if count]
+                trusted = sum(num_trusted(count, defence.trusted_fraction) for count in groups)
+                kind = Defending(defence, self._encoder(call, "suspect"), self._frame(call), self._is_streamed(call))
+                return Work(call, kind, _steps(defence.fit, trusted, call.title))
+            case EvaluateStage():
+                return self._evaluation(call, call.spec)
+            case ReportSpec():
+                return Work(call, None, sum(role.endswith("/scores") for role in call.inputs))
+            case _:
+                assert_never(call.spec)
+
+    def _evaluation(self, call: StageCall, spec: EvaluateStage) -> Work:
+        images, evaluation = self.previews[call.inputs["dataset"]], spec.evaluation
+        # The stamp's pixels cost nothing, its size does; and it must not be the one of the in-model control.
+        trigger = spec.trigger and _plain(spec.trigger, evaluation.unseen_trigger_seed + 1)
+        targets = TargetsSpec() if spec.targets else None
+        kind = Evaluating(evaluation, trigger, targets, self._encoder(call, "model"), self._frame(call))
+        return Work(call, kind, kind.num_scored(sum(images.train_per_class), images.num_test))
+
+    def _encoder(self, call: StageCall, role: str) -> TrainSpec:
+        """Of the encoder that ``call`` works on: a training of the same architecture, the first that was stated."""
+        made = self._calls[call.inputs[role]]
+        if isinstance(made.spec, TrainStage):
+            return self._alike.setdefault(made.spec.train.backbone, made.spec.train)
+        return self._encoder(made, "suspect")
+
+    def _frame(self, call: StageCall) -> DatasetSpec:
+        return self._frames[call.inputs["dataset"]]
+
+    def _num_images(self, call: StageCall) -> int:
+        """Images of a training: those of the dataset and those that the poison adds."""
+        num_images = self.previews[call.inputs["dataset"]].num_train
+        match self._calls[call.inputs["poison"]].spec if "poison" in call.inputs else None:
+            case PoisonStage(attack=Carlini2022TargetedSpec() | Carlini2022BackdoorSpec() as attack):
+                return num_images + num_planned(attack, (), (), num_images)
+        return num_images
+
+    def _is_streamed(self, call: StageCall) -> bool:
+        frame, images = self._frame(call), self.previews[call.inputs["dataset"]]
+        side_px = frame.frame_px or frame.resident_px
+        header = inspect(images.images[0], frame.max_image_pixels)
+        pixels = side_px**2 or header.width * header.height
+        return 3 * pixels * images.num_train > Resources().max_resident_bytes
+
+
+def _framed(dataset: DatasetSpec) -> DatasetSpec:
+    """What of a dataset matters for the cost of one of its images."""
+    names = ("frame_px", "resident_px", "max_rejected_frac", "max_image_pixels")
+    return DatasetSpec(**{name: getattr(dataset, name) for name in names})
+
+
+def _steps(fit: FitSpec, num_images: int, title: str) -> int:
+    if num_images < fit.batch_size:
+        raise SpecError(
+            f"{title}: one batch needs {fit.batch_size} images, but there are only {num_images}; "
+            "lower batch_size or bring more images"
+        )
+    return fit.epochs * (num_images // fit.batch_size)
+
+
+def _like(attack: AttackSpec) -> AttackSpec:
+    """``attack`` without its amounts and without what tells pairs apart."""
+    plain: dict[str, Any] = {
+        "target_class": "",
+        "num_poisons": 1,
+        "poison_fraction_of_target": 1.0,
+        "poison_fraction_of_dataset": 1.0,
+        "targets": TargetsSpec(),
+    }
+    if (trigger := getattr(attack, "trigger", None)) is not None:
+        plain["trigger"] = _plain(trigger, 0)
+    return attack.model_copy(update={name: plain[name] for name in plain.keys() & type(attack).model_fields})
+
+
+def _plain(trigger: TriggerSpec, seed: int) -> GridTriggerSpec:
+    """A grid as large as ``trigger``."""
+    shared = GridTriggerSpec.model_fields.keys() & type(trigger).model_fields
+    same = {name: getattr(trigger, name) for name in shared} | {"kind": "grid", "seed": seed}
+    return GridTriggerSpec.model_validate(same)

@@ -1,0 +1,108 @@
+"""What an ingest would keep, known before it is done: counts, and a few of the images themselves."""
+
+import time
+from collections.abc import Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image
+
+from ssl_backdoor.data.images import encode_jpeg75, encode_png
+from ssl_backdoor.data.selection import Selection, select
+from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.data.sources import open_source
+from ssl_backdoor.errors import DataError
+from ssl_backdoor.seeds import stream
+from ssl_backdoor.specs import DatasetSpec
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
+
+SHOWN = 256
+_NUM_CLASSES = 10  # where nothing says how many
+_SIDE_PX = 224
+
+
+class Preview(NamedTuple):
+    """The kept images in numbers, and ``SHOWN`` of them or fewer."""
+
+    classes: tuple[str, ...]
+    train_per_class: tuple[int, ...]
+    """Training images of each class."""
+    num_unlabelled: int
+    """Further training images, of no class."""
+    num_test: int
+    """Labelled test images."""
+    images: tuple[bytes, ...]
+    """Encoded, as found."""
+    listing_s: float = 0.0
+    """What it took to list them all."""
+    reading_s: float = 0.0
+    """What it took to read one of them."""
+
+    @property
+    def num_train(self) -> int:
+        """Training images, labelled or not."""
+        return sum(self.train_per_class) + self.num_unlabelled
+
+
+def preview(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> Preview:
+    """List the source as an ingest does, and read the first of the images that it would keep.
+
+    Raises:
+        DataError: the source cannot be used, or nothing of it is kept.
+        SpecError: a class that the data do not have; ``test_data`` missing, or given and not asked for.
+    """
+    source, began_s = open_source(spec, data, test_data), time.perf_counter()
+    selection = select(source.listing(), spec)
+    listed_s = time.perf_counter()
+    first = iter(selection.keep.tolist())
+    images = [
+        item.image if isinstance(item.image, bytes) else encode_png(item.image)
+        for item in islice(source.read(first), SHOWN)
+        if item.image is not None
+    ]
+    if not images:
+        raise DataError("none of the images would be kept: look at dataset.classes, or bring other images")
+    reading_s = (time.perf_counter() - listed_s) / len(images)
+    return _counted(selection)._replace(images=tuple(images), listing_s=listed_s - began_s, reading_s=reading_s)
+
+
+def _counted(selection: Selection) -> Preview:
+    labels, size = selection.labels, len(selection.classes) + 1
+    train, test = (
+        np.bincount(labels[selection.keep & mask] + 1, minlength=size)
+        for mask in (~selection.is_test, selection.is_test)
+    )
+    return Preview(selection.classes, tuple(train[1:].tolist()), int(train[0]), int(test[1:].sum()), ())
+
+
+def preview_of(store: ArtifactStore, ref: ArtifactRef) -> Preview:
+    """The same of a dataset that was ingested: its table is read, and some images of one shard.
+
+    Raises:
+        StoreError: the artifact cannot be read.
+    """
+    classes = tuple(store.manifest(ref).summary["classes"])
+    samples = pq.read_table(store.fetch(ref, ["samples.parquet"]) / "samples.parquet")
+    train = samples.filter(pc.equal(samples["split"], "train"))
+    counts = np.bincount(train["label"].to_numpy() + 1, minlength=len(classes) + 1)
+    num_test = samples.num_rows - train.num_rows
+    num_test -= pc.sum(pc.and_(pc.equal(samples["split"], "test"), pc.less(samples["label"], 0))).as_py() or 0
+    shard = train.filter(pc.equal(train["shard"], train["shard"][0]))
+    rows = shard.take(pa.array(np.unique(np.linspace(0, shard.num_rows - 1, SHOWN, dtype=np.int64))))
+    images = tuple(read_bytes(store.fetch(ref, [train["shard"][0].as_py()]), rows))
+    return Preview(classes, tuple(counts[1:].tolist()), int(counts[0]), num_test, images)
+
+
+def imagined(spec: DatasetSpec, num_train: int, num_test: int) -> Preview:
+    """Of data that are not there yet: as many images of each class, and smooth noise of the side that is held."""
+    classes: Sequence[str] = spec.classes or [f"class {index}" for index in range(_NUM_CLASSES)]
+    each, rest = divmod(num_train, len(classes))
+    side_px = spec.frame_px or spec.resident_px or _SIDE_PX
+    noise = stream(0, "imagined").integers(0, 256, (SHOWN // 8, 16, 16, 3), dtype=np.uint8)
+    images = [np.asarray(Image.fromarray(one).resize((side_px, side_px))) for one in noise]
+    per_class = tuple(each + (index < rest) for index in range(len(classes)))
+    return Preview(tuple(classes), per_class, 0, num_test, tuple(map(encode_jpeg75, images)))
