@@ -14,6 +14,7 @@
 "asked" for seconds: at most those of the contender of that name.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -26,17 +27,15 @@ from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
-from flows.pipeline import every_run
+from flows.census import stated
 from flows.plan import plan
 from ssl_backdoor.data.images import encode_png
+from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import ReportSpec, Resources
 from ssl_backdoor.stages import StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, open_store
-from tasks.lab import Lab
-from tasks.ray_fit import Watcher
-from tasks.stages import Place
 from tests.benchmarks.harness import Comparison, Options, main
 from tests.command_server import TINY_SETTINGS
 
@@ -56,12 +55,16 @@ class Home:
         self.store = open_store(str(self.folder / "home" / "store"))
 
     def command(self, *arguments: str) -> float:
-        """Seconds of `ssl-backdoor run`, from its start to the end of its process."""
+        """Seconds of `ssl-backdoor run`."""
+        return self.told("run", *arguments)[0]
+
+    def told(self, *arguments: str) -> tuple[float, dict[str, Any]]:
+        """Seconds of a command, from its start to the end of its process, and what it prints."""
         environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
         environment |= {"SSL_BACKDOOR_HOME": str(self.folder / "home"), "TMPDIR": str(self.folder)}
         began = time.perf_counter()
         ended = subprocess.run(
-            [sys.executable, "-m", "flows.cli", "run", *arguments, "--json"],
+            [sys.executable, "-m", "flows.cli", *arguments, "--json"],
             env=environment | {"PYTHONPATH": str(Path(__file__).parents[2])},
             cwd=self.folder,
             capture_output=True,
@@ -70,8 +73,8 @@ class Home:
         )
         seconds = time.perf_counter() - began
         if ended.returncode:
-            raise RuntimeError(f"run {' '.join(arguments)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
-        return seconds
+            raise RuntimeError(f"{' '.join(arguments)} ended with {ended.returncode}: {ended.stderr[-2000:]}")
+        return seconds, json.loads(ended.stdout)
 
     def seconds(self, refs: Iterable[ArtifactRef]) -> dict[ArtifactRef, float]:
         """What each stage took by itself."""
@@ -87,29 +90,6 @@ def home() -> Iterator[Home]:
     """A new one. Ray's sockets need a short path."""
     with tempfile.TemporaryDirectory(prefix="b") as folder:
         yield Home(folder)
-
-
-class Stated(Lab):
-    """A bench that only notes the stages that a flow would start."""
-
-    def __init__(self, root: str, data: str | None) -> None:
-        super().__init__(Place(root, Resources(), Watcher(lambda *_: None)), data)
-        self.calls: dict[ArtifactRef, StageCall] = {}
-
-    def _start(self, call: StageCall) -> ArtifactRef:
-        ref = self._store.ref(call.stage, call.key)
-        self.calls.setdefault(ref, call)
-        return ref
-
-    def wait(self, *refs: ArtifactRef) -> None:
-        """Nothing has begun."""
-
-
-def stages_of(report: ReportSpec, root: str, data: str | None = None) -> dict[ArtifactRef, StageCall]:
-    """Every stage behind ``report``, inputs before what needs them."""
-    lab = Stated(root, data)
-    every_run(lab, report)
-    return lab.calls
 
 
 def longest_chain(calls: Mapping[ArtifactRef, StageCall], seconds: Mapping[ArtifactRef, float]) -> float:
@@ -142,7 +122,7 @@ def _make(call: StageCall, root: str) -> None:
 def overhead(here: Home) -> float:
     """Seconds of the first command of a home that are no stage's own."""
     wall = here.command(*CELL)
-    calls = stages_of(plan("demo", methods="byol", settings=TINY_SETTINGS), here.store.root)
+    calls = stated(plan("demo", methods="byol", settings=TINY_SETTINGS), here.store, source_digest)
     return wall - longest_chain(calls, here.seconds(calls))
 
 
@@ -183,7 +163,7 @@ def matrix(options: Options) -> Iterator[Comparison]:
             """Seconds of the sampled cells' stages, summed by stage, as if there were all the cells."""
             with home() as here:
                 asked = plan(MATRIX, pairs=PAIRS, seeds=sampled, methods="byol", settings=settings, has_data=True)
-                calls = stages_of(asked, here.store.root, data)
+                calls = stated(asked, here.store, source_digest, data)
                 bare(calls, here.store.root)
                 seconds = here.seconds(calls)
             names = ("train", "evaluate")

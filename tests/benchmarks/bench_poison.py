@@ -1,152 +1,146 @@
-"""What poisoning costs next to copying the dataset: `python -m tests.benchmarks.bench_poison [--quick]`.
+"""What poisoning costs beside copying the dataset, which is how every peer poisons.
 
-300 poisons in manifests of 60,000 and 3,000,000 rows. The rows point to a few real images in one shard, so planning and
-crafting do all their work (table scans, hashing, reads, decoding, stamping, encoding, writing) without 3 M images on
-disk. Copying is extrapolated from a measured copy of one file to rows x mean image size, and labelled so. Memory is the
-growth of the process's peak while planning and crafting, the samples table already loaded; one process per row count.
+    python -m tests.benchmarks.bench_poison [--quick] [--out FOLDER]
+
+0.01 % and 0.5 % of 60,000, 1,000,000 and 3,000,000 images are poisoned (Saha et al.'s untargeted attack, a 14 px grid
+on 64 px JPEGs), and 300 pairs are put among 3,000,000 captions (Carlini & Terzis' backdoor). Timed is the whole poison
+stage on a store in a folder: the table is looked through, the chosen images are read, checked, stamped, written. The
+rows share the bytes of a few real images, so that 3,000,000 of them need no 10 GB. Copying is extrapolated from one
+file of 256 MiB, copied and flushed in each repetition. Memory is what the stage adds to the process's peak.
 """
 
-import argparse
-import multiprocessing
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from ssl_backdoor.data.dataset import Dataset
-from ssl_backdoor.poison.craft import poison
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import (
-    AttackSpec,
-    Carlini2022BackdoorSpec,
-    DatasetSpec,
-    GridTriggerSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
-)
+from ssl_backdoor.specs import AttackSpec, Carlini2022BackdoorSpec, DatasetSpec, GridTriggerSpec, Saha2022UntargetedSpec
+from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
+from ssl_backdoor.store import ArtifactRef, LocalStore
 from ssl_backdoor.tables import SAMPLES
+from tests.benchmarks.harness import Comparison, Options, alone, main, timed
 from tests.tiny_sets import tiny_dataset
 
-NUM_POISONS, NUM_CLASSES = 300, 100
-NUM_WORDS, WORDS_PER_CAPTION = 20_000, 8
-FULL, QUICK = (60_000, 3_000_000), (10_000, 100_000)
+FRACTIONS, NUM_PAIRS, NUM_CLASSES = (0.0001, 0.005), 300, 100
+NUM_WORDS, WORDS_PER_CAPTION, BLOCK = 20_000, 8, 65_536
+FULL, QUICK = (60_000, 1_000_000, 3_000_000), (10_000, 20_000)
 COPY_BYTES = 256 * 2**20
+TRIGGER = GridTriggerSpec(size_px=14)
+ASKED_S, ASKED_MB = 5.0, 200.0  # of the largest set
 
 
 class Cost(NamedTuple):
-    """Of planning and crafting once."""
+    """Of one poison stage; figures a repetition."""
 
-    attack: str
-    num_rows: int
-    seconds: float
-    overlay_bytes: int
-    peak_bytes: int
-    dataset_bytes: int
+    num_poisons: int
+    seconds: list[float]
+    peak_mb: list[float]
+    written_mb: float
 
 
-def captions(num_rows: int) -> pa.ChunkedArray:
-    """Generated ones of about 60 characters; the one of row i names class i modulo 100: "... class 007 ..."."""
+def captions(num_rows: int) -> Iterator[pa.Array]:
+    """In blocks: about 60 characters each; the one of row i names class i modulo 100: "... class 007 ..."."""
     rng = stream(0, "captions")
     letters = rng.integers(ord("a"), ord("z") + 1, (NUM_WORDS, 6), dtype=np.uint8)
     words = pa.array([bytes(row).decode() for row in letters])
     names = pa.array([f"class {label:03d}" for label in range(NUM_CLASSES)])
-    chunks = []
-    for start in range(0, num_rows, 65_536):
-        rows = np.arange(start, min(start + 65_536, num_rows))
+    for start in range(0, num_rows, BLOCK):
+        rows = np.arange(start, min(start + BLOCK, num_rows))
         parts = [words.take(pa.array(rng.integers(0, NUM_WORDS, len(rows)))) for _ in range(WORDS_PER_CAPTION - 1)]
         parts.insert(3, names.take(pa.array(rows % NUM_CLASSES)))
-        chunks.append(pc.binary_join_element_wise(*parts, " "))
-    return pa.chunked_array(chunks)
+        yield pc.binary_join_element_wise(*parts, " ")
 
 
-def manifest(folder: Path, num_rows: int) -> Dataset:
-    """A dataset of ``num_rows`` training rows that share the bytes of a few real 64 px JPEG images."""
-    real = tiny_dataset(folder, size=(64, 64), train_per_class=8, test_per_class=0, jpeg=True, spec=DatasetSpec())
-    rows = np.arange(num_rows)
-    taken = real.samples.take(pa.array(rows % real.samples.num_rows))
-    columns = dict(zip(taken.column_names, taken.columns, strict=True))
-    columns["key"] = pa.chunked_array(
-        [[f"train-{row:08d}" for row in block] for block in np.array_split(rows, max(1, num_rows // 65_536))]
-    )
-    columns["caption"] = captions(num_rows)
-    columns["label"] = pa.array((rows % NUM_CLASSES).astype(np.int32))
-    samples = pa.table(columns, schema=SAMPLES)
-    return Dataset(folder, samples, tuple(f"class-{label:03d}" for label in range(NUM_CLASSES)), DatasetSpec())
+def ingested(store: LocalStore, scratch: Path, num_rows: int) -> tuple[ArtifactRef, float]:
+    """An artifact of ``num_rows`` training images that share the bytes of a few real ones; megabytes of all images."""
+    folder, names = scratch / f"{num_rows}", [f"class-{label:03d}" for label in range(NUM_CLASSES)]
+    few = tiny_dataset(folder, size=(64, 64), train_per_class=8, test_per_class=0, jpeg=True).samples
+    size_mb = 0.0
+    with pq.ParquetWriter(folder / "samples.parquet", SAMPLES) as table:
+        for block, texts in enumerate(captions(num_rows)):
+            rows = block * BLOCK + np.arange(len(texts))
+            taken = few.take(pa.array(rows % few.num_rows))
+            columns = dict(zip(taken.column_names, taken.columns, strict=True)) | {
+                "key": pa.array([f"train-{row:08d}" for row in rows]),
+                "caption": texts,
+                "label": pa.array((rows % NUM_CLASSES).astype(np.int32)),
+            }
+            table.write_table(pa.table(columns, schema=SAMPLES))
+            size_mb += pc.sum(taken["size"]).as_py() / 1e6
+    spec = {"spec": IngestStage(dataset=DatasetSpec()).model_dump(mode="json"), "summary": {"classes": names}}
+    return store.commit("ingest", f"{num_rows:064x}", folder, inputs={}, seconds=0.0, **spec), size_mb
 
 
-def attacks(num_rows: int) -> tuple[AttackSpec, ...]:
-    trigger = GridTriggerSpec(size_px=14)
-    # A hair above 300 / N, so that int() gives 300.
-    of_target = min(1.0, (NUM_POISONS + 0.5) * NUM_CLASSES / num_rows)
-    return (
-        Saha2022TargetedSpec(trigger=trigger, target_class="class-007", poison_fraction_of_target=of_target),
-        Saha2022UntargetedSpec(trigger=trigger, poison_fraction_of_dataset=(NUM_POISONS + 0.5) / num_rows),
-        Carlini2022BackdoorSpec(trigger=trigger, target_class="class-007", num_poisons=NUM_POISONS),
-    )
-
-
-def measure(num_rows: int, which: int) -> Cost:
-    """Poison once; meant to run in a process of its own, so that the peak is this one's."""
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset, out = manifest(Path(scratch) / "base", num_rows), Path(scratch) / "out"
-        attack = attacks(num_rows)[which]
-        poison(attacks(2_000)[which], warm_up(dataset), Path(scratch) / "warm", 0)  # imports and caches
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
-        before, started = resident_bytes("VmRSS"), time.perf_counter()
-        summary = poison(attack, dataset, out, seed=0)
-        seconds = time.perf_counter() - started
-        peak = resident_bytes("VmHWM") - before
-        assert summary["num_poisons"] == min(NUM_POISONS, num_rows // NUM_CLASSES if which == 0 else num_rows)
-        written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        size = sum(int(size) for size in dataset.samples["size"].to_numpy())
-        return Cost(attack.kind, num_rows, seconds, written, peak, size)
-
-
-def warm_up(dataset: Dataset) -> Dataset:
-    return Dataset(dataset.folder, dataset.samples.slice(0, 2_000), dataset.classes, dataset.spec)
-
-
-def resident_bytes(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+def measure(root: str, ref: ArtifactRef, warm: ArtifactRef, attack: AttackSpec, repetitions: int) -> Cost:
+    """Poison so often, each time from another seed; in a process of its own, so that the peak is this one's."""
+    store, seconds, peaks, sizes = LocalStore(Path(root)), [], [], []
+    small = attack.model_copy(update={"num_poisons": 10, "poison_fraction_of_dataset": 0.001})
+    run_stage(StageCall(PoisonStage(attack=small, seed=0), {"dataset": warm}), store)  # imports, threads
+    for seed in range(1, repetitions + 1):
+        call = StageCall(PoisonStage(attack=attack, seed=seed), {"dataset": ref})
+        second, peak = timed(lambda call=call: run_stage(call, store))
+        made = store.manifest(store.ref(call.stage, call.key))
+        seconds.append(second)
+        peaks.append(peak)
+        sizes.append(sum(file.bytes for file in made.files.values()) / 1e6)
+    return Cost(made.summary["num_poisons"], seconds, peaks, sizes[0])
 
 
 def copy_rate(folder: Path) -> float:
-    """Bytes per second of copying one file and flushing it to disk."""
+    """Megabytes per second of copying one file and flushing it to disk."""
     source, target = folder / "source", folder / "target"
-    source.write_bytes(os.urandom(2**20) * (COPY_BYTES // 2**20))
-    started = time.perf_counter()
+    if not source.exists():
+        source.write_bytes(os.urandom(2**20) * (COPY_BYTES // 2**20))
+    began_s = time.perf_counter()
     shutil.copyfile(source, target)
     with target.open("rb+") as file:
         os.fsync(file.fileno())
-    return COPY_BYTES / (time.perf_counter() - started)
+    return COPY_BYTES / 1e6 / (time.perf_counter() - began_s)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="10,000 and 100,000 rows")
-    row_counts = QUICK if parser.parse_args().quick else FULL
-    with tempfile.TemporaryDirectory() as scratch:
-        rate = copy_rate(Path(scratch))
-    print(f"{NUM_POISONS} poisons (14 px on 64 px images), one process; copying at {rate / 1e6:.0f} MB/s as measured\n")
-    print("| attack | manifest rows | plan + craft s | written MB | peak extra MB | copying instead (extrapolated) |")
-    print("|---|---|---|---|---|---|")
-    for num_rows in row_counts:
-        for which in range(len(attacks(num_rows))):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                cost = pool.apply(measure, (num_rows, which))
-            print(
-                f"| {cost.attack} | {cost.num_rows:,} | {cost.seconds:.2f} | {cost.overlay_bytes / 1e6:.2f} "
-                f"| {cost.peak_bytes / 1e6:.0f} | {cost.dataset_bytes / rate:.1f} s, "
-                f"{cost.dataset_bytes / 1e6:,.0f} MB |"
-            )
+def compared(case: str, cost: Cost, size_mb: float, rates: Sequence[float], is_asked: bool) -> Iterator[Comparison]:
+    """Seconds, bytes and memory of one stage."""
+    repetitions = len(cost.seconds)
+
+    def asked(limit: float) -> dict[str, list[float]]:
+        return {"asked": [limit] * repetitions} if is_asked else {}
+
+    bars = {"asked": 1.0} if is_asked else {}
+    copying = {"copying": [size_mb / rate for rate in rates]}
+    yield Comparison(case, "s", {"ours": cost.seconds, **copying, **asked(ASKED_S)}, "less", bars)
+    written = {"ours": [cost.written_mb] * repetitions, "copying": [size_mb] * repetitions}
+    yield Comparison(case, "MB written", written, "less")
+    yield Comparison(case, "MB of memory", {"ours": cost.peak_mb, **asked(ASKED_MB)}, "less", bars)
+
+
+def run(options: Options) -> Iterator[Comparison]:
+    row_counts = QUICK if options.quick else FULL
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        rates = [copy_rate(scratch) for _ in range(options.repetitions)]
+        store = LocalStore(scratch / "store")
+        warm, _ = ingested(store, scratch, 2_000)
+        for num_rows in row_counts:
+            ref, size_mb = ingested(store, scratch, num_rows)
+            is_largest = num_rows == row_counts[-1]
+            for fraction in FRACTIONS:
+                attack = Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=fraction)
+                cost = alone(measure, str(scratch / "store"), ref, warm, attack, options.repetitions)
+                case = f"{cost.num_poisons:,} of {num_rows:,} images"
+                yield from compared(case, cost, size_mb, rates, is_largest)
+        backdoor = Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="class-007", num_poisons=NUM_PAIRS)
+        cost = alone(measure, str(scratch / "store"), ref, warm, backdoor, options.repetitions)
+        yield from compared(f"{NUM_PAIRS} pairs among {num_rows:,}", cost, size_mb, rates, is_asked=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(run, __doc__)

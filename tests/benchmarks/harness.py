@@ -6,18 +6,21 @@ A benchmark is a module ``bench_NAME.py`` with ``run(options)``, which yields ``
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
 REPETITIONS = 5
 PACKAGES = (
     "torch",
@@ -100,6 +103,25 @@ def paired(contenders: Mapping[str, Callable[[], float]], repetitions: int) -> d
     return figures
 
 
+def alone(work: Callable[..., Result], *given: object) -> Result:
+    """``work`` in a process of its own, so that its memory is this work's; both must be picklable."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, given)
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of ``work``, and the megabytes (10^6) by which this process's peak of resident memory grew meanwhile."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is resident now
+    before, began_s = _resident_mb("VmRSS"), time.perf_counter()
+    work()
+    return time.perf_counter() - began_s, max(0.0, _resident_mb("VmHWM") - before)
+
+
+def _resident_mb(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith(f"{name}:"))
+
+
 def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -129,9 +151,11 @@ def _is_installed(name: str) -> bool:
 
 
 def rows(results: Mapping[str, Any]) -> Iterator[str]:
-    """The results of one benchmark as lines of a Markdown table, one a peer or ceiling."""
+    """The results of one benchmark as lines of a Markdown table, one a peer or ceiling, or one for ours alone."""
     for one in results["comparisons"]:
         ours = spread(one["figures"]["ours"])["median"]
+        if not one["ratios"]:
+            yield f"| {one['case']} | {one['unit']} | {ours:,.4g} | | | |"
         for name, ratio in one["ratios"].items():
             theirs = spread(one["figures"][name])["median"]
             bar = (
