@@ -8,6 +8,7 @@ from typing import TypeAlias, get_args
 from ssl_backdoor.specs import Stage
 
 MANY_RUNS = 1000
+CALIBRATION_S = 30
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 """Does what was asked for; its exit code."""
 _DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
@@ -106,6 +107,13 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--devices", type=_positive, metavar="N", help="such as this machine's (default: those it has)")
     parser.add_argument(
         "--images", type=_positive, nargs=2, metavar=("TRAIN", "TEST"), help="how many, of data that are not there yet"
+    )
+    parser.add_argument(
+        "--seconds",
+        type=_positive,
+        default=CALIBRATION_S,
+        metavar="N",
+        help=f"what measuring may take, about (default {CALIBRATION_S}): longer is surer",
     )
     parser.set_defaults(command="estimate")
 

@@ -104,7 +104,9 @@ def _estimate(options: argparse.Namespace) -> int:
     with stdout_reserved():
         from flows.estimate import Wish, estimate, lines
 
-        wish = Wish(options.devices, options.data, options.probe_data, options.test_data, options.images)
+        wish = Wish(
+            options.devices, options.data, options.probe_data, options.test_data, options.images, options.seconds
+        )
         told = estimate(report, store, wish)
     _print(told, lines, options.json)
     return 0

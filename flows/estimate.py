@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, get_args
 
 import httpx
 
+from flows.arguments import CALIBRATION_S
 from flows.bill import Bill, Sizes
 from flows.census import Census, Work, stated
 from flows.console import progress_shown
@@ -35,9 +36,8 @@ from tasks.ray_fit import Listener, disconnect
 from tasks.ray_rehearsal import PROCESSOR, Rehearsed, Scene, rehearse_on_ray
 from tasks.stages import ON_RAY
 
-BUDGET_S = 30.0
 _BUSY_BELOW = 0.8
-_MOST_S = 6.0  # of one kind of work
+_FEWEST_PARTS = 5  # into which the time that measuring may take is cut
 # By the start (imports, Prefect's server), which is measured here and now; see ssl_backdoor/README.md for the figures.
 _REPORT_BY_START = Line(0.5, 0.05)  # each: encoder that was scored
 _END_BY_START = Line(0.5, 0.05)  # the record in MLflow, and leaving
@@ -54,6 +54,8 @@ class Wish(NamedTuple):
     test_data: str | None = None
     num_images: Sequence[int] | None = None
     """Training and test images of data that are not there yet."""
+    seconds: float = CALIBRATION_S
+    """What measuring may take, about; imports, Ray's start and the least amount of each kind of work come on top."""
 
 
 class _Cost(NamedTuple):
@@ -77,7 +79,7 @@ def estimate(report: ReportSpec, store: ArtifactStore, wish: Wish) -> dict[str, 
             todo = {ref: one for ref, one in census.work.items() if ref not in there}
             start_s = _start_s()
             at_host = _rehearsed_here(census, list(todo.values()))
-            on_ray = _rehearsed_on_ray(census, list(todo.values()), wish.num_devices, listen)
+            on_ray = _rehearsed_on_ray(census, list(todo.values()), wish, listen)
     finally:
         disconnect()
     paces = at_host | on_ray.paces
@@ -185,16 +187,16 @@ def _rehearsed_here(census: Census, todo: Sequence[Work]) -> dict[Kind, Pace]:
     return found
 
 
-def _rehearsed_on_ray(census: Census, todo: Sequence[Work], num_devices: int | None, listen: Listener) -> Rehearsed:
+def _rehearsed_on_ray(census: Census, todo: Sequence[Work], wish: Wish, listen: Listener) -> Rehearsed:
     by_frame = _by_frame(todo, on_ray=True)
     if not by_frame:
-        return Rehearsed({}, "none is needed", num_devices or 1, 0, 0.0)
+        return Rehearsed({}, "none is needed", wish.num_devices or 1, 0, 0.0)
     scenes = [
         Scene(tuple(kinds), census.shown(frame).images, len(census.shown(frame).classes))
         for frame, kinds in by_frame.items()
     ]
-    seconds = min(_MOST_S, BUDGET_S / 2 / sum(map(len, by_frame.values())))
-    return rehearse_on_ray(scenes, seconds, Resources(), num_devices or sys.maxsize, listen)
+    seconds = wish.seconds / max(_FEWEST_PARTS, 2 * sum(map(len, by_frame.values())))
+    return rehearse_on_ray(scenes, seconds, Resources(), wish.num_devices or sys.maxsize, listen)
 
 
 def _by_frame(todo: Sequence[Work], *, on_ray: bool) -> dict[DatasetSpec, dict[Kind, None]]:

@@ -4,12 +4,12 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import closing, suppress
-from pathlib import Path
 from typing import Any
 
 from command_server import TINY_SETTINGS
 from psycopg2 import sql
 from services import wait_until
+from shells import marked
 
 from infra.stack import object_store, postgres, processes
 from infra.stack import service as services
@@ -35,14 +35,9 @@ def training(stack) -> list[int]:
     return [pid for pid, title in stack.titles().items() if title.startswith("ray::train")]
 
 
-def flow_process(stack, run: str) -> int:
+def flow_process(run: str) -> int:
     """The process in which the worker runs a flow."""
-    for pid, title in stack.titles().items():
-        with suppress(OSError):
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-            if "prefect.engine" in title and f"PREFECT__FLOW_RUN_ID={run}".encode() in environment:
-                return pid
-    raise AssertionError(f"no process runs {run}")
+    return min(pid for pid, title in marked(f"PREFECT__FLOW_RUN_ID={run}").items() if "prefect.engine" in title)
 
 
 def kill(stack, name: str) -> None:

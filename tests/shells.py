@@ -34,11 +34,16 @@ def _as_from_a_terminal() -> None:
 
 def left_of(folder: Path) -> dict[int, str]:
     """Processes that a command of ``folder`` started, itself too, with their titles."""
-    mark, found = f"SSL_BACKDOOR_HOME={folder / 'home'}\0".encode(), {}
+    return marked(f"SSL_BACKDOOR_HOME={folder / 'home'}\0")
+
+
+def marked(mark: str) -> dict[int, str]:
+    """Processes whose environment holds ``mark``, with their titles."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if mark in (entry / "environ").read_bytes():
+                if mark.encode() in (entry / "environ").read_bytes():
                     title = (entry / "cmdline").read_bytes().replace(b"\0", b" ")
                     found[int(entry.name)] = title.decode(errors="replace")
     return found

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import httpx
 from deployed import small
+from shells import marked
 from stack_shell import Stack, is_over
 
 from infra.stack import object_store, processes
@@ -89,18 +90,12 @@ class Soak:
 
     def pids(self, kind: str) -> list[int]:
         """Processes of flows, or those that train, in random order."""
-        mark = b"PREFECT__FLOW_RUN_ID="
-        found = []
-        for pid, title in self.stack.titles().items():
-            if kind == "training" and title.startswith(("ray::train", "ray::defend")):
-                found.append(pid)
-            elif kind == "flow" and not title.startswith("ray::"):
-                try:
-                    environment = Path(f"/proc/{pid}/environ").read_bytes()
-                except OSError:
-                    continue
-                if mark in environment:
-                    found.append(pid)
+        titles = self.stack.titles()
+        if kind == "training":
+            found = [pid for pid, title in titles.items() if title.startswith(("ray::train", "ray::defend"))]
+        else:
+            flows = marked("PREFECT__FLOW_RUN_ID=")
+            found = [pid for pid, title in titles.items() if pid in flows and not title.startswith("ray::")]
         self.random.shuffle(found)
         return found
 

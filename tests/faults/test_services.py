@@ -38,11 +38,11 @@ def finished(stack) -> dict[str, set[str]]:
 def test_a_killed_and_a_terminated_flow_go_on_and_two_of_them_at_once_make_everything_once(stack):
     asked = small(41)
     begun = begin(stack, asked)
-    os.kill(flow_process(stack, begun), signal.SIGKILL)
+    os.kill(flow_process(begun), signal.SIGKILL)
     assert last_state(stack, begun)[0] == "CRASHED"
 
     begun = begin(stack, asked)
-    os.kill(flow_process(stack, begun), signal.SIGTERM)
+    os.kill(flow_process(begun), signal.SIGTERM)
     assert last_state(stack, begun) == ("CRASHED", "Execution was aborted by a termination signal.")
 
     before = finished(stack)

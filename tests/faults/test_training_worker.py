@@ -5,14 +5,13 @@ import re
 import signal
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 
 import pytest
 import ray_worker
 import torch
 from safetensors.torch import load_file
 from services import wait_until
+from shells import marked
 
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import run_stage
@@ -23,14 +22,7 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 def processes(title: str, mark: str) -> list[int]:
     """Ids of the processes whose title begins so and whose environment holds ``mark``."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                titled = (entry / "cmdline").read_bytes().startswith(title.encode())
-                if titled and mark.encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-    return found
+    return [pid for pid, one in marked(mark).items() if one.startswith(title)]
 
 
 @pytest.mark.parametrize(("workers", "title"), [(1, "ray::train under test"), (2, "ray::RayTrainWorker")])

@@ -30,7 +30,7 @@ def counted(told, name):
 def test_of_an_empty_store_every_stage_is_to_be_done(lab, tmp_path):
     run, _ = lab
     arguments = ("estimate", "demo", *TINY, "--methods", "byol", "--store", tmp_path / "store", "--devices", "3")
-    outcome = run(*arguments, "--json")
+    outcome = run(*arguments, "--seconds", "5", "--json")
     assert outcome.code == 0, outcome.stderr
     told = json.loads(outcome.stdout)
     assert (told["recipe"], told["runs"], told["devices"]) == ("demo", 1, 3)
