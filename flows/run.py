@@ -46,7 +46,7 @@ from tasks.departed import sign_in
 from tasks.lab import Lab
 from tasks.ray_fit import Listener, Watcher, disconnect
 from tasks.stages import Place
-from tasks.window import publish, shown_if_it_can
+from tasks.window import announce, publish, shown_if_it_can
 
 Answer = Callable[[Lab, ReportSpec], ArtifactRef]
 RecipeName = Annotated[str, Field(json_schema_extra={"enum": list(RECIPES)})]
@@ -152,6 +152,8 @@ def _answered(
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
         text = text if failure is None else f"{failure}; {text}"
         tell("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
+    if _listener.get() is None:  # someone else than a shell may be watching
+        announce(text)
     if failure is not None:
         return Failed(name="Incomplete", message=text, data=failure)
     return Completed(message=text, data=page)

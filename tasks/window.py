@@ -14,7 +14,9 @@ import httpx
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.logging.handlers import APILogHandler
+from prefect.runtime import flow_run
 
 from ssl_backdoor.events import fields_of, tell
 from ssl_backdoor.progress import Progress
@@ -91,3 +93,18 @@ def publish(page: ArtifactRef, store: ArtifactStore, record_url: str) -> None:
         create_markdown_artifact(f"{text}\n\nArtifact: `{page.uri}`\n", key="report", description="Answer and tables")
         if record_url.startswith("http"):
             create_link_artifact(record_url, "The record in MLflow, with the page", key="mlflow")
+
+
+def announce(text: str) -> None:
+    """How the run ended, as an event of it: `prefect deployment run --watch` shows events, and of a state its name."""
+    told = Event(
+        event="ssl-backdoor.ended",
+        resource=Resource({"prefect.resource.id": f"ssl-backdoor.run.{flow_run.id}", "prefect.resource.name": text}),
+        related=[
+            RelatedResource(
+                {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
+            )
+        ],
+    )
+    with shown_if_it_can(), get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()

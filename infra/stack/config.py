@@ -81,6 +81,7 @@ def client_environment(config: Config) -> dict[str, str]:
         "SSL_BACKDOOR_STORE": f"s3://{BUCKETS[0]}/lab",
         "PREFECT_API_URL": f"{config.url('prefect')}/api",
         "PREFECT_HOME": str(config.home / "prefect"),
+        "PREFECT_CLI_WRAP_LINES": "false",  # an address that `--watch` shows stays in one piece
         "MLFLOW_TRACKING_URI": config.url("mlflow"),
         "RAY_ADDRESS": config.address("ray"),
         **ray_environment(config),

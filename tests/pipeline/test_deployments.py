@@ -47,6 +47,7 @@ def test_the_same_again_computes_nothing(stack, demo):
     assert done.returncode == 0, done.stdout + done.stderr
     run = stack.flow_run(done)
     assert run["id"] != demo["id"]
+    assert f" ssl-backdoor.ended * {run['state']['message']}\n" in done.stdout
     tasks = stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     names = {one["state"]["name"] for one in tasks if not one["name"].startswith("record")}
     assert names == {"Reused"}
