@@ -12,6 +12,7 @@ Random access: a few hundred images by (shard, offset, size), as poisoning needs
 the other through boto3, and beside webdataset's reader, which has no index and must pass over all.
 """
 
+import importlib
 import os
 import tempfile
 import time
@@ -117,6 +118,7 @@ def measure(name: str, ref: ArtifactRef, side_px: int) -> float:
             import ray
             import ray.data
 
+            os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # its workers unpickle what this module does
             ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error", _temp_dir=cache)
             ray.data.DataContext.get_current().enable_progress_bars = False
         boto3.client("s3").list_buckets()
@@ -161,6 +163,9 @@ def by_offset(ref: ArtifactRef, options: Options) -> Mapping[str, list[float]]:
 
 
 def run(options: Options) -> Iterator[Comparison]:
+    named = importlib.import_module(
+        "tests.benchmarks.bench_streaming"
+    )  # not __main__, which Ray's workers cannot import
     with object_store_server() as server, tempfile.TemporaryDirectory() as folder:
         os.environ.update(server.environment)  # the processes of the readers have them too
         os.environ["SSL_BACKDOOR_CACHE"] = f"{folder}/cache"
@@ -174,7 +179,7 @@ def run(options: Options) -> Iterator[Comparison]:
             ref = run_stage(call, store).ref
             num_mb = store.manifest(ref).summary["bytes"] / 1e6
             case = f"{count:,} JPEGs of {file_px} px ({num_mb:,.0f} MB) to {side_px} px"
-            readers = {name: partial(alone, measure, name, ref, side_px) for name in READERS}
+            readers = {name: partial(alone, named.measure, name, ref, side_px) for name in READERS}
             yield Comparison(case, "images/s on one core", paired(readers, options.repetitions))
         yield Comparison(f"{NUM_WANTED} of {count:,} by offset", "images/s", by_offset(ref, options))
 
