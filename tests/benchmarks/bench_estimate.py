@@ -9,7 +9,7 @@ run took a tenth more than was said. Asked is a quarter at most, either way; onc
 
 from collections.abc import Iterator
 
-from ssl_backdoor.specs import Stage
+from tasks.lab import ORDER
 from tasks.stages import ON_RAY
 from tests.benchmarks.bench_overhead import CELL, home
 from tests.benchmarks.harness import Comparison, Options, main
@@ -27,8 +27,7 @@ def compare(arguments: tuple[str, ...]) -> Iterator[Comparison]:
     with home() as here:
         _, said = here.told("estimate", *arguments)
         wall_s, _ = here.told("run", *arguments)
-        stages: tuple[Stage, ...] = ("ingest", "poison", "train", "defend", "evaluate", "report")
-        made = [here.store.manifest(here.store.ref(stage, key)) for stage in stages for key in here.store.keys(stage)]
+        made = [here.store.manifest(here.store.ref(stage, key)) for stage in ORDER for key in here.store.keys(stage)]
     num_bytes = sum(file.bytes for one in made for file in one.files.values()) / 1e6
     happened = {
         "wall-clock, s": (said["wall_s"], wall_s),

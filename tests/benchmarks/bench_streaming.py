@@ -32,7 +32,7 @@ from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec
 from ssl_backdoor.stages import IngestStage, StageCall, open_catalogue, open_dataset, run_stage
-from ssl_backdoor.store import ArtifactRef, Range, open_store
+from ssl_backdoor.store import ArtifactRef, ArtifactStore, Range, open_store
 from tests.benchmarks.bench_ingest import drawn, write_tar
 from tests.benchmarks.harness import Comparison, Options, alone, main, paired
 from tests.services import object_store_server
@@ -43,9 +43,14 @@ BATCH, NUM_WANTED, SHARDS = 64, 300, 10
 OURS, AGAIN, WEBDATASET, RAY = "ours", "ours, fetched before", "webdataset", "Ray Data"
 
 
+def store_of(ref: ArtifactRef) -> ArtifactStore:
+    """The store that ``ref`` came from."""
+    return open_store(ref.uri.rpartition(f"/{ref.stage}/")[0])
+
+
 def keys_of(ref: ArtifactRef) -> tuple[str, list[str]]:
     """The bucket, and where its shards lie."""
-    store = open_store(ref.uri.rpartition(f"/{ref.stage}/")[0])
+    store = store_of(ref)
     bucket, _, place = ref.uri.removeprefix("s3://").partition("/")
     pages = boto3.client("s3").get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{place}/")
     found = sorted(one["Key"] for page in pages for one in page["Contents"] if one["Key"].endswith(".tar"))
@@ -53,12 +58,22 @@ def keys_of(ref: ArtifactRef) -> tuple[str, list[str]]:
     return bucket, found
 
 
+def samples_of(ref: ArtifactRef) -> Any:
+    """webdataset's reader of all its shards, through boto3."""
+    bucket, keys = keys_of(ref)
+    client = boto3.client("s3")
+    webdataset.gopen_schemes["s3"] = lambda url, *_, **__: client.get_object(
+        Bucket=bucket, Key=url.removeprefix(f"s3://{bucket}/")
+    )["Body"]
+    return webdataset.WebDataset([f"s3://{bucket}/{key}" for key in keys], shardshuffle=False)
+
+
 def framed(image: Image.Image, side_px: int) -> np.ndarray:
     return np.asarray(image if image.size == (side_px, side_px) else image.resize((side_px, side_px)))
 
 
 def by_us(ref: ArtifactRef, side_px: int) -> int:
-    dataset = open_dataset(open_store(ref.uri.rpartition(f"/{ref.stage}/")[0]), ref)
+    dataset = open_dataset(store_of(ref), ref)
     streamed = Streamed(dataset, "train")
     order = torch.randperm(len(streamed), generator=torch_generator(0, "bench_streaming")).split(BATCH)
     done = 0
@@ -70,13 +85,9 @@ def by_us(ref: ArtifactRef, side_px: int) -> int:
 
 
 def by_webdataset(ref: ArtifactRef, side_px: int) -> int:
-    bucket, keys = keys_of(ref)
-    client = boto3.client("s3")
-    webdataset.gopen_schemes["s3"] = lambda url, *_, **__: client.get_object(
-        Bucket=bucket, Key=url.removeprefix(f"s3://{bucket}/")
-    )["Body"]
-    read = webdataset.WebDataset([f"s3://{bucket}/{key}" for key in keys], shardshuffle=False)
-    batches = read.decode("pil").to_tuple("jpg").map_tuple(lambda image: framed(image, side_px)).batched(BATCH)
+    batches = (
+        samples_of(ref).decode("pil").to_tuple("jpg").map_tuple(lambda image: framed(image, side_px)).batched(BATCH)
+    )
     return sum(len(batch[0]) for batch in batches)
 
 
@@ -113,7 +124,7 @@ def measure(name: str, ref: ArtifactRef, side_px: int) -> float:
     with tempfile.TemporaryDirectory(prefix="b") as cache:
         os.environ["SSL_BACKDOOR_CACHE"] = cache
         if name == AGAIN:
-            open_dataset(open_store(ref.uri.rpartition(f"/{ref.stage}/")[0]), ref)
+            open_dataset(store_of(ref), ref)
         if name == RAY:
             import ray
             import ray.data
@@ -132,13 +143,14 @@ def measure(name: str, ref: ArtifactRef, side_px: int) -> float:
 
 def by_offset(ref: ArtifactRef, options: Options) -> Mapping[str, list[float]]:
     """Images per second of a few, wherever they lie."""
-    store = open_store(ref.uri.rpartition(f"/{ref.stage}/")[0])
+    store = store_of(ref)
     samples = open_dataset(store, ref).samples
     count = min(NUM_WANTED, samples.num_rows)
     chosen = torch.randperm(samples.num_rows, generator=torch_generator(0, "bench_streaming"))[:count].numpy()
     rows = samples.take(chosen).select(["shard", "offset", "size"]).to_pylist()
     ranges = [Range(row["shard"], row["offset"], row["size"]) for row in rows]
     bring, (bucket, keys), client = open_catalogue(store, ref).bring, keys_of(ref), boto3.client("s3")
+    members = samples_of(ref)
 
     def rate(read: Callable[[], Any]) -> float:
         began_s = time.perf_counter()
@@ -152,10 +164,7 @@ def by_offset(ref: ArtifactRef, options: Options) -> Mapping[str, list[float]]:
             client.get_object(Bucket=bucket, Key=key, Range=wanted)["Body"].read()
 
     def all_of_them() -> None:
-        webdataset.gopen_schemes["s3"] = lambda url, *_, **__: client.get_object(
-            Bucket=bucket, Key=url.removeprefix(f"s3://{bucket}/")
-        )["Body"]
-        for _ in webdataset.WebDataset([f"s3://{bucket}/{key}" for key in keys], shardshuffle=False):
+        for _ in members:
             pass
 
     readers = {"ours": lambda: list(bring(ranges)), "boto3, one by one": one_by_one, "webdataset, all": all_of_them}
@@ -181,7 +190,7 @@ def run(options: Options) -> Iterator[Comparison]:
             case = f"{count:,} JPEGs of {file_px} px ({num_mb:,.0f} MB) to {side_px} px"
             readers = {name: partial(alone, named.measure, name, ref, side_px) for name in READERS}
             yield Comparison(case, "images/s on one core", paired(readers, options.repetitions))
-        yield Comparison(f"{NUM_WANTED} of {count:,} by offset", "images/s", by_offset(ref, options))
+        yield Comparison(f"{min(NUM_WANTED, count)} of {count:,} by offset", "images/s", by_offset(ref, options))
 
 
 if __name__ == "__main__":
