@@ -157,7 +157,9 @@ def specs(folder: Path) -> dict[str, Refused]:
         "the worker's own files": demo("only the command line", settings=("dataset.classes=@/etc/passwd",)),
         "a share above one": demo("1.5", settings=("attack.poison_fraction_of_target=1.5",)),
         "a trigger larger than the image": demo("900x900", "is larger than", settings=(larger,)),
-        "a batch larger than the data": demo("100000", "200", settings=("train.fit.batch_size=100000",)),
+        "a batch larger than the data": demo(
+            "100000", "200", methods="byol", settings=("train.fit.batch_size=100000",)
+        ),
         "a class nobody knows": demo("axolotl", settings=("attack.target_class=axolotl",)),
         "more than memory holds": demo("memory", settings=("train.method.embedding_dim=1000000000000",)),
         "pairs that there are not": demo("demo has 1 pair(s)", pairs=2),
