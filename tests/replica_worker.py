@@ -26,7 +26,8 @@ from ssl_backdoor.train.pretrain import pretrain
 
 
 def contrast(file: Path, resources: Resources) -> None:
-    """NT-Xent of 16 embeddings and its gradient for the one weight that made them, averaged as the loop does."""
+    """NT-Xent of 16 embeddings and its gradient for the one weight that made them, averaged as the loop does; and the
+    embeddings of all replicas in another order, exchanged."""
     replicas = connect(resources, torch.device("cpu"))
     inputs = torch.randn(16, 5, generator=torch_generator(0, "inputs"))[replicas.slice(16)]
     weight = torch.randn(5, 4, generator=torch_generator(0, "weight")).requires_grad_()
@@ -37,6 +38,8 @@ def contrast(file: Path, resources: Resources) -> None:
     assert weight.grad is not None
     results = {"loss": loss.detach(), "gradient": weight.grad, "everyone": everyone.detach()}
     replicas.average([results["loss"], results["gradient"]])
+    order = torch.randperm(16, generator=torch_generator(0, "order"))
+    results["shuffled"] = replicas.gather(replicas.exchange(own.view(-1, 2, 2), order))
     save_file(results, file)
 
 

@@ -37,7 +37,8 @@ class LossOutput(NamedTuple):
 class Replicas(abc.ABC):
     """The processes that train one network together, each on its contiguous share of the global batch.
 
-    A method only gathers; the rest is the loop's. ``train/collectives.py`` holds the ``torch.distributed`` one.
+    A method only gathers and exchanges; the rest is the loop's. The one over ``torch.distributed`` is in
+    ``train/collectives.py``.
     """
 
     count: int
@@ -53,6 +54,15 @@ class Replicas(abc.ABC):
 
         Averaged over the replicas, as the loop does, gradients are then those of one replica with the whole batch.
         Every replica must pass backward through the result once for each time it gathered.
+        """
+
+    @abc.abstractmethod
+    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
+        """This replica's part of ``gather(rows)[order]``, (B, ...); each row is sent to the one replica that takes it.
+
+        Args:
+            rows: (B, ...), without gradient.
+            order: (count * B,) int64 on the CPU, a permutation that is equal on all replicas.
         """
 
     @abc.abstractmethod
@@ -83,6 +93,10 @@ class Alone(Replicas):
     def gather_with_gradient(self, rows: Tensor) -> Tensor:
         """``rows`` themselves."""
         return rows
+
+    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
+        """``rows`` in that order."""
+        return rows.detach()[order.to(rows.device)]
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to do."""

@@ -22,8 +22,6 @@ def embed_all(encoder: nn.Module, view: Tensor, replicas: Replicas, shuffle: tor
     """
     if shuffle is None:
         return replicas.gather(F.normalize(encoder(view).float(), dim=1))
-    images = replicas.gather(view)
-    order = torch.randperm(len(images), generator=shuffle)
-    mine = order[replicas.slice(len(images))].to(view.device)
-    shuffled = replicas.gather(F.normalize(encoder(images[mine]).float(), dim=1))
+    order = torch.randperm(replicas.count * len(view), generator=shuffle)
+    shuffled = replicas.gather(F.normalize(encoder(replicas.exchange(view, order)).float(), dim=1))
     return shuffled[order.argsort().to(view.device)]

@@ -36,6 +36,22 @@ class Group(Replicas):
         gather: Callable[[Tensor, Group], Tensor] = _Gather.apply
         return gather(rows, self)
 
+    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
+        """This replica's part of all rows in that order; one all-to-all."""
+        size = len(rows)
+        taken = order.view(self.count, size)
+        owner = taken // size
+        given = [taken[i][owner[i] == self.index] - self.index * size for i in range(self.count)]
+        sources = owner[self.index]
+        received = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(
+            received,
+            rows.detach()[torch.cat(given).to(rows.device)].contiguous(),
+            output_split_sizes=sources.bincount(minlength=self.count).tolist(),
+            input_split_sizes=[len(each) for each in given],
+        )
+        return received[sources.argsort(stable=True).argsort().to(rows.device)]
+
     def average(self, tensors: Sequence[Tensor]) -> None:
         """One all-reduce of the flattened tensors, then each takes its part of the mean."""
         if not tensors:

@@ -16,6 +16,7 @@ from tiny_sets import tiny_dataset
 from tiny_training import METHODS, train_spec
 
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import NoCheckpoints
 from ssl_backdoor.train.pretrain import pretrain
@@ -66,6 +67,13 @@ def test_gradients_flow_through_the_gathered_rows(results: tuple[Path, Path]) ->
         both = load_file(results[1] / f"nt_xent-{rank}.safetensors")
         for name, value in alone.items():
             torch.testing.assert_close(both[name], value, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_each_row_reaches_the_replica_that_takes_it(results: tuple[Path, Path]) -> None:
+    order = torch.randperm(16, generator=torch_generator(0, "order"))
+    for folder, rank in ((results[0], 0), (results[1], 0), (results[1], 1)):
+        found = load_file(folder / f"nt_xent-{rank}.safetensors")
+        assert torch.equal(found["shuffled"], found["everyone"][order].view(-1, 2, 2))
 
 
 def test_only_replica_0_writes_but_both_tell(results: tuple[Path, Path]) -> None:
