@@ -1,10 +1,10 @@
 """Random views of a batch of images: tensor code with per-sample parameters, on the images' device.
 
-Decide, then touch: ``draw_parameters`` draws a table (one row an image) from one generator; ``apply`` turns images and
-rows into views. A distributed trainer draws for the global batch and applies its own rows, so the number of replicas
-does not change a single view. The operators and their distributions are torchvision's, and are tested against it:
-RandomResizedCrop (ratio 3/4 to 4/3, antialiased), ColorJitter, RandomGrayscale, GaussianBlur, RandomHorizontalFlip,
-Normalize.
+Decide, then touch: ``draw_uniform`` draws a table (one row an image) from one generator, ``parameters_of`` says what
+its rows mean, ``apply`` turns images and parameters into views. A distributed trainer draws for the global batch and
+keeps its own rows, so the number of replicas does not change a single view. The operators and their distributions are
+torchvision's, and are tested against it: RandomResizedCrop (ratio 3/4 to 4/3, antialiased), ColorJitter,
+RandomGrayscale, GaussianBlur, RandomHorizontalFlip, Normalize.
 
 NOTE: differences from torchvision on uint8 or PIL images: nothing is rounded to 8 bits between the operators, and the
 blur's kernel always reaches four times the largest sigma, or to the image's far edge (``blur_reach_px``).
@@ -14,7 +14,6 @@ Shapes: B images, 3 channels, H x W px in, S = ``size_px`` out; N rows of parame
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -67,14 +66,9 @@ class ViewParameters(NamedTuple):
         """The parameters of a part of the batch."""
         return ViewParameters(*(field[index] for field in self))
 
-    @classmethod
-    def joined(cls, parts: Sequence["ViewParameters"]) -> "ViewParameters":
-        """The rows of all parts, in their order."""
-        return cls(*(torch.cat(field) for field in zip(*parts, strict=True)))
-
 
 def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> Tensor:
-    """One random view of each image: ``draw_parameters`` and ``apply`` in one.
+    """One random view of each image: ``draw_uniform``, ``parameters_of`` and ``apply`` in one.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -85,7 +79,7 @@ def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> T
         (B, 3, S, S) float32, normalised by ImageNet's mean and standard deviation.
     """
     n, _, height, width = images.shape
-    return apply(images, draw_parameters(n, height, width, spec, generator), spec)
+    return apply(images, parameters_of(draw_uniform(n, generator), height, width, spec), spec)
 
 
 @torch.no_grad()
@@ -98,18 +92,23 @@ def evaluation_view(images: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------------- parameters
 
 
-@torch.no_grad()
-def draw_parameters(n: int, height: int, width: int, spec: ViewsSpec, generator: torch.Generator) -> ViewParameters:
-    """The parameters of ``n`` views of images of ``height`` x ``width`` px, on the generator's device.
-
-    One (n, NUM_UNIFORMS) table of uniform numbers is drawn, whatever the spec, so that switching an operator off shifts
-    no other. Its columns: 10 crop areas, 10 crop ratios, crop y, crop x, flip, whether to jitter, brightness, contrast,
-    saturation, hue, 4 sort keys of the jitter's order, grey, whether to blur, sigma.
+def draw_uniform(n: int, generator: torch.Generator) -> Tensor:
+    """(n, NUM_UNIFORMS) float32 in [0, 1): all that is random in ``n`` views, on the generator's device.
 
     A CPU generator is the better choice for images on a GPU too: the views are then the same on every device, and
     ``apply`` never waits for the GPU.
     """
-    uniform = torch.rand(n, NUM_UNIFORMS, generator=generator, device=generator.device)
+    return torch.rand(n, NUM_UNIFORMS, generator=generator, device=generator.device)
+
+
+@torch.no_grad()
+def parameters_of(uniform: Tensor, height: int, width: int, spec: ViewsSpec) -> ViewParameters:
+    """What the rows of ``draw_uniform`` mean for images of ``height`` x ``width`` px.
+
+    The columns, which are the same whatever the spec, so that switching an operator off shifts no other: 10 crop areas,
+    10 crop ratios, crop y, crop x, flip, whether to jitter, brightness, contrast, saturation, hue, 4 sort keys of the
+    jitter's order, grey, whether to blur, sigma.
+    """
     area, ratio = uniform[:, :CROP_TRIES], uniform[:, CROP_TRIES : 2 * CROP_TRIES]
     y, x, flip, jitter, brightness, contrast, saturation, hue, *order, grey, blur, sigma = uniform[
         :, 2 * CROP_TRIES :

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ssl_backdoor.allocator import keep_freed_memory
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
@@ -101,6 +102,7 @@ def features(backbone: nn.Module, batches: Iterator[Tensor]) -> Tensor:
     Raises:
         CheckpointError: a feature is not finite.
     """
+    keep_freed_memory()
     device = next(backbone.parameters()).device
     with torch.inference_mode():
         parts = [

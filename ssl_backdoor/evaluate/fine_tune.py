@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import load_resident
-from ssl_backdoor.data.views import apply, draw_parameters
+from ssl_backdoor.data.views import make_views
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.features import Condition, labelled, split_features
 from ssl_backdoor.evaluate.layers import Reading
@@ -113,8 +113,7 @@ def fine_tune(
     backbone.train().requires_grad_(True)  # a loaded backbone is frozen
     for epoch in range(EPOCHS):
         for index, rows in enumerate(torch.split(torch.randperm(n, generator=generator), batch_size)):
-            drawn = draw_parameters(len(rows), height, width, views, generator)
-            seen = apply(images[rows].to(device), drawn, views).contiguous(memory_format=torch.channels_last)
+            seen = make_views(images[rows].to(device), views, generator).contiguous(memory_format=torch.channels_last)
             loss = F.cross_entropy(head(backbone(seen)), labels[rows].to(device), label_smoothing=LABEL_SMOOTHING)
             lr = schedule(epoch * steps_per_epoch + index)
             for group in optimizer.param_groups:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_backdoor.data.streamed import Streamed
-from ssl_backdoor.data.views import ViewParameters, apply, draw_parameters
+from ssl_backdoor.data.views import apply, draw_uniform, parameters_of
 from ssl_backdoor.methods.base import Batch, Replicas
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
@@ -108,20 +108,18 @@ class _Views:
 
     def _make(self, group: int) -> list[tuple[Tensor, ...]]:
         images = self._pixels(group).to(self._device, non_blocking=True)
-        drawn = zip(*map(self._parameters, self._steps(group)), strict=True)
+        drawn = zip(*map(self._drawn, self._steps(group)), strict=True)
+        height, width = images.shape[-2:]
         made = [
-            apply(images, ViewParameters.joined(of_steps), spec)
+            apply(images, parameters_of(torch.cat(of_steps), height, width, spec), spec)
             for of_steps, spec in zip(drawn, self._specs, strict=True)
         ]
         parts = [view.contiguous(memory_format=torch.channels_last).chunk(self._group_size) for view in made]
         return list(zip(*parts, strict=True))
 
-    def _parameters(self, step: int) -> list[ViewParameters]:
-        generator, (height, width) = torch_generator(self._seed, "views", step), self._images.shape[-2:]
-        return [
-            draw_parameters(self._order.batch_size, height, width, spec, generator).rows(self._share)
-            for spec in self._specs
-        ]
+    def _drawn(self, step: int) -> list[Tensor]:
+        generator = torch_generator(self._seed, "views", step)
+        return [draw_uniform(self._order.batch_size, generator)[self._share] for _ in self._specs]
 
     def _pixels(self, group: int) -> Tensor:
         rows = self._rows(group)

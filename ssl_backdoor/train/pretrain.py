@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from ssl_backdoor.allocator import keep_freed_memory
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import tell
@@ -124,6 +125,7 @@ def train_backbone(
             "lower batch_size or bring more images"
         )
     torch.set_num_threads(resources.threads)
+    keep_freed_memory()
     device = pick_device(resources)
     replicas = connect(resources, device)
     method = build(replicas, device).to(device).to(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ssl_backdoor.data import views
-from ssl_backdoor.data.views import ViewParameters, apply, draw_parameters, evaluation_view, make_views
+from ssl_backdoor.data.views import ViewParameters, apply, draw_uniform, evaluation_view, make_views, parameters_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
@@ -33,7 +33,7 @@ def random_images(n: int, height: int, width: int) -> Tensor:
 
 
 def draw(n: int, height: int, width: int, spec: ViewsSpec, seed: int = 1) -> ViewParameters:
-    return draw_parameters(n, height, width, spec, torch_generator(seed, "views"))
+    return parameters_of(draw_uniform(n, torch_generator(seed, "views")), height, width, spec)
 
 
 def denormalise(x: Tensor) -> Tensor:
