@@ -25,7 +25,7 @@ from torch import Tensor
 
 from flows.recipes import ssl
 from ssl_backdoor.data.views import IMAGENET_MEAN, IMAGENET_STD
-from ssl_backdoor.methods.base import Alone, Batch, SSLMethod
+from ssl_backdoor.methods.base import Alone, Batch, LossOutput, SSLMethod
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.specs import FitSpec, ResNetSpec, Resources, TrainSpec
 from ssl_backdoor.train.checkpoint import Checkpoints
@@ -118,12 +118,14 @@ def ours(spec: TrainSpec, images: Tensor, threads: int, device: str) -> float:
 
 
 class Bare:
-    """The step and nothing else, in one of ``FORMATS``."""
+    """The step and nothing else, in one of ``FORMATS``; ``compiled`` names a mode of torch.compile for the loss."""
 
-    def __init__(self, spec: TrainSpec, format_name: str, device: str) -> None:
+    def __init__(self, spec: TrainSpec, format_name: str, device: str, compiled: str | None = None) -> None:
         form, precision = FORMATS[format_name]
         self._method: SSLMethod = build_method(spec, 0, Alone()).to(device).to(memory_format=form)
         self._method.train()
+        loss = self._method.loss
+        self._loss: Callable[[Batch], LossOutput] = torch.compile(loss, mode=compiled) if compiled else loss
         self._optimizer = build_optimizer(spec.fit.optimizer, [p for p in self._method.parameters() if p.requires_grad])
         size = spec.fit.views.size_px
         self.views = tuple(
@@ -134,7 +136,7 @@ class Bare:
 
     def __call__(self, step: int) -> None:
         with self._autocast:
-            loss = self._method.loss(Batch(self.views, step)).loss
+            loss = self._loss(Batch(self.views, step)).loss
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self._optimizer.step()

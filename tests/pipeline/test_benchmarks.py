@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("captions", "ingest", "poison", "views")
+NAMES = ("captions", "ingest", "poison", "resident", "views")
 
 
 @pytest.mark.slow

@@ -1,0 +1,31 @@
+"""What a run does before it states a stage, in a process that does no more: ``python -m flows.beginning``.
+
+Prints the time at which that was done, by the clock that all processes share; or, with exit code 1, the error.
+"""
+
+import sys
+import time
+
+from tasks import own_server
+
+
+def main() -> int:
+    """The exit code."""
+    own_server.begin()
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    import flows.run  # noqa: F401  # a second or two, while the server starts
+
+    try:
+        with own_server.used(), get_client(sync_client=True) as client:
+            client.hello().raise_for_status()
+            print(time.perf_counter())
+    except httpx.HTTPError as error:
+        print(type(error).__name__)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
