@@ -4,7 +4,7 @@
 
 Equal on all sides: encoder, batch, number of views, optimiser, threads (all cores), images (uint8 noise in memory).
 
-- ours: ``train_backbone``, as a run trains, from its first step to its last, four epochs of sixty: resident fetch, views,
+- ours: ``train_backbone``, as a run trains, from its first step to its last, four epochs of 60: resident fetch, views,
   forward, backward, update, slow copy, queue, curves, a checkpoint, in the fastest arithmetic that the device has
   (bfloat16 on GPUs and where a CPU has AVX512-BF16 or AMX).
 - ceiling: our networks and loss alone on views that lie on the device: forward, backward, update, slow copy, queue. The
