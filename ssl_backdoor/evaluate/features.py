@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssl_backdoor.allocator import keep_freed_memory
+from ssl_backdoor.allocator import freed_memory_kept
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
@@ -65,13 +65,14 @@ def split_features(
     samples = labelled(dataset, split)
     values: dict[str, Tensor] = {}
     done = 0
-    for images in _read_ahead(dataset, samples, split, spec):
-        for condition in conditions:
-            found = features(backbone, stamped_batches(images, condition, seed))
-            held = values.setdefault(condition.name, torch.empty(samples.num_rows, found.shape[1]))
-            held[done : done + len(found)] = found
-        done += len(images.keys)
-        on_progress(Progress(done, samples.num_rows, f"{split} images"))
+    with freed_memory_kept():
+        for images in _read_ahead(dataset, samples, split, spec):
+            for condition in conditions:
+                found = features(backbone, stamped_batches(images, condition, seed))
+                held = values.setdefault(condition.name, torch.empty(samples.num_rows, found.shape[1]))
+                held[done : done + len(found)] = found
+            done += len(images.keys)
+            on_progress(Progress(done, samples.num_rows, f"{split} images"))
     labels = torch.from_numpy(samples["label"].to_numpy().astype(np.int64))
     return Features(samples["key"], labels, values)
 
@@ -102,7 +103,6 @@ def features(backbone: nn.Module, batches: Iterator[Tensor]) -> Tensor:
     Raises:
         CheckpointError: a feature is not finite.
     """
-    keep_freed_memory()
     device = next(backbone.parameters()).device
     with torch.inference_mode():
         parts = [

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ssl_backdoor.allocator import keep_freed_memory
+from ssl_backdoor.allocator import freed_memory_kept
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import tell
@@ -125,7 +125,6 @@ def train_backbone(
             "lower batch_size or bring more images"
         )
     torch.set_num_threads(resources.threads)
-    keep_freed_memory()
     device = pick_device(resources)
     replicas = connect(resources, device)
     method = build(replicas, device).to(device).to(memory_format=torch.channels_last)
@@ -136,7 +135,8 @@ def train_backbone(
     views = views or [spec.views] * method.num_views
     batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device)
     session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
-    summary = session.run(batches, resources, device)
+    with freed_memory_kept():
+        summary = session.run(batches, resources, device)
     if replicas.index == 0:
         save_backbone(method.backbone, spec.bn_groups, out)
         if method.text_tower is not None:

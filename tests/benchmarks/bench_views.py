@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssl_backdoor.allocator import keep_freed_memory
+from ssl_backdoor.allocator import freed_memory_kept
 from ssl_backdoor.data.views import IMAGENET_MEAN, IMAGENET_STD, blur_reach_px, make_views
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
@@ -112,7 +112,6 @@ def views_per_second(make: Callable[[], Tensor], seconds: float) -> float:
 
 def run(options: Options) -> Iterator[Comparison]:
     torch.set_num_threads(1)
-    keep_freed_memory()  # as a training does; the others gain by it too
     torch.manual_seed(0)  # torchvision and kornia draw from the global generator
     unit = "views/s" if options.device == "cuda" else "views per CPU second"
     for in_px, out_px, batch in CASES:
@@ -124,7 +123,9 @@ def run(options: Options) -> Iterator[Comparison]:
                 for name, make in made.items()
             }
             case = f"{in_px} to {out_px} px, batch {batch}, {'with' if blur_p else 'no'} blur"
-            yield Comparison(case, unit, paired(rates, options.repetitions))
+            with freed_memory_kept():  # as in a training; the others gain by it too
+                figures = paired(rates, options.repetitions)
+            yield Comparison(case, unit, figures)
 
 
 if __name__ == "__main__":

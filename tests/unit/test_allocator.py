@@ -1,39 +1,53 @@
-"""Freed memory is kept: counted in page faults, in a process of its own."""
+"""Freed memory is kept inside and handed back after: counted in page faults, in a process of its own."""
 
 import platform
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 
 COUNT = """
-import resource, sys, torch
-from ssl_backdoor.allocator import keep_freed_memory
+import contextlib, resource, sys, torch
+from pathlib import Path
+from ssl_backdoor.allocator import freed_memory_kept
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.specs import ResNetSpec
 
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def resident_kb():
+    return int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
+
 torch.set_num_threads(1)
-if sys.argv[1] == "kept":
-    assert keep_freed_memory()
 backbone = build_backbone(ResNetSpec(depth=8, width=16, stem="small"), 1, 0).eval()
 images = torch.rand(256, 3, 16, 16)
-with torch.inference_mode():
+with freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext(), torch.inference_mode():
     for round in range(10):
         if round == 5:
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            before = faults()
         backbone(images)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    found, inside_kb = faults() - before, resident_kb()
+print(found, inside_kb - resident_kb())
 """
 
 
-def page_faults(how: str) -> int:
-    """Of five batches through a small backbone, after five others."""
+class Counted(NamedTuple):
+    """Page faults of five batches through a small backbone, after five others; kB that came free on leaving."""
+
+    faults: int
+    handed_back_kb: int
+
+
+def counted(how: str) -> Counted:
     done = subprocess.run([sys.executable, "-c", COUNT, how], capture_output=True, text=True, timeout=120, check=True)
-    return int(done.stdout)
+    return Counted(*map(int, done.stdout.split()))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds")
-def test_freed_memory_is_kept_and_without_it_is_not() -> None:
-    kept, as_it_is = page_faults("kept"), page_faults("as it is")
-    assert kept < 500
-    assert as_it_is > 5000
+def test_freed_memory_is_kept_inside_and_handed_back_after() -> None:
+    kept, as_it_is = counted("kept"), counted("as it is")
+    assert kept.faults < 500
+    assert as_it_is.faults > 5000
+    assert kept.handed_back_kb > 4000
