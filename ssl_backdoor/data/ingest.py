@@ -1,10 +1,10 @@
 """Raw images in, shards and a table out. Every image is decoded once; the bytes that are kept are the bytes found."""
 
 import hashlib
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -26,7 +26,7 @@ from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
 from ssl_backdoor.store import explained
 from ssl_backdoor.tables import REJECTED, SAMPLES
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import decoders, side_by_side
 
 __all__ = ["ingest", "source_digest"]
 
@@ -192,9 +192,11 @@ def _check_classes(selection: Selection, counts: Any, spec: DatasetSpec) -> None
 
 
 def _checked(kept: Iterable[_Named], spec: DatasetSpec) -> Iterator[_Checked]:
-    """Decode on a few threads, in order, with a bounded number of bytes in flight."""
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    for checked in side_by_side(lambda batch: [_check(named, spec) for named in batch], _batches(kept), threads):
+    """Decode, in order, with a bounded number of bytes in flight; on a few threads where the first are not small."""
+    batches = _batches(kept)
+    first = next(batches, [])
+    threads = decoders(sum(map(_num_bytes, first)) / max(1, len(first)), _MAX_THREADS)
+    for checked in side_by_side(lambda batch: [_check(one, spec) for one in batch], chain([first], batches), threads):
         yield from checked
 
 
@@ -203,13 +205,17 @@ def _batches(kept: Iterable[_Named]) -> Iterator[list[_Named]]:
     size = 0
     for named in kept:
         batch.append(named)
-        image = named.item.image
-        size += len(image) if isinstance(image, bytes) else 0 if image is None else image.nbytes
+        size += _num_bytes(named)
         if len(batch) == _BATCH_IMAGES or size > _BATCH_BYTES:
             yield batch
             batch, size = [], 0
     if batch:
         yield batch
+
+
+def _num_bytes(named: _Named) -> int:
+    image = named.item.image
+    return len(image) if isinstance(image, bytes) else 0 if image is None else image.nbytes
 
 
 def _check(named: _Named, spec: DatasetSpec) -> _Checked:

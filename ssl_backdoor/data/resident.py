@@ -4,11 +4,11 @@ Memory beyond the tensor itself is a few chunks of encoded images, whatever the 
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
@@ -17,7 +17,7 @@ from ssl_backdoor.data.images import UInt8Image, decode, to_frame
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import decoders, side_by_side
 
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 4 << 20
@@ -65,7 +65,8 @@ def load_resident(
 
     first = pixels(next(encoded_rows(dataset, overlay, rows)))
     images = np.empty((rows.num_rows, 3, *first.shape[:2]), dtype=np.uint8)
-    _fill(images, encoded_rows(dataset, overlay, rows), pixels, on_progress)
+    threads = decoders(pc.mean(rows["size"]).as_py(), MAX_THREADS)
+    _fill(images, encoded_rows(dataset, overlay, rows), pixels, threads, on_progress)
     labels = rows["label"].to_numpy().astype(np.int64)
     return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()))
 
@@ -112,7 +113,11 @@ def decode_framed(encoded: Encoded, max_pixels: int, side_px: int, resize_px: in
 
 
 def _fill(
-    images: np.ndarray, encoded: Iterator[Encoded], pixels: Callable[[Encoded], UInt8Image], on_progress: OnProgress
+    images: np.ndarray,
+    encoded: Iterator[Encoded],
+    pixels: Callable[[Encoded], UInt8Image],
+    threads: int,
+    on_progress: OnProgress,
 ) -> None:
     """Write every image to its row of ``images`` (N, 3, H, W); a bounded number of chunks is in flight."""
 
@@ -124,7 +129,6 @@ def _fill(
             images[one.row] = image.transpose(2, 0, 1)
         return len(chunk)
 
-    threads = min(MAX_THREADS, os.cpu_count() or 1)
     done = 0
     for count in side_by_side(write, _chunks(encoded), threads):
         done += count

@@ -3,12 +3,12 @@
 Memory is the samples' places (some hundred bytes each) and the batches read ahead, whatever the size of the images.
 """
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ssl_backdoor.data.resident import decode_framed, load_resident
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, silent
+from ssl_backdoor.threads import decoders
 
 _CHUNK_IMAGES = 32
 _MAX_THREADS = 16
@@ -46,7 +47,7 @@ class Streamed:
         self._overlay = overlay
         height, width, _ = self._decode(next(encoded_rows(dataset, overlay, self._rows.slice(0, 1)))).shape
         self.shape = torch.Size((self._rows.num_rows, 3, height, width))
-        self._pool = ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1), "stream")
+        self._pool = ThreadPoolExecutor(decoders(pc.mean(rows["size"]).as_py(), _MAX_THREADS), "stream")
         self._ahead: dict[bytes, _Reading] = {}
 
     def __len__(self) -> int:

@@ -1,9 +1,9 @@
 """From a plan to an overlay: the only step of poisoning that touches pixels. Costs O(poisons), not O(dataset)."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
@@ -32,7 +32,7 @@ from ssl_backdoor.specs import (
     TriggerSpec,
 )
 from ssl_backdoor.tables import OVERLAY
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import decoders, side_by_side
 
 _NOWHERE = Box(-1, -1, 0, 0)
 _REPORT_EVERY = 100
@@ -133,8 +133,10 @@ def _craft(
         return row, stamped, encoder.encode(stamped.image)
 
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:
-        threads = min(_MAX_THREADS, os.cpu_count() or 1)
-        made = side_by_side(lambda one: crafted(*one), _planned(dataset, decisions), threads)
+        planned = _planned(dataset, decisions)
+        first = next(planned)
+        threads = decoders(len(first[1]), _MAX_THREADS)
+        made = side_by_side(lambda one: crafted(*one), chain([first], planned), threads)
         for done, (row, stamped, data) in enumerate(made, start=1):
             if row["action"] != "recode":
                 fractions.append(stamped.box.width / min(stamped.image.shape[:2]))

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import SMALL_BYTES, decoders, side_by_side
 
 
 def test_results_come_in_order_though_the_first_ends_last() -> None:
@@ -51,3 +51,15 @@ def test_an_error_is_raised_in_its_place_and_calls_off_the_rest() -> None:
     with pytest.raises(ValueError, match="three"):
         next(results)
     assert len(begun) < 10
+
+
+def test_one_thread_is_the_callers_own() -> None:
+    found = set(side_by_side(lambda _: threading.get_ident(), range(9), threads=1))
+    assert found == {threading.get_ident()}
+    assert threading.get_ident() not in set(side_by_side(lambda _: threading.get_ident(), range(9), threads=2))
+
+
+def test_small_images_are_decoded_on_one_thread_and_others_on_one_for_each_cpu(monkeypatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert decoders(SMALL_BYTES - 1, 16) == 1
+    assert [decoders(SMALL_BYTES, most) for most in (1, 2, 16)] == [1, 2, 3]
