@@ -3,6 +3,7 @@
 Prints the time at which that was done, by the clock that all processes share; or, with exit code 1, the error.
 """
 
+import importlib
 import sys
 import time
 
@@ -12,10 +13,9 @@ from tasks import own_server
 def main() -> int:
     """The exit code."""
     own_server.begin()
+    importlib.import_module("flows.run")  # a second or two, while the server starts
     import httpx
     from prefect.client.orchestration import get_client
-
-    import flows.run  # noqa: F401  # a second or two, while the server starts
 
     try:
         with own_server.used(), get_client(sync_client=True) as client:
