@@ -7,11 +7,13 @@ import importlib
 import sys
 import time
 
+from flows import settings
 from tasks import own_server
 
 
 def main() -> int:
     """The exit code."""
+    settings.embed()
     own_server.begin()
     importlib.import_module("flows.run")  # a second or two, while the server starts
     import httpx
