@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU then; read once, when something imports Triton
 
 if TYPE_CHECKING:
     from services import ObjectStore

@@ -82,6 +82,13 @@ def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> T
     return apply(images, parameters_of(draw_uniform(n, generator), height, width, spec), spec)
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on ``device``; on its way from the host to a GPU neither waits for the other."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 @torch.no_grad()
 def evaluation_view(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 to float32, normalised by ImageNet's mean and standard deviation; nothing random."""
@@ -184,6 +191,10 @@ def apply(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor
             f"views need ({len(parameters.top)}, 3, height, width) uint8 images, one for each row of parameters, "
             f"but found {tuple(images.shape)} {images.dtype}"
         )
+    if images.is_cuda:
+        from ssl_backdoor.data import fused_views  # Triton comes with PyTorch for GPUs
+
+        return fused_views.apply(images, to_device(fused_views.table_of(parameters, spec), images.device), spec)
     with torch.autocast(images.device.type, enabled=False):
         views = _crop_and_resize(images, parameters, spec)
         if spec.jitter_p > 0 and (spec.brightness or spec.contrast or spec.saturation or spec.hue):

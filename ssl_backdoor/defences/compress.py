@@ -71,6 +71,11 @@ class CompRess(SSLMethod):
             self.student_key = EMACopy(student)
             self.student_queue = Queue(_first_rows(spec.queue_size, student.feature_dim, seed, "student_queue"))
 
+    @property
+    def is_replayable(self) -> bool:
+        """Yes."""
+        return True
+
     def loss(self, batch: Batch) -> LossOutput:
         """KL from the teacher's to the student's similarities with the queues as they were before this batch."""
         (images,) = views_of(batch, self.num_views)
@@ -93,7 +98,6 @@ class CompRess(SSLMethod):
         queues = [queue for queue in (self.teacher_queue, self.student_queue) if queue is not None]
         for queue, rows in zip(queues, self.new_rows, strict=False):
             queue.push(rows)
-        self.new_rows = ()
         if self.student_key is not None:
             self.student_key.follow((self.backbone,), self.spec.ema_decay)
 

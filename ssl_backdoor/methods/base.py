@@ -118,6 +118,11 @@ class SSLMethod(nn.Module, abc.ABC):
     num_views: int
 
     @property
+    def is_replayable(self) -> bool:
+        """Whether ``loss`` does the same work with every batch of views: nothing is drawn or read on the host."""
+        return False
+
+    @property
     def text_tower(self) -> TextTower | None:
         """What turns captions to tokens, and is published beside the backbone; None: captions are not read."""
         return None

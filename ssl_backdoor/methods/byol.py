@@ -47,6 +47,11 @@ class BYOL(SSLMethod):
         )
         self.target = EMACopy(self.backbone, self.projector)
 
+    @property
+    def is_replayable(self) -> bool:
+        """Yes."""
+        return True
+
     def loss(self, batch: Batch) -> LossOutput:
         """The sum over both directions of ``2 - 2 cos(online(view), target(other view))``, in [0, 8]."""
         first, second = views_of(batch, self.num_views)

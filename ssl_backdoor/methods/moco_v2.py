@@ -51,6 +51,11 @@ class MoCoV2(SSLMethod):
         self.shuffles = spec.shuffle_bn and backbone.bn_groups * self.replicas.count > 1
         self.new_keys: Tensor | None = None
 
+    @property
+    def is_replayable(self) -> bool:
+        """Unless batches are shuffled, in an order that the host draws."""
+        return not self.shuffles
+
     def loss(self, batch: Batch) -> LossOutput:
         """InfoNCE of view 0 as query against view 1 as key and the queue as it was before this batch."""
         query_view, key_view = views_of(batch, self.num_views)
@@ -66,4 +71,3 @@ class MoCoV2(SSLMethod):
         self.key_encoder.follow((self.backbone, self.projector), self.spec.ema_decay)
         if self.new_keys is not None:
             self.queue.push(self.new_keys)
-            self.new_keys = None

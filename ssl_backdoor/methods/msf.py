@@ -60,6 +60,11 @@ class MSF(SSLMethod):
         self.shuffles = groups * self.replicas.count > 1
         self.new_targets: Tensor | None = None
 
+    @property
+    def is_replayable(self) -> bool:
+        """Unless batches are shuffled, in an order that the host draws."""
+        return not self.shuffles
+
     def loss(self, batch: Batch) -> LossOutput:
         """The mean over the neighbours of ``2 - 2 cos(prediction, neighbour)``, in [0, 4]."""
         query_view, target_view = views_of(batch, self.num_views)
@@ -75,7 +80,6 @@ class MSF(SSLMethod):
         self.target.follow((self.backbone, self.projector), self.spec.ema_decay)
         if self.new_targets is not None:
             self.queue.push(self.new_targets)
-            self.new_targets = None
 
 
 @torch.no_grad()

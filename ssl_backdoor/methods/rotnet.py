@@ -33,6 +33,11 @@ class RotNet(SSLMethod):
         self.backbone = backbone
         self.head = initialised(lambda: nn.Linear(backbone.feature_dim, NUM_ROTATIONS), torch_generator(seed, "head"))
 
+    @property
+    def is_replayable(self) -> bool:
+        """Yes."""
+        return True
+
     def loss(self, batch: Batch) -> LossOutput:
         """Cross-entropy over the four rotations, mean over rotations and batch."""
         (view,) = views_of(batch, self.num_views)

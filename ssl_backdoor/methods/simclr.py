@@ -49,6 +49,11 @@ class SimCLR(SSLMethod):
             torch_generator(seed, "projector"),
         )
 
+    @property
+    def is_replayable(self) -> bool:
+        """Yes."""
+        return True
+
     def loss(self, batch: Batch) -> LossOutput:
         """NT-Xent of this replica's 2b views among the 2B of all."""
         # Image by image, so that a BatchNorm group holds both views of its images however many replicas there are.

@@ -54,6 +54,11 @@ class SimSiam(SSLMethod):
             torch_generator(seed, "predictor"),
         )
 
+    @property
+    def is_replayable(self) -> bool:
+        """Yes."""
+        return True
+
     def loss(self, batch: Batch) -> LossOutput:
         """The mean over both directions of ``-cos(prediction, projection of the other view)``, in [-1, 1].
 

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from ssl_backdoor.data.streamed import Streamed
-from ssl_backdoor.data.views import apply, draw_uniform, parameters_of
+from ssl_backdoor.data.views import apply, draw_uniform, parameters_of, to_device
 from ssl_backdoor.methods.base import Batch, Replicas
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
 from ssl_backdoor.train.training_set import Captions
 
-AT_ONCE_PX = 2**17
+AT_ONCE_PX = {"cpu": 2**17, "cuda": 2**22}
 """Views of so many pixels are made in one go, of one step or of several small ones: on 16 px images, where calling the
 operators costs as much as their work, a view of eight steps of 64 at once takes a third of the time."""
 
@@ -53,7 +53,7 @@ def make_batches(
         tokens = None
         if captions is not None:
             drawn = captions.draw(order(step), torch_generator(seed, "caption", step))
-            tokens = drawn[share].to(device, non_blocking=True)
+            tokens = to_device(drawn[share], device)
         return Batch(views_at(step), step, tokens)
 
     return batch
@@ -94,7 +94,7 @@ class _Views:
         self._seed = seed
         self._device = device
         step_px = (share.stop - share.start) * max(spec.size_px**2 for spec in specs)
-        self._group_size = max(1, AT_ONCE_PX // step_px)
+        self._group_size = max(1, AT_ONCE_PX[device.type] // step_px)
         self._group = -1
         self._made: list[tuple[Tensor, ...]] = []
 
@@ -107,7 +107,7 @@ class _Views:
         return made
 
     def _make(self, group: int) -> list[tuple[Tensor, ...]]:
-        images = self._pixels(group).to(self._device, non_blocking=True)
+        images = to_device(self._pixels(group), self._device)
         drawn = zip(*map(self._drawn, self._steps(group)), strict=True)
         height, width = images.shape[-2:]
         made = [
@@ -124,7 +124,7 @@ class _Views:
     def _pixels(self, group: int) -> Tensor:
         rows = self._rows(group)
         if isinstance(self._images, Tensor):
-            return self._images[rows.to(self._images.device)]
+            return self._images[to_device(rows, self._images.device)]
         found = self._images[rows]
         self._images.prefetch(self._rows(group + 1))
         return found

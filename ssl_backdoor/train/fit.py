@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
+from ssl_backdoor.train.gradients import Gradients
 from ssl_backdoor.train.optim import Schedule
 
 
@@ -44,32 +45,59 @@ def fit(
     Gradients and loss are averaged over ``replicas``. ``on_checkpoint`` hears, on every replica, the number of steps
     done, each ``checkpoint_every`` steps except after the last: then the result itself is about to be written.
 
+    A GPU is never waited for: the next batch is made while it is busy with this one, and a loss is looked at when the
+    next step is on its way, or a checkpoint due.
+
     Raises:
         TrainingError: The loss is not finite. The message names the step; weights, slow copies and queues are as
-            before it. On CUDA this look at the loss waits for the step's backward pass.
+            before it, on CUDA as after it.
     """
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    gradients = Gradients(method, autocast, replicas)
+    ready: Batch | None = None
+    unseen: list[_Scalars] = []
     method.train()
     for step in range(first_step, num_steps):
-        with autocast:
-            output = method.loss(batches(step))
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(output.loss)
-        loss = output.loss.detach()
+        is_last, is_checkpoint = step + 1 == num_steps, (step + 1) % checkpoint_every == 0
+        loss, logs = gradients(ready or batches(step))
+        ready = None if is_last else batches(step + 1)
         replicas.average([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
-
-        loss_value = float(loss)
-        if not math.isfinite(loss_value):
-            raise TrainingError(
-                f"the loss became {loss_value} at step {step} of {num_steps}, before its update; "
-                "lower the learning rate or lengthen the warm-up"
-            )
-
+        unseen.append(_Scalars(step, loss, logs))
+        seen = [unseen.pop(0).look(num_steps) for _ in range(len(unseen) - loss.is_cuda)]
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
         optimizer.step()
         method.after_step(step / num_steps)
-
-        on_step(StepLog(step, loss_value, output.logs))
-        if (step + 1) % checkpoint_every == 0 and step + 1 < num_steps:
+        while unseen and (is_last or is_checkpoint):
+            seen.append(unseen.pop().look(num_steps))
+        for log in seen:
+            on_step(log)
+        if is_checkpoint and not is_last:
             on_checkpoint(step + 1)
+
+
+class _Scalars:
+    """The loss and logs of a step, on their way to the host."""
+
+    def __init__(self, step: int, loss: Tensor, logs: dict[str, Tensor]) -> None:
+        self._step, self._logs = step, logs
+        self._loss = loss.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.Event() if loss.is_cuda else None
+        if self._arrived:
+            self._arrived.record()
+
+    def look(self, num_steps: int) -> StepLog:
+        """Wait for them.
+
+        Raises:
+            TrainingError: The loss is not finite.
+        """
+        if self._arrived:
+            self._arrived.synchronize()
+        loss = float(self._loss)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} at step {self._step} of {num_steps}, before its update; "
+                "lower the learning rate or lengthen the warm-up"
+            )
+        return StepLog(self._step, loss, self._logs)

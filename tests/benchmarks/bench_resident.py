@@ -6,8 +6,8 @@ On a GPU: as many images as ImageNet-100 has, 256 px, uint8, generated (25 GB); 
 a few hundred of 40 px, which only shows that it runs.
 
 - ours: ``train_backbone``, as a run trains: fetch, views, step, slow copy, queue, curves, a checkpoint.
-- bare: our networks and loss on views that lie on the device; the same under torch.compile, and with CUDA graphs (both
-  on GPUs only).
+- bare: our networks and loss on views that lie on the device; on GPUs also with its kernels launched as one CUDA graph,
+  as ours does, and with its loss under torch.compile, without and with the CUDA graphs of that.
 - roofline: the operators of that step as PyTorch calls them, each in the time of its operations at the device's best
   matrix product or of the bytes that it reads and writes at the device's best copy, whichever is longer. Product and
   copy are timed here, in bfloat16 where ours trains in it.
@@ -31,7 +31,7 @@ from tests.benchmarks.harness import Comparison, Options, main, paired
 ON_GPU = Case("MoCo v2", 224, ResNetSpec(depth=18), 256, {"bare": 0.95})
 ON_CPU = Case("MoCo v2", 32, SMALL, 64, {})
 NUM_IMAGES, SIDE_PX = 126_689, 256
-COMPILED = {"bare, compiled": "default", "bare, CUDA graphs": "reduce-overhead"}
+HOW = {"bare, replayed": "replayed", "bare, compiled": "default", "bare, compiled graphs": "reduce-overhead"}
 FORMAT = {"bfloat16": "bfloat16, channels last", "float32": "float32, channels last"}
 
 
@@ -97,8 +97,8 @@ def run(options: Options) -> Iterator[Comparison]:
         "ours": lambda: ours(spec, images, threads, device),
         "bare": lambda: case.batch * timed(bare, min(100, num_steps), device),
     }
-    for name, mode in COMPILED.items() if on_gpu else ():
-        made = Bare(spec, FORMAT[precision], device, mode)
+    for name, how in HOW.items() if on_gpu else ():
+        made = Bare(spec, FORMAT[precision], device, how)
         contenders[name] = lambda made=made: case.batch * timed(made, min(100, num_steps), device, warm_up=10)
     figures = paired(contenders, options.repetitions)
     figures["roofline"] = [case.batch / least.seconds] * options.repetitions

@@ -66,7 +66,7 @@ def test_views_made_for_several_steps_at_once_are_those_of_each_alone(monkeypatc
     jittered = ViewsSpec(size_px=12, blur_p=0.5)
     at_once = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, Alone(), CPU)
     together = [at_once(step) for step in range(2 * STEPS_PER_EPOCH)]
-    monkeypatch.setattr(batches, "AT_ONCE_PX", 1)
+    monkeypatch.setattr(batches, "AT_ONCE_PX", {"cpu": 1})
     alone = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, Alone(), CPU)
     for step, batch in enumerate(together):
         assert batch.step == step

@@ -1,0 +1,38 @@
+"""The kernels against ``views``: compiled where there is a GPU, elsewhere in Triton's interpreter (conftest.py)."""
+
+from typing import Any
+
+import pytest
+import torch
+from test_views import STRONG, draw, random_images
+
+from ssl_backdoor.data import fused_views
+from ssl_backdoor.data.views import apply
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NOTHING = {"flip_p": 0.0, "jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "changes"),
+    [
+        (20, 20, {"grey_p": 0.5, "blur_p": 0.5}),
+        (41, 30, {"blur_p": 0.0, "interpolation": "bicubic"}),
+        (12, 15, {"size_px": 37, "blur_p": 0.5}),  # two blocks of pixels, enlarged
+        (20, 20, {"contrast": 0.0, "flip_p": 0.0}),
+        (20, 20, {"brightness": 0.0, "saturation": 0.0, "hue": 0.0}),
+        (20, 20, NOTHING),
+    ],
+)
+def test_each_view_is_that_of_the_operators(height: int, width: int, changes: dict[str, Any]) -> None:
+    spec = STRONG.model_copy(update=changes)
+    images, parameters = random_images(24, height, width), draw(24, height, width, spec)
+    found = fused_views.apply(images.to(DEVICE), fused_views.table_of(parameters, spec).to(DEVICE), spec)
+    torch.testing.assert_close(found.cpu(), apply(images, parameters, spec), atol=2e-5, rtol=0)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_images_need_not_lie_in_one_piece() -> None:
+    images, parameters = random_images(10, 20, 20).mT, draw(10, 20, 20, STRONG)
+    found = fused_views.apply(images.to(DEVICE), fused_views.table_of(parameters, STRONG).to(DEVICE), STRONG)
+    torch.testing.assert_close(found.cpu(), apply(images, parameters, STRONG), atol=2e-5, rtol=0)
