@@ -132,13 +132,17 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     store.check()
 
     leave_nothing()
+    is_slow = own_server.is_slow()
     own_server.begin()
     from flows.console import progress_shown
     from flows.matrix import IncompleteError
     from flows.run import experiment, heard_by, matrix
     from ssl_backdoor.specs import Resources
-    from tasks.ray_fit import disconnect
+    from tasks.ray_fit import connect_ahead, disconnect
 
+    resources = Resources(workers=options.workers)
+    if is_slow and options.until not in ("ingest", "poison"):
+        connect_ahead(resources)
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
     threading.Thread(target=_warm, args=(options.until,), daemon=True).start()
 
@@ -153,7 +157,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
                 probe_data=options.probe_data or "",
                 test_data=options.test_data or "",
                 store=store.root,
-                resources=Resources(workers=options.workers),
+                resources=resources,
                 until=options.until,
             )
     except IncompleteError as error:

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from ssl_backdoor.errors import TrainingError
@@ -42,6 +43,12 @@ def begin() -> None:
     global _server
     if not os.environ.get("PREFECT_API_URL") and (_server is None or _server.process.poll() is not None):
         _server = _start()
+
+
+def is_slow() -> bool:
+    """Whether a server that is begun now must make its database first, which takes it some ten seconds."""
+    named = os.environ.get("PREFECT_API_URL") or os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL")
+    return not named and not (Path(os.environ["PREFECT_HOME"]) / "prefect.db").exists()
 
 
 def address() -> str | None:

@@ -4,6 +4,7 @@ A one-replica stage is a plain Ray task; Ray Train is used only when a training 
 same ``run_stage``, and both resume from the store's newest checkpoint when a worker process dies.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -36,6 +37,7 @@ _START_S = 120.0  # until a first worker of Ray's runs on a busy machine
 _CONNECT_S = 5.0
 _connecting = threading.Lock()
 _starter = ThreadPoolExecutor(1, "ray")  # the system ends Ray's processes with the very thread that started them
+_ahead = ThreadPoolExecutor(1, "ray ahead")
 
 
 def connect(resources: Resources) -> None:
@@ -80,10 +82,27 @@ def _check_answers(address: str) -> None:
         ) from error
 
 
+def connect_ahead(resources: Resources) -> None:
+    """``connect``, and have workers import what stages do, but wait for nothing; what goes wrong a stage will tell."""
+    _ahead.submit(_connect_and_warm, resources)
+
+
+def _connect_and_warm(resources: Resources) -> None:
+    connect(resources)
+    for _ in range(devices_of(resources)):
+        _import_stages.options(num_cpus=resources.threads).remote()
+
+
+@ray.remote
+def _import_stages() -> None:
+    importlib.import_module("ssl_backdoor.train.pretrain")
+
+
 def disconnect() -> None:
     """Leave the cluster; a local one ends with its workers."""
-    if ray.is_initialized():
-        ray.shutdown()
+    with _connecting:
+        if ray.is_initialized():
+            ray.shutdown()
 
 
 class Watcher:
