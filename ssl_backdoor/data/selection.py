@@ -135,8 +135,8 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
 
 
 def _repeated(marks: npt.NDArray[np.uint64]) -> frozenset[int]:
-    values, counts = np.unique(marks, return_counts=True)
-    return frozenset(values[counts > 1].tolist())
+    ordered = np.sort(marks)
+    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 def _classes(found: Iterable[str | None], wanted: tuple[str, ...]) -> tuple[str, ...]:

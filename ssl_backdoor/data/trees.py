@@ -1,15 +1,13 @@
 """Images in a tree of folders, on disk or in an archive: split/class/file, class/file or plain files."""
 
-import itertools
+import tempfile
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
-
-import pyarrow as pa
 
 from ssl_backdoor.data.archives import Files, nothing
 from ssl_backdoor.data.items import SPLITS, Item, is_image, printable
 
-_CHUNK = 50_000  # names packed at a time
+_LENGTH_BYTES = 4
 
 
 class Rule(NamedTuple):
@@ -46,16 +44,18 @@ class Tree:
         self._rule = Rule(False, "flat")
 
     def listing(self) -> Iterator[Item]:
-        """See ``Source``. The names are held, packed, until the last one has shown the rule."""
-        names = (member.name for member in self._files.members(nothing) if is_image(member.name))
+        """See ``Source``. The names wait in a file that has no name until the last one has shown the rule."""
         folders: set[tuple[str, ...]] = set()
-        packed: list[pa.Array] = []
-        while chunk := list(itertools.islice(names, _CHUNK)):
-            folders.update(tuple(name.split("/")[:-1][:3]) for name in chunk)
-            packed.append(pa.array([name.encode("utf-8", "surrogateescape") for name in chunk], pa.binary()))
-        self._rule = find_rule(folders)
-        for array in packed:
-            yield from (self._place(name.decode("utf-8", "surrogateescape")) for name in array.to_pylist())
+        with tempfile.TemporaryFile() as kept:
+            for member in self._files.members(nothing):
+                if is_image(member.name):
+                    folders.add(tuple(member.name.split("/")[:-1][:3]))
+                    raw = member.name.encode("utf-8", "surrogateescape")
+                    kept.write(len(raw).to_bytes(_LENGTH_BYTES, "big") + raw)
+            self._rule = find_rule(folders)
+            kept.seek(0)
+            while length := kept.read(_LENGTH_BYTES):
+                yield self._place(kept.read(int.from_bytes(length, "big")).decode("utf-8", "surrogateescape"))
 
     def read(self, keep: Iterator[bool]) -> Iterator[Item]:
         """See ``Source``; the listing comes first."""
