@@ -52,6 +52,7 @@ DEFINITION = {
 }
 _Z95 = float(ndtri(0.5 + 0.5 * 0.95))
 _FLAT = 1e-12
+_BLOCK_ROWS = 2**16  # so many at once: what is held does not grow with the images
 
 
 class Measurement(NamedTuple):
@@ -117,14 +118,16 @@ def measure_predictions(
 
     A number whose n would be 0 is left out, never 0; so are the target's numbers when there is no target.
     """
-    groups = predictions.group_by(["condition", "probe"], use_threads=False).aggregate([])
+    matrices: dict[tuple[str, str], NDArray[np.int64]] = {}
+    for start in range(0, predictions.num_rows, _BLOCK_ROWS):
+        block = predictions.slice(start, _BLOCK_ROWS)
+        groups = block.group_by(["condition", "probe"], use_threads=False).aggregate([]).to_pylist()
+        for condition, probe in [(group["condition"], group["probe"]) for group in groups]:
+            here = block.filter(pc.and_(pc.equal(block["condition"], condition), pc.equal(block["probe"], probe)))
+            counted = confusion_matrix(here["label"].to_numpy(), here["predicted"].to_numpy(), len(classes))
+            matrices[condition, probe] = matrices.get((condition, probe), 0) + counted
     rows: list[Measurement] = []
-    for group in groups.to_pylist():
-        condition, probe = group["condition"], group["probe"]
-        here = predictions.filter(
-            pc.and_(pc.equal(predictions["condition"], condition), pc.equal(predictions["probe"], probe))
-        )
-        matrix = confusion_matrix(here["label"].to_numpy(), here["predicted"].to_numpy(), len(classes))
+    for (condition, probe), matrix in matrices.items():
         for count in _counts(matrix, classes, target_label):
             rows += [count.measured(condition, probe)] if count.n else []
     return tuple(rows)
@@ -173,15 +176,21 @@ def pair_similarity(features: NDArray[np.float32]) -> Similarity | None:
     Returns:
         None when there is no pair (N < 2).
     """
-    n = len(features)
+    n, dim = features.shape
     if n < 2:
         return None
-    rows = features.astype(np.float64)
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    squared = np.einsum("nd,nd->n", unit, unit)  # 1 each, 0 for a zero row
+    total, gram, own, own_squared = np.zeros(dim), np.zeros((dim, dim)), 0.0, 0.0
+    for start in range(0, n, _BLOCK_ROWS):
+        rows = features[start : start + _BLOCK_ROWS].astype(np.float64)
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        squared = np.einsum("nd,nd->n", unit, unit)  # 1 each, 0 for a zero row
+        total += unit.sum(axis=0)
+        gram += unit.T @ unit
+        own += squared.sum()
+        own_squared += np.square(squared).sum()
     pairs = n * (n - 1)
-    mean = (np.square(unit.sum(axis=0)).sum() - squared.sum()) / pairs
-    second = (np.square(unit.T @ unit).sum() - np.square(squared).sum()) / pairs
+    mean = (np.square(total).sum() - own) / pairs
+    second = (np.square(gram).sum() - own_squared) / pairs
     return Similarity(float(mean), float(max(second - mean**2, 0.0)))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMES = ("captions", "ingest", "poison", "resident", "views")
+NAMES = ("captions", "ingest", "metrics", "poison", "resident", "views")
 
 
 @pytest.mark.slow
