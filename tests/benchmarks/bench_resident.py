@@ -102,9 +102,10 @@ def run(options: Options) -> Iterator[Comparison]:
         contenders[name] = lambda made=made: case.batch * timed(made, min(100, num_steps), device, warm_up=10)
     figures = paired(contenders, options.repetitions)
     figures["roofline"] = [case.batch / least.seconds] * options.repetitions
+    place = "GPU" if on_gpu else "CPU"
     encoder = f"ResNet-{case.backbone.depth} width {case.backbone.width}"
     yield Comparison(
-        f"{case.label}, {num_images:,} images of {side_px} px on the {device}, {encoder} at {case.px} px",
+        f"{case.label}, {num_images:,} images of {side_px} px on the {place}, {encoder} at {case.px} px",
         "images/s",
         figures,
         bars=case.bars,

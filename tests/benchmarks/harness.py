@@ -183,7 +183,9 @@ def main(
     parser.add_argument("--quick", action="store_true", help="toy sizes, one repetition: does it run?")
     parser.add_argument("--data", help="CIFAR-10, as an archive or a folder; without it the embedded scenes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--out", type=Path, help="folder in which the figures are written as NAME.json")
+    parser.add_argument(
+        "--out", type=Path, help="folder in which the figures are written as NAME.json, of a GPU NAME_gpu.json"
+    )
     given = parser.parse_args()
     options = Options(quick=given.quick, data=given.data, device=given.device)
     name = Path(sys.argv[0]).stem.removeprefix("bench_")
@@ -193,13 +195,20 @@ def main(
         "machine": machine(options.device),
     }
     results["comparisons"] = []
+    file = given.out and given.out / f"{name}{'_gpu' if options.device == 'cuda' else ''}.json"
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
     print("\n".join(HEAD), flush=True)
     for comparison in run(options):
         results["comparisons"].append(comparison.as_json())
         print("\n".join(rows({"comparisons": [comparison.as_json()]})), flush=True)
+        _keep(results, file)  # each at once: what ends a benchmark early takes only the rest
     if appendix:
         results["appendix"] = appendix()
         print("\n" + results["appendix"], flush=True)
-    if given.out:
-        given.out.mkdir(parents=True, exist_ok=True)
-        (given.out / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
+        _keep(results, file)
+
+
+def _keep(results: Mapping[str, Any], file: Path | None) -> None:
+    if file:
+        file.write_text(json.dumps(results, indent=1) + "\n")
