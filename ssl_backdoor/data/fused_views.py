@@ -20,6 +20,7 @@ from torch import Tensor
 from ssl_backdoor.data.views import GREY, IMAGENET_MEAN, IMAGENET_STD, ViewParameters, blur_reach_px
 from ssl_backdoor.specs import ViewsSpec
 
+_SMALL = ViewsSpec(size_px=8)
 BLOCK = 1024
 """Pixels of one program."""
 NUM_COLUMNS = 16
@@ -79,6 +80,15 @@ def apply(images: Tensor, table: Tensor, spec: ViewsSpec) -> Tensor:
         _blur[grid](pixels, table, across, reach_px, STEP=1, IS_LAST=False, **fixed)
         _blur[grid](across, table, views, reach_px, STEP=size, IS_LAST=True, **fixed)
     return views
+
+
+def try_out(device: torch.device) -> None:
+    """Make one view, so that what a machine lacks shows: Triton needs a C compiler and Python's headers.
+
+    Raises:
+        RuntimeError, OSError, SubprocessError: what Triton says.
+    """
+    apply(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=device), torch.ones(1, NUM_COLUMNS, device=device), _SMALL)
 
 
 @triton.jit

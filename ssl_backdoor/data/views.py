@@ -13,13 +13,18 @@ Shapes: B images, 3 channels, H x W px in, S = ``size_px`` out; N rows of parame
 """
 
 import functools
+import importlib
+import logging
 import math
+from subprocess import SubprocessError
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ssl_backdoor.errors import DataError
+from ssl_backdoor.errors import DataError, printed
+from ssl_backdoor.events import tell
 from ssl_backdoor.specs import ViewsSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -191,10 +196,9 @@ def apply(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor
             f"views need ({len(parameters.top)}, 3, height, width) uint8 images, one for each row of parameters, "
             f"but found {tuple(images.shape)} {images.dtype}"
         )
-    if images.is_cuda:
-        from ssl_backdoor.data import fused_views  # Triton comes with PyTorch for GPUs
-
-        return fused_views.apply(images, to_device(fused_views.table_of(parameters, spec), images.device), spec)
+    if images.is_cuda and (fused := _fused(images.device)) is not None:
+        views: Tensor = fused.apply(images, to_device(fused.table_of(parameters, spec), images.device), spec)
+        return views
     with torch.autocast(images.device.type, enabled=False):
         views = _crop_and_resize(images, parameters, spec)
         if spec.jitter_p > 0 and (spec.brightness or spec.contrast or spec.saturation or spec.hue):
@@ -202,6 +206,23 @@ def apply(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor
         if spec.blur_p > 0:
             _blur_(views, parameters, blur_reach_px(spec))
         return _grey_and_normalise(views, parameters.grey if spec.grey_p > 0 else None)
+
+
+@functools.lru_cache(maxsize=8)
+def _fused(device: torch.device) -> ModuleType | None:
+    """``fused_views``, which does all of this at once, or None where its kernels cannot be compiled; told once."""
+    try:
+        fused = importlib.import_module("ssl_backdoor.data.fused_views")
+        fused.try_out(device)
+    except (ImportError, OSError, RuntimeError, SubprocessError) as error:
+        tell(
+            "unfused",
+            f"views are made operator by operator, which takes a GPU ten times as long: Triton cannot compile here "
+            f"({type(error).__name__}: {printed(str(error))}); install a C compiler and Python's headers",
+            logging.WARNING,
+        )
+        return None
+    return fused
 
 
 def _crop_and_resize(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor:

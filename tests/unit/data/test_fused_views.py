@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_views import STRONG, draw, random_images
 
-from ssl_backdoor.data import fused_views
+from ssl_backdoor.data import fused_views, views
 from ssl_backdoor.data.views import apply
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,3 +36,24 @@ def test_images_need_not_lie_in_one_piece() -> None:
     images, parameters = random_images(10, 20, 20).mT, draw(10, 20, 20, STRONG)
     found = fused_views.apply(images.to(DEVICE), fused_views.table_of(parameters, STRONG).to(DEVICE), STRONG)
     torch.testing.assert_close(found.cpu(), apply(images, parameters, STRONG), atol=2e-5, rtol=0)
+
+
+def test_without_a_compiler_views_are_made_by_operators_and_that_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    device = torch.device(DEVICE)
+    views._fused.cache_clear()
+    assert views._fused(device) is fused_views
+    views._fused.cache_clear()
+    monkeypatch.setattr(fused_views, "try_out", fails)
+    with caplog.at_level("WARNING", "ssl_backdoor"):
+        assert views._fused(device) is None
+        assert views._fused(device) is None
+    assert [record.getMessage() for record in caplog.records] == [
+        "views are made operator by operator, which takes a GPU ten times as long: Triton cannot compile here "
+        "(RuntimeError: Failed to find C compiler); install a C compiler and Python's headers"
+    ]
+    views._fused.cache_clear()
