@@ -40,7 +40,6 @@ class Gradients:
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             self._views = tuple(torch.empty_like(view) for view in batch.views)
-            torch.cuda.empty_cache()  # of the eager steps: what is recorded takes memory of its own
             # Other threads, which read images ahead, may go on meanwhile.
             with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = self._pass(Batch(self._views))
