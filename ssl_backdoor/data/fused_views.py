@@ -73,12 +73,13 @@ def apply(images: Tensor, table: Tensor, spec: ViewsSpec) -> Tensor:
     grid = (num_images, num_blocks)
     fixed: dict[str, Any] = {"SIZE": size, "COLUMNS": NUM_COLUMNS, "BLOCK": BLOCK}
     blocks = {"NUM_BLOCKS": num_blocks, "BLOCKS": triton.next_power_of_2(num_blocks)}
-    _crop[grid](images, table, pixels, grey_sums, height, width, CUBIC=spec.interpolation == "bicubic", **fixed)
-    _colour[grid](pixels, table, grey_sums, pixels if blurs else views, IS_LAST=not blurs, **blocks, **fixed)
-    if blurs:
-        across, reach_px = torch.empty_like(pixels), blur_reach_px(spec)
-        _blur[grid](pixels, table, across, reach_px, STEP=1, IS_LAST=False, **fixed)
-        _blur[grid](across, table, views, reach_px, STEP=size, IS_LAST=True, **fixed)
+    with torch.cuda.device_of(images):  # Triton launches on the current device, whatever its arguments lie on
+        _crop[grid](images, table, pixels, grey_sums, height, width, CUBIC=spec.interpolation == "bicubic", **fixed)
+        _colour[grid](pixels, table, grey_sums, pixels if blurs else views, IS_LAST=not blurs, **blocks, **fixed)
+        if blurs:
+            across, reach_px = torch.empty_like(pixels), blur_reach_px(spec)
+            _blur[grid](pixels, table, across, reach_px, STEP=1, IS_LAST=False, **fixed)
+            _blur[grid](across, table, views, reach_px, STEP=size, IS_LAST=True, **fixed)
     return views
 
 

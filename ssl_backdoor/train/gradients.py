@@ -40,8 +40,9 @@ class Gradients:
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
             self._views = tuple(torch.empty_like(view) for view in batch.views)
+            here = torch.cuda.device_of(self._views[0])
             # Other threads, which read images ahead, may go on meanwhile.
-            with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            with here, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = self._pass(Batch(self._views))
         for held, view in zip(self._views, batch.views, strict=True):
             held.copy_(view)
