@@ -20,13 +20,11 @@ class Gradients:
     the same kernels either way. All batches must have the first one's shapes.
     """
 
-    def __init__(
-        self, method: SSLMethod, autocast: torch.autocast, replicas: Replicas, can_replay: bool = True
-    ) -> None:
+    def __init__(self, method: SSLMethod, autocast: torch.autocast, replicas: Replicas) -> None:
         self._method = method
         self._autocast = autocast
         on_gpu = next(method.parameters()).is_cuda
-        self._replays = can_replay and on_gpu and method.is_replayable and replicas.count == 1
+        self._replays = on_gpu and method.is_replayable and replicas.count == 1
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._views: tuple[Tensor, ...] = ()

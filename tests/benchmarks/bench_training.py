@@ -139,13 +139,19 @@ class Bare:
             torch.randn(spec.fit.batch_size, 3, size, size, device=device).contiguous(memory_format=form)
             for _ in range(self._method.num_views)
         )
-        autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
-        self._gradients = Gradients(self._method, autocast, Alone(), can_replay=how == "replayed")
-        if how not in {"eager", "replayed"}:
-            self._method.loss = torch.compile(self._method.loss, mode=how)  # type: ignore[method-assign]
+        self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
+        self._replayed = Gradients(self._method, self._autocast, Alone()) if how == "replayed" else None
+        loss = self._method.loss
+        self._loss = loss if how in {"eager", "replayed"} else torch.compile(loss, mode=how)
 
     def __call__(self, _: int) -> None:
-        self._gradients(Batch(self.views))
+        if self._replayed:
+            self._replayed(Batch(self.views))
+        else:
+            self._optimizer.zero_grad(set_to_none=True)
+            with self._autocast:
+                loss = self._loss(Batch(self.views)).loss
+            loss.backward()
         self._optimizer.step()
         self._method.after_step(0.5)
 
