@@ -81,39 +81,40 @@ def inspect(data: bytes, max_pixels: int) -> Header:
     return Header(suffix, image.width, image.height)
 
 
-def decode(data: bytes, max_pixels: int) -> UInt8Image:
-    """``data`` as uint8 (height, width, 3) RGB; transparency is dropped, EXIF orientation is not applied.
+def decode(data: bytes, max_pixels: int, side_px: int = 0) -> UInt8Image:
+    """``data`` as uint8 (height, width, 3) RGB, read-only; transparency is dropped, EXIF orientation is not applied.
+
+    ``side_px`` brings it to (side_px, side_px, 3): the shorter side is resized, then the centre cropped. Shrinking
+    averages areas (Pillow's box filter); enlarging is bilinear. 0 leaves the size as it is.
 
     Raises:
         DataError: not an image, over ``max_pixels`` (checked in the header, before decoding), or it does not decode.
     """
     _, opened = _open(data, max_pixels)
     _load(opened)
-    image: Image.Image = opened
+    image = _as_rgb(opened)
+    if side_px == 0 or image.width == image.height == side_px:
+        return _pixels(image)
+    short = min(image.size)
+    if short != side_px:
+        width, height = (max(side_px, round(side * side_px / short)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BOX if side_px < short else Image.Resampling.BILINEAR)
+    left, top = ((side - side_px) // 2 for side in image.size)
+    return np.ascontiguousarray(_pixels(image)[top : top + side_px, left : left + side_px])
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        image = Image.fromarray(grey)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def to_frame(image: UInt8Image, side_px: int) -> UInt8Image:
-    """Bring uint8 (height, width, 3) to (side_px, side_px, 3): shorter side resized, then centre crop.
-
-    Shrinking averages areas (Pillow's box filter); enlarging is bilinear. 0 or the same size returns ``image`` itself.
-    """
-    height, width = image.shape[:2]
-    if side_px == 0 or (height == width == side_px):
-        return image
-    short = min(height, width)
-    if short != side_px:
-        size = (max(side_px, round(width * side_px / short)), max(side_px, round(height * side_px / short)))
-        resampling = Image.Resampling.BOX if side_px < short else Image.Resampling.BILINEAR
-        image = np.asarray(Image.fromarray(image).resize(size, resampling))
-        height, width = image.shape[:2]
-    top, left = (height - side_px) // 2, (width - side_px) // 2
-    return np.ascontiguousarray(image[top : top + side_px, left : left + side_px])
+def _pixels(image: Image.Image) -> UInt8Image:
+    """Of an RGB image; half the time of NumPy's own way to them."""
+    return np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
 
 
 def encode_png(image: UInt8Image) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
-from ssl_backdoor.data.images import UInt8Image, decode, to_frame
+from ssl_backdoor.data.images import UInt8Image, decode
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -107,7 +107,7 @@ def decode_framed(encoded: Encoded, max_pixels: int, side_px: int, resize_px: in
     if encoded.sha256 and hashlib.sha256(encoded.data).hexdigest() != encoded.sha256:
         raise DataError(f"the overlay's image {encoded.key!r} is not the one that was recorded: poison the data again")
     try:
-        return to_evaluated_frame(to_frame(decode(encoded.data, max_pixels), side_px), resize_px, crop_px)
+        return to_evaluated_frame(decode(encoded.data, max_pixels, side_px), resize_px, crop_px)
     except DataError as error:
         raise DataError(f"image {encoded.key!r}: {error}") from error
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ssl_backdoor.data.dataset import Catalogue, Dataset, located
-from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_png, to_frame
+from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_png
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.poison.attacks import plan
 from ssl_backdoor.poison.plan import training
@@ -127,7 +127,7 @@ def _craft(
 
     def crafted(row: dict[str, Any], original: bytes) -> tuple[dict[str, Any], Stamped, bytes]:
         spec = dataset.spec
-        stamped = Stamped(to_frame(decode(original, spec.max_image_pixels), spec.frame_px), _NOWHERE)
+        stamped = Stamped(decode(original, spec.max_image_pixels, spec.frame_px), _NOWHERE)
         if row["action"] != "recode":
             stamped = touch.stamped(stamped.image, row["sub_seed"])
         return row, stamped, encoder.encode(stamped.image)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay, located
-from ssl_backdoor.data.images import decode, to_frame
+from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.report.figures import Example
 
@@ -24,7 +24,7 @@ def read_examples(dataset: Dataset | Catalogue, overlay: Overlay, attack: str, c
         dataset.read(originals), read_bytes(overlay.folder, rows), rows.to_pylist(), strict=True
     ):
         yield Example(
-            original=to_frame(decode(original, limit), frame_px),
+            original=decode(original, limit, frame_px),
             poisoned=decode(poisoned, limit),
             box=(row["box_x"], row["box_y"], row["box_width"], row["box_height"]),
             caption=row["source_key"],

@@ -8,7 +8,7 @@ import pytest
 from picture_files import picture
 from PIL import Image
 
-from ssl_backdoor.data.images import decode, encode_jpeg75, encode_png, inspect, to_frame
+from ssl_backdoor.data.images import decode, encode_jpeg75, encode_png, inspect
 from ssl_backdoor.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
@@ -104,22 +104,33 @@ def test_what_is_no_image_is_a_data_error(data: bytes) -> None:
         decode(data, 10_000)
 
 
-def test_to_frame_averages_areas_and_crops_the_centre() -> None:
+def framed(image: np.ndarray, side_px: int) -> np.ndarray:
+    return decode(encode_png(image), 1_000_000, side_px)
+
+
+def test_a_frame_averages_areas_and_is_cut_from_the_centre() -> None:
     image = np.zeros((4, 8, 3), np.uint8)
     image[:, 2:4] = 40  # after shrinking by two: column 1
     image[:2, 4:6] = 80  # column 2, row 0
-    frame = to_frame(image, 2)
-    assert frame.tolist() == [[[40] * 3, [80] * 3], [[40] * 3, [0] * 3]]
+    assert framed(image, 2).tolist() == [[[40] * 3, [80] * 3], [[40] * 3, [0] * 3]]
 
 
-def test_to_frame_leaves_the_right_size_alone() -> None:
-    square = PIXELS[:, :9]
-    assert to_frame(PIXELS, 0) is PIXELS
-    assert to_frame(square, 9) is square
-    assert np.array_equal(to_frame(PIXELS, 9), PIXELS[:, 2:11])
+def test_a_frame_of_the_right_size_is_left_alone() -> None:
+    assert np.array_equal(framed(PIXELS, 0), PIXELS)
+    assert np.array_equal(framed(PIXELS[:, :9], 9), PIXELS[:, :9])
+    assert np.array_equal(framed(PIXELS, 9), PIXELS[:, 2:11])
 
 
 @pytest.mark.parametrize("shape", [(5, 31), (31, 5), (3, 3), (100, 7), (224, 225)])
 @pytest.mark.parametrize("side", [1, 5, 16])
-def test_to_frame_always_gives_the_side(shape: tuple[int, int], side: int) -> None:
-    assert to_frame(np.full((*shape, 3), 77, np.uint8), side).tolist() == np.full((side, side, 3), 77).tolist()
+def test_a_frame_always_has_the_side(shape: tuple[int, int], side: int) -> None:
+    assert framed(np.full((*shape, 3), 77, np.uint8), side).tolist() == np.full((side, side, 3), 77).tolist()
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])
+def test_a_frame_of_any_mode_is_that_of_its_rgb(mode: str) -> None:
+    image = Image.fromarray(PIXELS).convert("L" if mode == "I;16" else mode)
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+    data = saved(image, "JPEG" if mode == "CMYK" else "PNG")
+    assert np.array_equal(decode(data, 10_000, 5), framed(decode(data, 10_000), 5))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ssl_backdoor.data import resident
 from ssl_backdoor.data.dataset import Dataset, Overlay
-from ssl_backdoor.data.images import encode_png, to_frame
+from ssl_backdoor.data.images import decode, encode_png
 from ssl_backdoor.data.resident import load_resident, to_evaluated_frame
 from ssl_backdoor.data.rows import captions_of, rows_of
 from ssl_backdoor.data.shards import ShardWriter
@@ -124,7 +124,8 @@ def test_images_of_any_size_are_brought_to_the_spec_s_side(tmp_path: Path, spec:
     dataset = make_dataset(tmp_path / "base", images, spec)
     overlay = make_overlay(tmp_path / "poison", {"tall": 255 - images["tall"]})
     loaded = load_resident(dataset, "train", overlay)
-    expected = [to_frame(images["wide"], 10), to_frame(255 - images["tall"], 10), to_frame(images["small"], 10)]
+    held = (images["wide"], 255 - images["tall"], images["small"])
+    expected = [decode(encode_png(image), 10_000, 10) for image in held]
     assert loaded.images.shape == (3, 3, 10, 10)
     assert np.array_equal(hwc(loaded.images), np.stack(expected))
 
@@ -152,7 +153,7 @@ def test_evaluated_frame_follows_the_resident_frame(tmp_path: Path) -> None:
     images = {"a": noise("a", 40, 61), "b": noise("b", 33, 50)}
     dataset = make_dataset(tmp_path, images, DatasetSpec(resident_px=30))
     loaded = load_resident(dataset, "train", resize_px=24, crop_px=20)
-    expected = [to_evaluated_frame(to_frame(image, 30), 24, 20) for image in images.values()]
+    expected = [to_evaluated_frame(decode(encode_png(image), 10_000, 30), 24, 20) for image in images.values()]
     assert np.array_equal(hwc(loaded.images), np.stack(expected))
 
 

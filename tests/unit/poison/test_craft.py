@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny_sets import tiny_dataset
 
-from ssl_backdoor.data.images import decode, to_frame
+from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.craft import poison
@@ -69,7 +69,7 @@ def test_poisons_are_stamped_in_the_stored_frame(tmp_path: Path) -> None:
         for row, data in zip(dataset.samples.to_pylist(), read_bytes(dataset.folder, dataset.samples), strict=True)
     }
     for row, data in zip(overlay.to_pylist(), read_bytes(tmp_path / "out", overlay), strict=True):
-        frame = to_frame(decode(base[row["source_key"]], 10**6), 16)
+        frame = decode(base[row["source_key"]], 10**6, 16)
         expected = stamp(frame, TRIGGER, stream(row["sub_seed"], "place"), TRIGGER.train_location)
         np.testing.assert_array_equal(decode(data, 10**6), expected.image)
         assert tuple(row[f"box_{side}"] for side in ("x", "y", "width", "height")) == expected.box
