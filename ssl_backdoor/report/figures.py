@@ -5,7 +5,6 @@ Each function takes results and returns a ``Picture``, or None where there is no
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +36,7 @@ from ssl_backdoor.report.drawing import (
 from ssl_backdoor.report.runs import ARMS, Scored, classes_of, pair_of, predicted, shown_probes
 from ssl_backdoor.report.text import ARM_LABELS, effect_quantities, probe_label
 from ssl_backdoor.seeds import sub_seed
+from ssl_backdoor.threads import side_by_side
 
 MAX_CLASSES = 15  # beyond this many, the classes with the most false positives are shown
 MAX_EXAMPLES = 6
@@ -254,11 +254,12 @@ def embedding(main: Sequence[Scored]) -> Picture | None:
     ]
     if not shown:
         return None
+    with threadpool_limits(limits=1):  # spinning OpenMP threads on shared cores make this tenfold slower
+        maps = list(side_by_side(_mapped, shown, len(shown)))
     figure = Figure(figsize=(4.9 * max(len(shown), 1), 5.0), layout="constrained")
     grid = panels(figure, len(shown))
-    for axes, one in zip(grid, shown, strict=True):
-        if one.map_file is not None:
-            _map(axes, one, one.map_file)
+    for axes, one, places in zip(grid, shown, maps, strict=True):
+        _map(axes, one, places)
     handles, labels = grid[0].get_legend_handles_labels()
     columns = min(len(labels), 6)
     literal(figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9))
@@ -270,14 +271,25 @@ def embedding(main: Sequence[Scored]) -> Picture | None:
     return Picture("embedding", png_bytes(figure), "Map of the features", caption)
 
 
-def _map(axes: Axes, one: Scored, map_file: Path) -> None:
-    with np.load(map_file, allow_pickle=False) as file:
+class _Mapped(NamedTuple):
+    places: npt.NDArray[np.float32]
+    """(M, 2)."""
+    label: npt.NDArray[np.int32]
+    triggered: npt.NDArray[np.bool_]
+
+
+def _mapped(one: Scored) -> _Mapped:
+    with np.load(str(one.map_file), allow_pickle=False) as file:
         features, label, triggered = (file[name] for name in ("features", "label", "triggered"))
     features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     state = sub_seed(one.run.seed, "report", "tsne") % 2**32
     perplexity = max(1.0, min(30.0, (len(features) - 1) / 3))
-    with threadpool_limits(limits=1):  # spinning OpenMP threads on shared cores make this tenfold slower
-        places = TSNE(perplexity=perplexity, init="random", random_state=state).fit_transform(features)
+    tsne = TSNE(perplexity=perplexity, init="random", random_state=state)
+    return _Mapped(tsne.fit_transform(features), label, triggered)
+
+
+def _map(axes: Axes, one: Scored, mapped: _Mapped) -> None:
+    places, label, triggered = mapped
     classes = classes_of(one)
     target = getattr(one.run.attack, "target_class", "")
     for index in np.unique(label):

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import io
+import itertools
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, BinaryIO, final
 from urllib.parse import unquote
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
@@ -102,16 +104,15 @@ class LocalStore(ArtifactStore):
     @override
     def read(self, ref: ArtifactRef, ranges: Iterable[Range]) -> Iterator[bytes]:
         place = self._place(ref)
-        for name, offset, size in ranges:
-            data = b""
-            with (
-                self._explained(),
-                contextlib.suppress(FileNotFoundError),
-                (place / check_name(name)).open("rb") as file,
-            ):
-                file.seek(offset)
-                data = file.read(size)
-            yield data
+        for name, parts in itertools.groupby(ranges, key=lambda one: one.name):
+            with self._explained():
+                file = _opened(place / check_name(name))
+            with file:
+                for _, offset, size in parts:
+                    with self._explained():
+                        file.seek(offset)
+                        data = file.read(size)
+                    yield data
 
     @override
     def commit(
@@ -198,6 +199,14 @@ class LocalStore(ArtifactStore):
 
     def _explained(self) -> contextlib.AbstractContextManager[None]:
         return explained(f"the store {self.root}")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """What is gone is as what ended too soon."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        return io.BytesIO()
 
 
 @contextlib.contextmanager
