@@ -96,6 +96,7 @@ def _connect_and_warm(resources: Resources) -> None:
 @ray.remote
 def _import_stages() -> None:
     importlib.import_module("ssl_backdoor.train.pretrain")
+    importlib.import_module("ssl_backdoor.evaluate.evaluate")
 
 
 def disconnect() -> None:

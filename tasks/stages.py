@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import BoundedSemaphore
 from typing import Any
 
 from prefect import Task, task
@@ -27,6 +28,8 @@ from tasks.ray_fit import Watcher, run_on_ray
 
 _PAUSES_S = [5.0, 10.0, 20.0, 40.0, 60.0]
 ON_RAY: frozenset[Stage] = frozenset({"train", "defend", "evaluate"})
+_here = BoundedSemaphore(2)
+"""Held by a stage in the flow's own process: more at once would only take turns at the interpreter's lock."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,9 @@ def _find_or_make(call: StageCall, place: Place) -> State[ArtifactRef]:
     if call.stage in ON_RAY:
         finished = run_on_ray(call, place.store_uri, place.resources, place.watcher)
     else:
-        finished = run_stage(call, store, place.resources, place.listener(call.title))
+        with _here:
+            place.watcher.check()  # it may have ended meanwhile
+            finished = run_stage(call, store, place.resources, place.listener(call.title))
     name = "Reused" if finished.reused else "Completed"
     return Completed(name=name, message=finished.ref.uri, data=finished.ref)
 

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -77,14 +78,22 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
 
 
 def open_ahead() -> None:
-    """Open an MLflow database that is there, which takes a second, so that ``record`` need not; it tells what is wrong.
-
-    Not a new one: a shell that is killed meanwhile would leave its tables half made.
-    """
+    """Open MLflow's database, or make it, which takes seconds, so that ``record`` need not; it tells what is wrong."""
     uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:///") and Path(uri.removeprefix("sqlite:///")).exists():
+    if uri.startswith("sqlite:///"):
+        file = Path(uri.removeprefix("sqlite:///"))
         with suppress(Exception):
+            if not file.exists():
+                _make_database(file)
             mlflow.MlflowClient()
+
+
+def _make_database(file: Path) -> None:
+    """Whole or not at all: a shell that is killed meanwhile leaves no half-made tables, and no other's are touched."""
+    with TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder, suppress(FileExistsError):
+        made = Path(folder) / file.name
+        mlflow.MlflowClient(f"sqlite:///{made}")
+        os.link(made, file)
 
 
 @_explained()

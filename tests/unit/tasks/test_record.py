@@ -165,3 +165,13 @@ def test_a_link_names_the_address_that_a_browser_knows(monkeypatch, page, shown)
     monkeypatch.setattr(tracking, "write", lambda *_: run.info.run_id)
     monkeypatch.setenv("SSL_BACKDOOR_MLFLOW_PAGE", page)
     assert tracking.record.fn(None, None) == f"{shown}/#/experiments/7/runs/c0ffee"
+
+
+def test_a_database_is_made_ahead_and_one_that_another_shell_made_meanwhile_is_kept(tmp_path, monkeypatch):
+    file = tmp_path / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
+    tracking.open_ahead()
+    mlflow.MlflowClient().create_experiment("somebody's")
+    tracking._make_database(file)
+    assert {one.name for one in mlflow.MlflowClient().search_experiments()} == {"Default", "somebody's"}
+    assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]
