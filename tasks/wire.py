@@ -3,11 +3,10 @@
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import wait
 from contextlib import contextmanager
 from logging import WARNING
 from typing import Any
-
-import ray
 
 from ssl_backdoor.events import about, ids
 from ssl_backdoor.progress import Progress
@@ -76,8 +75,8 @@ class Wire:
             try:
                 yield
             finally:
-                if self._last is not None:
-                    ray.wait([self._last], timeout=LAST_WORDS_S)
+                if self._last is not None:  # ray.wait would lend this worker's CPU to another meanwhile
+                    wait([self._last.future()], timeout=LAST_WORDS_S)
 
     def _tell(self, event: dict[str, Any]) -> None:
         self._last = self._board.tell.remote(event)

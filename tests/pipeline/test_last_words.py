@@ -1,0 +1,52 @@
+"""A worker that waits until its last words have arrived holds its device meanwhile."""
+
+import json
+import tempfile
+from pathlib import Path
+
+from shells import begin
+
+PROGRAM = """
+import json, os, sys, time
+
+import ray
+
+from ssl_backdoor.events import tell
+from tasks.wire import Wire
+
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
+
+
+@ray.remote(num_cpus=0)
+class SlowBoard:
+    def begin(self, title):
+        pass
+
+    def tell(self, event):
+        time.sleep(2.5)
+
+
+@ray.remote(num_cpus=1)
+def stage(wire):
+    began_s = time.time()
+    with wire.open():
+        tell("begins", "begins", key="a")
+    return os.getpid(), began_s, time.time()
+
+
+board = SlowBoard.remote()
+print(json.dumps(ray.get([stage.remote(Wire(board, title)) for title in ("first", "second")])))
+"""
+
+
+def test_the_next_stage_begins_in_the_same_process_when_the_last_has_ended(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    with tempfile.TemporaryDirectory(prefix="w") as short:
+        process = begin(tmp_path, short, program=program, PYTHONPATH=str(Path(__file__).parents[2]))
+        out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    (first, first_began_s, first_ended_s), (second, second_began_s, _) = sorted(json.loads(out), key=lambda one: one[1])
+    assert first_ended_s - first_began_s > 2
+    assert second_began_s >= first_ended_s
+    assert first == second
