@@ -61,13 +61,17 @@ def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Itera
 
 
 def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
-    """Ingest and poison alone: a mistake in the data or the attack is told before any training begins.
+    """Ingest, and poison for one seed of each attack: a mistake in either is told before any training begins.
 
     Raises:
         SslBackdoorError: what one of these stages raised.
     """
+    one_each: dict[Hashable, RunSpec] = {}
     for run in runs:
+        one_each.setdefault((run.dataset, run.attack), run)
+    for run in one_each.values():
         lab.poison(run.attack, lab.ingest(run.dataset), run.seed, run_name(run))
+    for run in runs:
         if isinstance(run.probe_on, OtherDataSpec):
             lab.ingest_other(run.probe_on.dataset)
     lab.wait()
