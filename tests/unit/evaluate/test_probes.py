@@ -96,6 +96,23 @@ def test_linear_agrees_with_scikit_learn() -> None:
     assert labels_of(linear(train, labels, 3, l2), test) == expected.tolist()
 
 
+def test_linear_goes_on_to_the_optimum_where_features_say_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probes, "_BLOCK_CELLS", 7 * 40)  # several blocks
+    roots, root_of = [], probes._curvature_root
+    monkeypatch.setattr(probes, "_curvature_root", lambda *args: roots.append(root_of(*args)) or roots[-1])
+    train, labels = clusters(200, noise=3.0)
+    alike = torch.randn(200, 30, generator=torch.Generator().manual_seed(0))
+    train = torch.cat([train, 10 * alike[:, :1] + 0.1 * alike, 10 * alike[:, :1] + 0.1 * alike], dim=1)
+    l2 = 1e-5
+    standardised = standardiser(train)(train).double().numpy()
+    reference = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-12, solver="newton-cholesky").fit(
+        standardised, labels.numpy()
+    )
+    apart = linear(train, labels, 3, l2)(train).double().numpy() - reference.decision_function(standardised)
+    assert np.abs(apart - apart.mean(axis=1, keepdims=True)).max() < 1e-3  # scores are up to a constant an image
+    assert len(roots) == 1
+
+
 def test_linear_converges_on_separable_data_and_repeats_itself() -> None:
     train, labels = clusters(12, noise=0.1)
     first, second = linear(train, labels, 3, 1e-4), linear(train, labels, 3, 1e-4)
