@@ -35,7 +35,7 @@ _POLL_S = 1.0
 _PATIENCE_S = 20.0  # Ray's own is a minute, and then it ends the process without a word
 _START_S = 120.0  # until a first worker of Ray's runs on a busy machine
 _CONNECT_S = 5.0
-_connecting = threading.Lock()
+_connecting = threading.RLock()
 _starter = ThreadPoolExecutor(1, "ray")  # the system ends Ray's processes with the very thread that started them
 _ahead = ThreadPoolExecutor(1, "ray ahead")
 
@@ -88,9 +88,10 @@ def connect_ahead(resources: Resources) -> None:
 
 
 def _connect_and_warm(resources: Resources) -> None:
-    connect(resources)
-    for _ in range(devices_of(resources)):
-        _import_stages.options(num_cpus=resources.threads).remote()
+    with _connecting:  # who leaves meanwhile waits: asked after that, Ray would start once more by itself
+        connect(resources)
+        for _ in range(devices_of(resources)):
+            _import_stages.options(num_cpus=resources.threads).remote()
 
 
 @ray.remote
