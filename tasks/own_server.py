@@ -21,9 +21,10 @@ from ssl_backdoor.errors import TrainingError
 _PATIENCE_S = 180.0
 _ENDING_S = 5.0
 _POLL_S = 0.05
-_TRIES = 3
-_NO_PORT = 1
-"""uvicorn's exit code where it cannot listen."""
+_NO_PORT, _NO_START = 1, 3
+"""uvicorn's exit codes where it cannot listen, and where the application does not start."""
+_MORE_TRIES = {_NO_PORT: 2, _NO_START: 1}
+"""On a crowded machine Prefect sometimes gives up while it makes its database, and goes on with it the next time."""
 _PROGRAM = "import gc; gc.set_threshold(100_000); import uvicorn; uvicorn.main()"
 """Thresholds: as in ``flows.cli.main``."""
 _ON_ITS_OWN = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -87,10 +88,11 @@ def _start() -> _Server:
 
 def _answering(server: _Server) -> _Server:
     """``server``, or another where somebody else has taken its port meanwhile, once it answers."""
-    deadline, tries = time.monotonic() + _PATIENCE_S, _TRIES
+    deadline, tries = time.monotonic() + _PATIENCE_S, dict(_MORE_TRIES)
     while not _answers(server.port):
         code = server.process.poll()
-        if code == _NO_PORT and (tries := tries - 1):
+        if code is not None and tries.get(code):
+            tries[code] -= 1
             server = _start()
         elif code is not None or time.monotonic() > deadline:
             what = "does not answer" if code is None else f"ended with code {code}"

@@ -19,10 +19,10 @@ class Healthy(BaseHTTPRequestHandler):
 began = Path({began!r})
 began.write_text(began.read_text() + "x" if began.exists() else "x")
 if len(began.read_text()) < {ready}:
-    sys.exit(1)
+    sys.exit({code})
 HTTPServer(("127.0.0.1", int(sys.argv[sys.argv.index("--port") + 1])), Healthy).serve_forever()
 """
-"""In the server's place: one that finds its port taken until it is begun for the ``ready``-th time."""
+"""In the server's place: one that ends with ``code`` until it is begun for the ``ready``-th time."""
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +37,9 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def began(tmp_path, monkeypatch):
-    def at(ready: int):
+    def at(ready: int, code: int = own_server._NO_PORT):
         file = tmp_path / "began"
-        monkeypatch.setattr(own_server, "_PROGRAM", _SERVES.format(began=str(file), ready=ready))
+        monkeypatch.setattr(own_server, "_PROGRAM", _SERVES.format(began=str(file), ready=ready, code=code))
         return file
 
     return at
@@ -80,3 +80,17 @@ def test_a_server_that_cannot_run_is_told_in_a_sentence(monkeypatch, program, sa
     own_server.begin()
     with pytest.raises(TrainingError, match=f"ended with {said}: .*PREFECT_API_URL"), own_server.used():
         pass
+
+
+def test_a_server_that_did_not_start_is_begun_once_more_and_no_oftener(began):
+    file = began(ready=2, code=own_server._NO_START)
+    own_server.begin()
+    with own_server.used():
+        assert file.read_text() == "xx"
+    own_server._end(own_server._server.process)
+    file.unlink()
+    began(ready=3, code=own_server._NO_START)
+    own_server.begin()
+    with pytest.raises(TrainingError, match="ended with code 3"), own_server.used():
+        pass
+    assert file.read_text() == "xx"
