@@ -24,7 +24,7 @@ _POLL_S = 0.05
 _NO_PORT, _NO_START = 1, 3
 """uvicorn's exit codes where it cannot listen, and where the application does not start."""
 _MORE_TRIES = {_NO_PORT: 2, _NO_START: 1}
-"""On a crowded machine Prefect sometimes gives up while it makes its database, and goes on with it the next time."""
+"""On a crowded machine Prefect sometimes gives up, without a word, while it makes a new database."""
 _PROGRAM = "import gc; gc.set_threshold(100_000); import uvicorn; uvicorn.main()"
 """Thresholds: as in ``flows.cli.main``."""
 _ON_ITS_OWN = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
