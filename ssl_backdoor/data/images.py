@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 from PIL.ImageFile import ImageFile
 
@@ -19,6 +20,9 @@ UInt8Image = npt.NDArray[np.uint8]
 # Pillow warns while it parses odd EXIF blocks. Python 3.11's warning filters are shared by all threads, so the header
 # (which holds the interpreter lock anyway) is parsed under a lock; decoding runs in parallel.
 _HEADER_LOCK = threading.Lock()
+
+_PLAIN_JPEGS = {("YCbCr", "444"), ("YCbCr", "422"), ("YCbCr", "420"), ("Gray", "Gray")}
+"""The colours of JPEGs whose pixels are compared with Pillow's by a test; others are left to Pillow."""
 
 
 class Header(NamedTuple):
@@ -58,16 +62,36 @@ def _open(data: bytes, max_pixels: int) -> tuple[str, ImageFile]:
     return suffix, image
 
 
-def _load(image: ImageFile) -> None:
+def _load(data: bytes, max_pixels: int) -> tuple[str, ImageFile]:
     """Decode every pixel."""
+    suffix, image = _open(data, max_pixels)
     try:
         image.load()
     except Exception as error:  # as in _open
         raise DataError(f"cannot be decoded: {_words(error)}") from error
+    return suffix, image
 
 
 def _words(error: Exception) -> str:
     return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+
+
+def _plain_jpeg(data: bytes, max_pixels: int) -> UInt8Image | None:
+    """A JPEG's pixels from libjpeg-turbo itself, or None where it has the least doubt: Pillow decides then.
+
+    The pixels are those of Pillow, which calls the same library; most of its time on a small image is its own Python.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        height, width, *colours = simplejpeg.decode_jpeg_header(data)
+        if tuple(colours) not in _PLAIN_JPEGS or width * height > max_pixels:
+            return None
+        pixels: UInt8Image = simplejpeg.decode_jpeg(data)  # strict: a warning of the library's is an error
+    except ValueError:
+        return None
+    pixels.flags.writeable = False
+    return pixels
 
 
 def inspect(data: bytes, max_pixels: int) -> Header:
@@ -76,8 +100,9 @@ def inspect(data: bytes, max_pixels: int) -> Header:
     Raises:
         DataError: not an image, over ``max_pixels``, or it does not decode.
     """
-    suffix, image = _open(data, max_pixels)
-    _load(image)
+    if (pixels := _plain_jpeg(data, max_pixels)) is not None:
+        return Header("jpg", pixels.shape[1], pixels.shape[0])
+    suffix, image = _load(data, max_pixels)
     return Header(suffix, image.width, image.height)
 
 
@@ -90,10 +115,11 @@ def decode(data: bytes, max_pixels: int, side_px: int = 0) -> UInt8Image:
     Raises:
         DataError: not an image, over ``max_pixels`` (checked in the header, before decoding), or it does not decode.
     """
-    _, opened = _open(data, max_pixels)
-    _load(opened)
-    image = _as_rgb(opened)
-    if side_px == 0 or image.width == image.height == side_px:
+    pixels = _plain_jpeg(data, max_pixels)
+    if pixels is not None and (side_px == 0 or pixels.shape[:2] == (side_px, side_px)):
+        return pixels
+    image = _as_rgb(_load(data, max_pixels)[1]) if pixels is None else Image.fromarray(pixels)
+    if side_px == 0 or image.size == (side_px, side_px):
         return _pixels(image)
     short = min(image.size)
     if short != side_px:

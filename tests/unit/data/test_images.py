@@ -8,6 +8,7 @@ import pytest
 from picture_files import picture
 from PIL import Image
 
+from ssl_backdoor.data import images
 from ssl_backdoor.data.images import decode, encode_jpeg75, encode_png, inspect
 from ssl_backdoor.errors import DataError
 
@@ -134,3 +135,57 @@ def test_a_frame_of_any_mode_is_that_of_its_rgb(mode: str) -> None:
         image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     data = saved(image, "JPEG" if mode == "CMYK" else "PNG")
     assert np.array_equal(decode(data, 10_000, 5), framed(decode(data, 10_000), 5))
+
+
+SMOOTH = np.asarray(Image.fromarray(PIXELS).resize((41, 29), Image.Resampling.BICUBIC))
+JPEGS = {
+    "444": saved(Image.fromarray(SMOOTH), "JPEG", subsampling=0),
+    "422": saved(Image.fromarray(SMOOTH), "JPEG", subsampling=1),
+    "420": saved(Image.fromarray(SMOOTH), "JPEG", subsampling=2),
+    "progressive": saved(Image.fromarray(SMOOTH), "JPEG", progressive=True),
+    "restarts": saved(Image.fromarray(SMOOTH), "JPEG", restart_marker_blocks=2),
+    "grey": saved(Image.fromarray(SMOOTH).convert("L"), "JPEG"),
+    "blocks": saved(Image.fromarray(np.tile(SMOOTH, (3, 3, 1))), "JPEG", quality=95, comment="hello"),
+}
+
+
+def pillows(data: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_a_plain_jpeg_has_pillows_pixels_without_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = pillows(JPEGS[kind])
+    monkeypatch.setattr(images, "_open", None)
+    found = decode(JPEGS[kind], 100_000)
+    assert np.array_equal(found, expected)
+    assert not found.flags.writeable
+    assert inspect(JPEGS[kind], 100_000) == ("jpg", *expected.shape[1::-1])
+
+
+def test_a_jpeg_of_other_colours_is_left_to_pillow() -> None:
+    cmyk = saved(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG")
+    assert np.array_equal(decode(cmyk, 10_000), pillows(cmyk))
+
+
+def test_a_jpeg_bomb_is_refused_by_its_header() -> None:
+    data = bytearray(JPEGS["444"])
+    size = data.index(b"\xff\xc0") + 5
+    data[size : size + 4] = struct.pack(">HH", 60_000, 50_000)
+    with pytest.raises(DataError, match="50000 x 60000 px is over the limit of 1000000 pixels"):
+        decode(bytes(data), 1_000_000)
+
+
+def test_a_damaged_jpeg_is_refused_or_read_as_pillow_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, read_plainly = np.random.default_rng(5), 0
+    for data in (bytearray(data) for _ in range(150) for data in JPEGS.values()):
+        for at in rng.integers(3, len(data) if rng.random() < 0.5 else 620, rng.integers(1, 4)):
+            data[at] = rng.integers(256)
+        damaged = bytes(data[: rng.integers(3, len(data)) if rng.random() < 0.1 else None])
+        plain = images._plain_jpeg(damaged, 100_000)
+        if plain is not None:
+            read_plainly += 1
+            with monkeypatch.context() as patched:
+                patched.setattr(images, "_plain_jpeg", lambda data, max_pixels: None)
+                assert np.array_equal(decode(damaged, 100_000), plain)
+    assert read_plainly > 100
