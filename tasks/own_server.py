@@ -7,33 +7,46 @@ begins to: half of what a run costs that reuses everything.
 import atexit
 import http.client
 import os
+import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from ssl_backdoor.errors import TrainingError
+from tasks.logs import redacted
 
 _PATIENCE_S = 180.0
 _ENDING_S = 5.0
 _POLL_S = 0.05
-_NO_PORT, _NO_START = 1, 3
-"""uvicorn's exit codes where it cannot listen, and where the application does not start."""
-_MORE_TRIES = {_NO_PORT: 2, _NO_START: 1}
-"""On a crowded machine Prefect sometimes gives up, without a word, while it makes a new database."""
-_PROGRAM = "import gc; gc.set_threshold(100_000); import uvicorn; uvicorn.main()"
-"""Thresholds: as in ``flows.cli.main``."""
-_ON_ITS_OWN = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-"""What Prefect gives its own: no pages, no schedules."""
+_PROGRAM = """
+import gc, socket, sys
+gc.set_threshold(100_000)
+import uvicorn
+app = uvicorn.Config("prefect.server.api.server:create_app", factory=True, lifespan="on", log_level="error")
+uvicorn.Server(app).run([socket.socket(fileno=int(sys.argv[1]))])
+"""
+"""Listens on a socket that it is handed, for making a database may take longer than a free port stays free. The
+threshold: as in ``flows.cli.main``."""
+_ON_ITS_OWN = {
+    "PREFECT_UI_ENABLED": "0",
+    "PREFECT__SERVER_EPHEMERAL": "1",
+    "PREFECT__SERVER_FINAL": "1",
+    "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+}
+"""What Prefect gives its own: no pages, no schedules. Its errors go to a file, of which nothing stays."""
+_RAISED = re.compile(r"(?:[\w.]+(?:Error|Exception|Interrupt|Exit)\b|ERROR:).*")
 
 
 class _Server(NamedTuple):
     process: "subprocess.Popen[bytes]"
     port: int
+    said: IO[bytes]
 
 
 _server: _Server | None = None
@@ -64,11 +77,10 @@ def used() -> Iterator[None]:
     Raises:
         TrainingError: it ended, or did not answer in three minutes.
     """
-    global _server
     if _server is None:
         yield
         return
-    _server = _answering(_server)
+    _await(_server)
     from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
     # Nobody there waits for heartbeats, and their thread makes every flow last up to a second longer.
@@ -77,31 +89,41 @@ def used() -> Iterator[None]:
 
 
 def _start() -> _Server:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-c", _PROGRAM, "--factory", "prefect.server.api.server:create_app", "--lifespan", "on"]
-    place = ["--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
-    process = subprocess.Popen([*command, *place], env=os.environ | _ON_ITS_OWN)
-    atexit.register(_end, process)  # after Prefect's own threads have told it the last they know
-    return _Server(process, port)
+    said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, str(bound.fileno())],
+            env=os.environ | _ON_ITS_OWN,
+            pass_fds=[bound.fileno()],
+            stdout=said,
+            stderr=said,
+        )
+        server = _Server(process, bound.getsockname()[1], said)
+    atexit.register(_end, server)  # after Prefect's own threads have told it the last they know
+    return server
 
 
-def _answering(server: _Server) -> _Server:
-    """``server``, or another where somebody else has taken its port meanwhile, once it answers."""
-    deadline, tries = time.monotonic() + _PATIENCE_S, dict(_MORE_TRIES)
+def _await(server: _Server) -> None:
+    """Return once ``server`` answers."""
+    deadline = time.monotonic() + _PATIENCE_S
     while not _answers(server.port):
         code = server.process.poll()
-        if code is not None and tries.get(code):
-            tries[code] -= 1
-            server = _start()
-        elif code is not None or time.monotonic() > deadline:
+        if code is not None or time.monotonic() > deadline:
             what = "does not answer" if code is None else f"ended with code {code}"
             raise TrainingError(
-                f"the Prefect server of this shell {what}: look at what it says above and at the disk of PREFECT_HOME, "
-                "or point PREFECT_API_URL at another (`make up`)."
+                f"the Prefect server of this shell {what}, {_last_words(server.said)}: look at the disk of "
+                "PREFECT_HOME, or point PREFECT_API_URL at another (`make up`)."
             )
         time.sleep(_POLL_S)
-    return server
+
+
+def _last_words(said: IO[bytes]) -> str:
+    """The last error that the server told, or its last line."""
+    said.seek(max(0, said.seek(0, os.SEEK_END) - 2**16))
+    lines = [line.strip() for line in redacted(said.read().decode(errors="replace")).splitlines() if line.strip()]
+    told = [line for line in lines if _RAISED.match(line)] or lines
+    return f"its last words are {told[-1][:300]!r}" if told else "and said nothing"
 
 
 def _answers(port: int) -> bool:
@@ -115,10 +137,11 @@ def _answers(port: int) -> bool:
         connection.close()
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
+def _end(server: _Server) -> None:
+    server.process.terminate()
     try:
-        process.wait(_ENDING_S)
+        server.process.wait(_ENDING_S)
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        server.process.kill()
+        server.process.wait()
+    server.said.close()

@@ -94,7 +94,7 @@ def _connect_and_warm(resources: Resources) -> None:
             _import_stages.options(num_cpus=resources.threads).remote()
 
 
-@ray.remote
+@ray.remote(max_retries=0)  # one that is to be tried again when Ray is left makes it write to stderr
 def _import_stages() -> None:
     importlib.import_module("ssl_backdoor.train.pretrain")
     importlib.import_module("ssl_backdoor.evaluate.evaluate")
