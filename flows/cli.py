@@ -144,7 +144,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     if is_slow and options.until not in ("ingest", "poison"):
         connect_ahead(resources)
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
-    threading.Thread(target=_warm, args=(options.until,), daemon=True).start()
+    threading.Thread(target=_warm, args=(options.until, is_slow), daemon=True).start()
 
     missing: tuple[str, ...] = ()
     try:
@@ -195,12 +195,14 @@ def _agreed(num_runs: int) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _warm(until: Stage) -> None:
+def _warm(until: Stage, is_first: bool) -> None:
     importlib.import_module("flows.results")
     if until == "report":
         from tasks.tracking import open_ahead
 
         open_ahead()
+        if is_first:  # nothing can be reused: a report will be drawn
+            importlib.import_module("ssl_backdoor.report.page")
 
 
 def _recipes(_: argparse.Namespace) -> int:
