@@ -181,7 +181,9 @@ def main(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="toy sizes, one repetition: does it run?")
-    parser.add_argument("--data", help="CIFAR-10, as an archive or a folder; without it the embedded scenes")
+    parser.add_argument(
+        "--data", type=os.path.abspath, help="CIFAR-10, as an archive or a folder; without it the embedded scenes"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cpu", "cuda"))
     parser.add_argument(
         "--out", type=Path, help="folder in which the figures are written as NAME.json, of a GPU NAME_gpu.json"
