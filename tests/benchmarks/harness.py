@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -105,8 +106,8 @@ def paired(contenders: Mapping[str, Callable[[], float]], repetitions: int) -> d
 
 def alone(work: Callable[..., Result], *given: object) -> Result:
     """``work`` in a process of its own, so that its memory is this work's; both must be picklable."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, given)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *given).result()
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
