@@ -40,7 +40,8 @@ _ON_ITS_OWN = {
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 """What Prefect gives its own: no pages, no schedules. Its errors go to a file, of which nothing stays."""
-_RAISED = re.compile(r"(?:[\w.]+(?:Error|Exception|Interrupt|Exit)\b|ERROR:).*")
+_RAISED = re.compile(r"[\w.]+(?:Error|Exception)\b")
+"""How the line of a traceback begins that names the exception."""
 
 
 class _Server(NamedTuple):
@@ -89,7 +90,7 @@ def used() -> Iterator[None]:
 
 
 def _start() -> _Server:
-    said = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _end
+    said = tempfile.TemporaryFile()  # noqa: SIM115  written to as long as the server runs; _end closes it
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         process = subprocess.Popen(

@@ -3,11 +3,12 @@
     python -m tests.benchmarks.bench_pairs [--quick] [--out FOLDER]
 
 Drawn JPEGs with captions from templates, on the local disk, as shards of each side's making. Every contender delivers
-each pair once, in random order, in batches of 64 of float images (cropped to 0.9 to 1.0 of their area, resized
-bicubically, normalised) and tokens, in a process that has two cores. Ours is what a training of a set too large for
-memory does: images are read by offset and decoded in every epoch, captions are tokenised once, which counts here;
-"ours, held" is one whose decoded images fit in memory, from its second epoch on. open_clip's is its
-``get_wds_dataset`` with its training transform and tokenizer, with two workers and with none; starting them counts.
+each pair once (open_clip's repeats a few to fill its last batches), in random order, in batches of 64 of float images
+(cropped to 0.9 to 1.0 of their area, resized bicubically, normalised) and tokens, in a process that has two cores. Ours
+is what a training of a set too large for memory does: images are read by offset and decoded in every epoch, captions
+are tokenised once, which counts here; "ours, held" is one whose decoded images fit in memory, from its second epoch
+on. open_clip's is its ``get_wds_dataset`` with its training transform and tokenizer, with two workers and with none;
+starting them counts.
 """
 
 import multiprocessing
@@ -106,7 +107,7 @@ def prepared(folder: str, file_px: int, side_px: int, count: int) -> ArtifactRef
         source=FilesSourceSpec(),
         captions=TemplateCaptionsSpec(),
         frame_px=side_px,
-        samples_per_shard=max(1, count // SHARDS),
+        samples_per_shard=count // SHARDS,
     )
     call = StageCall(IngestStage(dataset=spec), source=source_digest(spec, str(archive)), data=str(archive))
     store = LocalStore(Path(folder) / "store")
