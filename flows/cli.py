@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows import settings
 from flows.arguments import MANY_RUNS, Command, parse
-from flows.endings import in_a_session_of_its_own, leave_nothing
+from flows.endings import leaving_nothing
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
 from ssl_backdoor.specs import Stage
 from tasks import own_server
@@ -33,7 +33,7 @@ class _Terminated(KeyboardInterrupt):
 
 def program() -> None:
     """Entry point."""
-    in_a_session_of_its_own(main)
+    leaving_nothing(main)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,7 +100,6 @@ def _estimate(options: argparse.Namespace) -> int:
 
     report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
     store = open_store(options.store or settings.default_store())
-    leave_nothing()
     with stdout_reserved():
         from flows.estimate import Wish, estimate, lines
 
@@ -131,7 +130,6 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     store = open_store(options.store or settings.default_store())
     store.check()
 
-    leave_nothing()
     is_slow = own_server.is_slow()
     own_server.begin()
     from flows.console import progress_shown

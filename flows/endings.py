@@ -1,99 +1,134 @@
 """How a shell ends: it alone hears that it shall, and nothing that it started outlives it: Prefect's server, Ray.
 
-Run as a program (``python endings.py PID MARK``) this waits for the shell ``PID``. However that ends, killed or out of
-memory too, processes that carry ``MARK`` in their environment are ended after it. Linux only.
+Three processes, on Linux: the one that the terminal knows; one that watches; and the shell itself, which the watching
+one began. What the shell's own children leave is handed to the watching one by the kernel, whatever it calls itself and
+whatever is left of its environment (Ray's agents write their titles over theirs): none can get out of its sight.
 """
 
 import ctypes
 import os
-import secrets
-import select
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-_PR_SET_PDEATHSIG = 1
-_MARK = "SSL_BACKDOOR_SHELL"
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+_HEARD = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}  # what is handed on, and as what
 _ALONE_S = 3.0  # what ends with its parent is given so long
-_ASKED_S = 6.0
+_ASKED_S = 3.0  # Ray's agents do not hear SIGTERM
 _KILLED_S = 10.0
 _POLL_S = 0.1
-_guard: subprocess.Popen[bytes] | None = None
 
 
-def in_a_session_of_its_own(command: Callable[[], None]) -> None:
+def leaving_nothing(command: Callable[[], None]) -> None:
     """Run ``command`` where no signal to this process's group comes; this process hands it on those that end it.
 
     Ctrl-C at a terminal and `timeout` signal a whole group: Prefect's server and Ray would be gone before the flow.
+    However the command or this process ends, killed or out of memory too, all that the command started is ended after
+    it. Where the system is not Linux, ``command`` runs here and its own end is all there is.
     """
-    child = os.fork() if hasattr(os, "pidfd_open") else None
-    if child is None:
+    if sys.platform != "linux":
         command()
-    elif child == 0:
-        os.setsid()
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        command()
-    else:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os.kill(child, number))
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        sys.exit(code if code >= 0 else 128 - code)
-
-
-def leave_nothing() -> None:
-    """What this process starts from now on ends with it, even where it is killed. Idempotent."""
-    global _guard
-    if not hasattr(os, "pidfd_open") or (_guard is not None and _guard.poll() is None):
         return
-    mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-    os.environ.pop(_MARK, None)
-    _guard = subprocess.Popen(
-        [sys.executable, "-I", "-S", __file__, str(os.getpid()), mark],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is for the shell
-    )
-    os.environ[_MARK] = mark
+    terminal, (told, tell) = os.getpid(), os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HEARD)  # until there is somebody to hand them on to
+    watch = os.fork()
+    if watch == 0:
+        os.close(told)
+        _begin_watched(command, terminal, tell)
+        return
+    os.close(tell)
+    _hand_on(_HEARD, watch)
+    with open(told) as line:
+        code = line.read()
+    # Without a word the watching one was killed, and the shell with it.
+    ended = int(code) if code else os.waitstatus_to_exitcode(os.waitpid(watch, 0)[1])
+    sys.exit(ended if ended >= 0 else 128 - ended)
 
 
-def _marked(mark: str) -> Iterator[int]:
-    """Processes that carry ``mark``."""
-    entry = f"{_MARK}={mark}".encode()
-    for place in Path("/proc").iterdir():
-        if place.name.isdecimal():
-            with suppress(OSError):  # it has ended meanwhile, or is somebody else's
-                if entry in (place / "environ").read_bytes():
-                    yield int(place.name)
+def _hand_on(heard: dict[signal.Signals, signal.Signals], process: int) -> None:
+    def hand(number: int, _: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(process, heard[signal.Signals(number)])
+
+    for number in heard:
+        signal.signal(number, hand)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
 
-def _gone(mark: str, within_s: float) -> bool:
-    deadline = time.monotonic() + within_s
-    while any(_marked(mark)):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
+def _begin_watched(command: Callable[[], None], terminal: int, tell: int) -> None:
+    """Begin the shell, in a process of its own, from which this returns; the present one watches it to its end."""
+    os.setsid()
+    control = ctypes.CDLL(None).prctl
+    control(_PR_SET_CHILD_SUBREAPER, 1)
+    watch = os.getpid()
+    shell = os.fork()
+    if shell != 0:
+        try:
+            control(_PR_SET_PDEATHSIG, signal.SIGHUP)
+            _watch(shell, terminal, tell)
+        finally:
+            os._exit(0)
+    os.close(tell)
+    os.setsid()
+    control(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != watch:
+        os._exit(1)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _HEARD)
+    command()
+
+
+def _watch(shell: int, terminal: int, tell: int) -> None:
+    with open(os.devnull, "r+") as nothing:
+        for stream in range(3):  # whoever reads what the shell says shall not wait for this process
+            os.dup2(nothing.fileno(), stream)
+    _hand_on({**_HEARD, signal.SIGHUP: signal.SIGKILL}, shell)  # SIGHUP: the one that the terminal knows has ended
+    if os.getppid() != terminal:
+        os.kill(shell, signal.SIGKILL)
+    ended = status = 0
+    while ended != shell:
+        ended, status = os.waitpid(-1, 0)
+    for number in (signal.SIGHUP, *_HEARD):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(BrokenPipeError), open(tell, "w") as line:
+        line.write(str(os.waitstatus_to_exitcode(status)))
+    _end_what_is_left()
+
+
+def _end_what_is_left() -> None:
+    for number, within_s in ((0, _ALONE_S), (signal.SIGTERM, _ASKED_S), (signal.SIGKILL, _KILLED_S)):
+        deadline = time.monotonic() + within_s
+        asked: set[int] = set()
+        while time.monotonic() < deadline:
+            if not _has_children():
+                return
+            for process in _descendants() - asked:
+                asked.add(process)
+                with suppress(OSError):
+                    os.kill(process, number)
+            time.sleep(_POLL_S)
+
+
+def _has_children() -> bool:
+    """Whether any is left, once those that have ended are buried: what has no parent any more is a child of this."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
     return True
 
 
-def _watch(shell: int, mark: str) -> None:
-    with suppress(ProcessLookupError):
-        handle = os.pidfd_open(shell)
-        if os.getppid() == shell:  # else it has ended already, and its number may be another's
-            select.select([handle], [], [])
-    if _gone(mark, _ALONE_S):
-        return
-    for number, within_s in ((signal.SIGTERM, _ASKED_S), (signal.SIGKILL, _KILLED_S)):
-        for process in _marked(mark):
-            with suppress(OSError):
-                os.kill(process, number)
-        if _gone(mark, within_s):
-            return
-
-
-if __name__ == "__main__":
-    _watch(int(sys.argv[1]), sys.argv[2])
+def _descendants() -> set[int]:
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").iterdir():
+        if place.name.isdecimal():
+            with suppress(OSError):  # it has ended meanwhile
+                parent = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+                children.setdefault(int(parent), []).append(int(place.name))
+    found = list(children.get(os.getpid(), ()))
+    for process in found:
+        found += children.get(process, ())
+    return set(found)

@@ -8,10 +8,11 @@ import sys
 
 def main() -> None:
     from flows.cli import main as ssl_backdoor
+    from flows.endings import leaving_nothing
     from ssl_backdoor.store import s3
 
     s3._TRIES = 2
-    ssl_backdoor(sys.argv[1:])
+    leaving_nothing(lambda: ssl_backdoor(sys.argv[1:]))
 
 
 if __name__ == "__main__":

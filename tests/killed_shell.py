@@ -10,6 +10,7 @@ import sys
 
 def main() -> None:
     from flows.cli import main as ssl_backdoor
+    from flows.endings import leaving_nothing
     from ssl_backdoor.store.s3 import S3Store
 
     stage, *arguments = sys.argv[1:]
@@ -21,7 +22,7 @@ def main() -> None:
         return put_first(store, key, *rest)
 
     S3Store._put_first = killed
-    ssl_backdoor(arguments)
+    leaving_nothing(lambda: ssl_backdoor(arguments))
 
 
 if __name__ == "__main__":

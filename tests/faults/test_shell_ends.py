@@ -13,7 +13,7 @@ import pytest
 from command_server import TINY, TINY_SETTINGS
 from fault_proxy import Fault, fault_proxy
 from services import wait_until
-from shells import begin, left_of
+from shells import begin, left_of, nothing_left_of
 
 from flows.plan import plan
 from ssl_backdoor.data.ingest import source_digest
@@ -68,7 +68,7 @@ def test_a_shell_that_is_told_to_end_or_killed_leaves_no_process_and_the_same_co
             "ssl-backdoor: interrupted; finished stages and checkpoints are kept, the same command goes on."
         )
         assert all(re.match(r"\d\d:\d\d:\d\d \w+ .* of ", line) for line in progress), err
-        wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
+        nothing_left_of(tmp_path)
         assert checkpoints(tmp_path)
     with begin(tmp_path, *LONG) as shell:
         until_it_trains(shell, tmp_path)
@@ -77,7 +77,7 @@ def test_a_shell_that_is_told_to_end_or_killed_leaves_no_process_and_the_same_co
         assert "raylet" in titles
         shell.kill()
         shell.communicate()
-    wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
+    nothing_left_of(tmp_path)
     assert states(tmp_path, "flow_run") == ["Crashed", "Crashed", "Running"]
     with begin(tmp_path, *LONG) as shell:
         done(shell)
@@ -92,11 +92,11 @@ def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
     store = open_store(f"s3://{object_store.bucket}/{prefix}")
     with begin(tmp_path, "poison", *POISON, "--store", store.root, program=Path(killed_shell.__file__)) as shell:
         shell.communicate(timeout=120)
-    assert shell.returncode == -signal.SIGKILL
+    assert shell.returncode == 128 + signal.SIGKILL
     parts = object_store.keys(f"{prefix}/poison/")
     assert parts
     assert store.keys("poison") == ()
-    wait_until(lambda: not left_of(tmp_path), timeout_s=60, what=f"the end of {left_of(tmp_path)}")
+    nothing_left_of(tmp_path)
     with begin(tmp_path, *POISON, "--store", store.root) as shell:
         done(shell)
     calm, (run,) = open_store(str(tmp_path / "calm")), plan("demo", methods="byol", settings=TINY_SETTINGS).runs
