@@ -24,8 +24,8 @@ torch.set_num_threads(1)
 backbone = build_backbone(ResNetSpec(depth=8, width=16, stem="small"), 1, 0).eval()
 images = torch.rand(256, 3, 16, 16)
 with freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext(), torch.inference_mode():
-    for round in range(10):
-        if round == 5:
+    for round in range(25):
+        if round == 20:
             before = faults()
         backbone(images)
     found, inside_kb = faults() - before, resident_kb()
@@ -34,7 +34,11 @@ print(found, inside_kb - resident_kb())
 
 
 class Counted(NamedTuple):
-    """Page faults of five batches through a small backbone, after five others; kB that came free on leaving."""
+    """Page faults of five batches through a small backbone, after twenty others; kB that came free on leaving.
+
+    Where small objects lie differs from process to process; one time in thirty a tensor or two (1,024 pages each) finds
+    no gap left for it and the heap grows once more.
+    """
 
     faults: int
     handed_back_kb: int
@@ -48,6 +52,6 @@ def counted(how: str) -> Counted:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds")
 def test_freed_memory_is_kept_inside_and_handed_back_after() -> None:
     kept, as_it_is = counted("kept"), counted("as it is")
-    assert kept.faults < 500
     assert as_it_is.faults > 5000
+    assert kept.faults < as_it_is.faults / 4
     assert kept.handed_back_kb > 4000
