@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from flows.endings import leaving_nothing
+
 TINY_SETTINGS = (
     "dataset.source.train_per_class=40",
     "dataset.source.test_per_class=20",
@@ -103,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    leaving_nothing(main)
