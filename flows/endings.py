@@ -104,8 +104,9 @@ def _end_what_is_left() -> None:
         while time.monotonic() < deadline:
             if not _has_children():
                 return
-            for process in _descendants() - asked:
-                asked.add(process)
+            new = descendants(os.getpid()) - asked if number else set()
+            asked |= new
+            for process in new:
                 with suppress(OSError):
                     os.kill(process, number)
             time.sleep(_POLL_S)
@@ -121,14 +122,15 @@ def _has_children() -> bool:
     return True
 
 
-def _descendants() -> set[int]:
+def descendants(pid: int) -> set[int]:
+    """All processes below ``pid``, now."""
     children: dict[int, list[int]] = {}
     for place in Path("/proc").iterdir():
         if place.name.isdecimal():
             with suppress(OSError):  # it has ended meanwhile
                 parent = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
                 children.setdefault(int(parent), []).append(int(place.name))
-    found = list(children.get(os.getpid(), ()))
+    found = list(children.get(pid, ()))
     for process in found:
         found += children.get(process, ())
     return set(found)

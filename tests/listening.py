@@ -9,19 +9,6 @@ _LISTENS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 """State of a listening socket, by table."""
 
 
-def descendants(pid: int) -> set[int]:
-    """``pid`` and all below it."""
-    parents = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found
-
-
 def listening(pids: Iterable[int]) -> set[tuple[str, int]]:
     """Address and port of every socket that ``pids`` listen on."""
     sockets = set()

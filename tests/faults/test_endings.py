@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from services import wait_until
+
+from infra.stack.processes import facts
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a shell is one process")
 LEFT = """
@@ -48,10 +49,7 @@ def begun(how: str, left: str = "hears") -> subprocess.Popen:
 
 
 def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    return facts(pid) is not None
 
 
 @pytest.mark.parametrize("which", ["terminal", "watch", "shell", "nobody"])

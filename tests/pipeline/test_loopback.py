@@ -14,14 +14,15 @@ import json, os, threading
 from flows import settings
 settings.embed()
 import ray
-from listening import descendants, listening, outside_loopback
+from flows.endings import descendants
+from listening import listening, outside_loopback
 from ssl_backdoor.specs import Resources
 from tasks.ray_fit import connect, disconnect
 stage = threading.Thread(target=connect, args=(Resources(),))
 stage.start()
 stage.join()
 ray.get(ray.remote(lambda: 1).remote())
-mine = descendants(os.getpid())
+mine = descendants(os.getpid()) | {os.getpid()}
 print(json.dumps([len(listening(mine)), sorted(outside_loopback(mine))]))
 disconnect()
 """
