@@ -12,8 +12,9 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def _import_stages() -> None:
 
 
 def disconnect() -> None:
-    """Leave the cluster; a local one ends with its workers."""
+    """Leave the cluster; a local one ends with its workers. A call that still waits on Ray may then never return."""
     with _connecting:
         if ray.is_initialized():
             ray.shutdown()
@@ -121,6 +122,8 @@ class Watcher:
         self._context = copy_context()  # what is told in it is about the flow, not about one stage
         self._ids: dict[str, dict[str, str]] = {}
         self._is_lost = False
+        self._waiting = 0
+        self._fewer_wait = threading.Condition(self._lock)
 
     def stated(self, call: StageCall) -> None:
         """One more stage is to be done."""
@@ -147,11 +150,33 @@ class Watcher:
                 self._polling.start()
             return self._board
 
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A stage waits on Ray in this block.
+
+        Raises:
+            TrainingError, CancelledError: as ``check`` does.
+        """
+        with self._lock:
+            self._waiting += 1
+        try:
+            self.check()
+            yield
+        finally:
+            with self._fewer_wait:
+                self._waiting -= 1
+                self._fewer_wait.notify_all()
+
     def close(self) -> None:
-        """Stop polling, once what workers have told is heard; stages that have not started are called off."""
+        """Stop polling, once what workers have told is heard; call off stages that wait or have not started.
+
+        Returns when none waits on Ray any more, so that Ray can be left.
+        """
         self._stop.set()
         if self._polling is not None:
             self._polling.join(LAST_WORDS_S)
+        with self._fewer_wait:
+            self._fewer_wait.wait_for(lambda: not self._waiting)
 
     def check(self) -> None:
         """Raise where waiting is of no use.
@@ -204,17 +229,17 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
             ``stage_timeout_s``, or the cluster is gone.
         CancelledError: the flow has ended meanwhile.
     """
-    watcher.check()
-    connect(resources)
-    check_room(resources)
-    board = watcher.board()
     try:
-        work = _placed(call, resources).remote(call, store_uri, resources, Wire(board, call.title))
-        while not ray.wait([work], timeout=_POLL_S)[0]:
-            watcher.check()
-            _check_time(work, call, resources, board)
-        finished: Finished = ray.get(work)
-        return finished
+        with watcher.waiting():
+            connect(resources)
+            check_room(resources)
+            board = watcher.board()
+            work = _placed(call, resources).remote(call, store_uri, resources, Wire(board, call.title))
+            while not ray.wait([work], timeout=_POLL_S)[0]:
+                watcher.check()
+                _check_time(work, call, resources, board)
+            finished: Finished = ray.get(work)
+            return finished
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from None
     except ray.exceptions.WorkerCrashedError as error:

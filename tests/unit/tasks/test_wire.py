@@ -1,7 +1,11 @@
 """What the flow hears from its workers."""
 
 import logging
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,11 +13,13 @@ import pytest
 from ssl_backdoor.errors import TrainingError, UserError
 from ssl_backdoor.events import about, ids
 from ssl_backdoor.progress import Progress
-from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
+from ssl_backdoor.specs import DatasetSpec, Resources, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, StageCall
 from tasks import ray_fit
 from tasks.ray_fit import Watcher
 from tasks.wire import Board
+
+CALL = StageCall(IngestStage(dataset=DatasetSpec(source=ScenesSourceSpec())), source="scenes", title="ingest, pair 3")
 
 
 def event(kind: str, key: str) -> dict[str, object]:
@@ -56,16 +62,13 @@ def test_a_board_that_was_restarted_counts_a_stages_time_from_what_it_hears(monk
 
 def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, dict[str, str]]] = []
-    call = StageCall(
-        IngestStage(dataset=DatasetSpec(source=ScenesSourceSpec())), source="scenes", title="ingest, pair 3"
-    )
     with about(flow_run_id="run-1"):
         watcher = Watcher(lambda title, _: heard.append((title, dict(ids()))))
-    watcher.stated(call)
-    with about(flow_run_id="run-1", **call.ids):
+    watcher.stated(CALL)
+    with about(flow_run_id="run-1", **CALL.ids):
         watcher.ended()
     board = Board()
-    board.post(call.title, Progress(1, 2, "images"))
+    board.post(CALL.title, Progress(1, 2, "images"))
     actor = SimpleNamespace(remote=lambda **_: None)
     monkeypatch.setattr("tasks.ray_fit.ray.get", lambda answer, timeout: board.read())
     monkeypatch.setattr(watcher, "_board", SimpleNamespace(read=actor))
@@ -73,7 +76,7 @@ def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(mo
     watcher._context.copy().run(watcher._poll)
     assert heard == [
         ("all stages", {"flow_run_id": "run-1"}),
-        ("ingest, pair 3", {"flow_run_id": "run-1", **call.ids}),
+        ("ingest, pair 3", {"flow_run_id": "run-1", **CALL.ids}),
     ]
 
 
@@ -123,6 +126,36 @@ def test_a_slow_first_worker_is_waited_for_and_silence_after_it_is_a_lost_cluste
     assert clock.now_s == 140.0
     with pytest.raises(TrainingError, match=r"finished stages and checkpoints are kept, the same run again goes on\.$"):
         watcher.check()
+
+
+def test_ray_is_left_only_when_no_stage_waits_on_it_and_none_begins_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait that Ray is left under may never return; flows that were told to end hung."""
+    watcher, waits, begun = Watcher(lambda *_: None), [], threading.Event()
+
+    def wait(refs: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        waits.append("begun")
+        begun.set()
+        time.sleep(0.3)
+        waits.append("over")
+        return [], refs
+
+    monkeypatch.setattr(ray_fit.ray, "wait", wait)
+    monkeypatch.setattr(ray_fit, "connect", lambda _: None)
+    monkeypatch.setattr(ray_fit, "check_room", lambda _: None)
+    monkeypatch.setattr(ray_fit, "_placed", lambda *_: SimpleNamespace(remote=lambda *_: None))
+    monkeypatch.setattr(watcher, "_board", object())
+    stage = partial(ray_fit.run_on_ray, CALL, "", Resources(), watcher)
+    with ThreadPoolExecutor(2) as pool:
+        ends = [pool.submit(stage), pool.submit(stage)]
+        assert begun.wait(10.0)
+        watcher.close()
+        assert waits[-1] == "over"
+        assert waits.count("begun") == waits.count("over")
+        before = len(waits)
+        with pytest.raises(CancelledError):
+            stage()
+        assert [type(end.exception()) for end in ends] == [CancelledError, CancelledError]
+        assert len(waits) == before
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:70000", f"{'a' * 64}:6379"])
