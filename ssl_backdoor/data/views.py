@@ -308,7 +308,7 @@ def _blends(parameters: ViewParameters, blends: list[int], device: torch.device)
 def _blend_(pixels: Tensor, matrices: Tensor, mean_weights: Tensor) -> None:
     """Map (N, 3, P) pixels by (N, 3, 3) matrices, add (N,) parts of each image's mean grey, and clamp; in place."""
     if len(pixels):
-        mean_grey = pixels.mean(2) @ _constant(GREY, pixels.device)
+        mean_grey = (pixels.mean(2) * _constant(GREY, pixels.device)).sum(1)  # MKL's product of both varies with N
         offset = (mean_grey * mean_weights)[:, None, None]
         torch.clamp(torch.baddbmm(offset, matrices, pixels), 0, 1, out=pixels)
 
