@@ -34,7 +34,7 @@ demo: setup
 	$(BIN)/ssl-backdoor run demo
 
 test: setup postgresql chromium iproute2
-	$(BIN)/python -m pytest -q --durations=40 --durations-min=5
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 from deployed import begin, drop_database, finish, flow_process, kept, kill, last_state, small
@@ -17,6 +18,14 @@ runs = client.search_runs(experiments, "tags.`ssl_backdoor.report_key` != ''", m
 for run in runs:
     print(run.data.tags["ssl_backdoor.report_key"])
 """
+
+
+@pytest.fixture(autouse=True)
+def whole_again(stack) -> Iterator[None]:
+    """A service that a failed test has left dead is back for the next."""
+    yield
+    if stack("status")[0] != 0:
+        assert stack("up")[0] == 0
 
 
 def recorded(stack) -> list[str]:

@@ -22,7 +22,7 @@ from services import free_ports, wait_until
 
 from infra.stack import http
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(700)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(1000)]
 OWN = ["dataset.classes=[]", "attack.target_class=cat"]
 GOOD = "nothing wrong"
 
@@ -291,7 +291,7 @@ def refused(stack, tmp_path_factory) -> dict[str, tuple[Refused, dict]]:
     folder = tmp_path_factory.mktemp("refused")
     cases = {**specs(folder), **data(folder), **stores(folder, stack), GOOD: demo(until="ingest")}
     runs = {stack.queue(case.deployment, case.parameters, case.environment): name for name, case in cases.items()}
-    found = stack.ended(*runs, timeout_s=540)
+    found = stack.ended(*runs, timeout_s=900)
     return {runs[run["id"]]: (cases[runs[run["id"]]], run) for run in found}
 
 

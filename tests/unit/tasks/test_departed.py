@@ -52,7 +52,9 @@ def test_a_run_ends_by_what_it_is_once_its_process_is_gone(now: StateType | None
     assert page.ended == ended
 
 
-@pytest.mark.parametrize("process", [departed._named(os.getpid()), GONE.replace("/", "-elsewhere/", 1)])
+@pytest.mark.parametrize(
+    "process", [departed._named(os.getpid()), GONE.replace("/", "-elsewhere/", 1)], ids=["living", "elsewhere"]
+)
 def test_a_run_of_a_living_process_or_of_another_machine_is_left_alone(process: str) -> None:
     page = Page(process, StateType.RUNNING, StateType.RUNNING)
     departed._end_departed(page)
