@@ -39,12 +39,12 @@ class Bars:
         self._lock = threading.Lock()
         self._tasks: dict[str, TaskID] = {}
         self.rich = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Rate(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             console=RichConsole(stderr=True),
             transient=True,
         )

@@ -60,5 +60,10 @@ def sentence(error: BaseException) -> str:
 
 def printed(text: str) -> str:
     """``text`` on one line, without what a database or a terminal would choke on and without an address's password."""
-    line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-    return CREDENTIALS.sub("", line)
+    return CREDENTIALS.sub("", " ".join(visible(text).split()))
+
+
+def visible(text: str) -> str:
+    """``text``, line by line, with a space for every character that would steer a terminal instead of showing."""
+    lines = text.splitlines()
+    return "\n".join("".join(each if each.isprintable() else " " for each in line) for line in lines)

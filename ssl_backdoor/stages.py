@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import SpecError, printed
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
@@ -114,7 +114,10 @@ class StageCall:
     test_data: str | None = None
     """Where the second source of test images lies, if the dataset has one."""
     title: str = ""
-    """For people: "train suspect, pair 3"."""
+    """For people: "train suspect, pair 3". On one line of printable characters, whatever a class is called."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", printed(self.title))
 
     @property
     def stage(self) -> Stage:

@@ -109,7 +109,8 @@ class Lab(Verbs):
             before = [self._futures[one] for one in self._inputs[ref] if one in self._futures]
             self._place.watcher.stated(call)
             retries = self._place.resources.store_retries
-            stage_task = TASKS[call.stage].with_options(task_run_name=call.title, retries=retries)
+            # A text for a name is a format to Prefect: a class called {task} would be looked up in it.
+            stage_task = TASKS[call.stage].with_options(task_run_name=lambda: call.title, retries=retries)
             self._futures[ref] = stage_task.submit(call, self._place, wait_for=before)
         return ref
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from ssl_backdoor.errors import CREDENTIALS, SpecError
+from ssl_backdoor.errors import CREDENTIALS, SpecError, visible
 from ssl_backdoor.events import LOG, fields_of
 
 _FORMAT = "SSL_BACKDOOR_LOG"
@@ -55,7 +55,7 @@ class Line(logging.Formatter):
         level = f"{record.levelname} " if self._has_time and record.levelno >= logging.WARNING else ""
         place = f" ({fields['stage']}/{fields['key'][:12]})" if "key" in fields else ""
         title = f"{fields['title']}{place}: " if "title" in fields else ""
-        line = f"{time}{level}{title}{' '.join(redacted(record.getMessage()).splitlines())}"
+        line = f"{time}{level}{title}{' '.join(visible(redacted(record.getMessage())).splitlines())}"
         return f"{line}\n{redacted(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
