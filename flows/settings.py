@@ -66,9 +66,6 @@ def embed() -> None:
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
         "MLFLOW_LOGGING_LEVEL": "WARNING",
     }
-    if "RAY_ADDRESS" not in os.environ:
-        # Ray listens on every interface unless it takes the machine for one that cannot join a cluster.
-        defaults["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ.setdefault("SSL_BACKDOOR_MLFLOW_ARTIFACTS", (home / "mlruns").as_uri())
     for name, value in defaults.items():

@@ -9,14 +9,12 @@ import logging
 import os
 import re
 import socket
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -28,6 +26,7 @@ from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import Finished, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tasks import embedded_ray
 from tasks.logs import replay
 from tasks.wire import LAST_WORDS_S, Board, Wire
 
@@ -51,23 +50,16 @@ def connect(resources: Resources) -> None:
         if ray.is_initialized():
             return
         logging.getLogger("ray").setLevel(logging.ERROR)
-        address = os.environ.get("RAY_ADDRESS")
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
-        if address:
+        if address := os.environ.get("RAY_ADDRESS"):
             _check_answers(address)
+            embedded_ray.read_token_anew()
             ray.init(address=address, **quiet)
             return
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # an in-process cluster on loopback, gone with this process
-        cpus = max(os.cpu_count() or 1, resources.workers * resources.threads)
-        _starter.submit(
-            ray.init,
-            address="local",
-            num_cpus=resources.parallel * resources.threads if resources.parallel else cpus,
-            include_dashboard=False,
-            object_store_memory=200 * 1024**2,
-            _temp_dir=str(Path(tempfile.gettempdir()) / "ssl-backdoor-ray"),
-            **quiet,
-        ).result()
+        asked = resources.parallel or resources.workers
+        cpus = asked * resources.threads
+        num_cpus = cpus if resources.parallel else max(os.cpu_count() or 1, cpus)
+        _starter.submit(embedded_ray.start, num_cpus, **quiet).result()
 
 
 def _check_answers(address: str) -> None:
@@ -105,8 +97,7 @@ def _import_stages() -> None:
 def disconnect() -> None:
     """Leave the cluster; a local one ends with its workers. A call that still waits on Ray may then never return."""
     with _connecting:
-        if ray.is_initialized():
-            ray.shutdown()
+        embedded_ray.stop()
 
 
 class Watcher:
@@ -325,7 +316,9 @@ def _run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire
         raise cause_of(error) from error
     ref = open_store(store_uri).find(call.stage, call.key)
     if ref is None:
-        raise TrainingError(f"{call.title}: the worker group ended without an artifact; see the Ray logs.")
+        raise TrainingError(
+            f"{call.title}: the worker group ended without an artifact; Ray's logs say more, which services keep."
+        )
     return Finished(ref, reused=False)
 
 

@@ -78,7 +78,7 @@ def rehearse_on_ray(
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from None
     except ray.exceptions.RayError as error:
-        raise TrainingError(f"the rehearsal's worker ended ({type(error).__name__}); see the Ray logs") from error
+        raise TrainingError(f"the rehearsal's worker ended ({type(error).__name__}); is memory short?") from error
     finally:
         watcher.close()
     paces = {kind: _mean([one[kind] for one in found]) for kind in found[0]}

@@ -17,13 +17,14 @@ from infra.stack.config import Config, ray_environment, s3_environment
 from infra.stack.ports import LOOPBACK, answers
 from infra.stack.service import Service, program, run_tool
 from ssl_backdoor.errors import UserError
+from tasks.ray_settings import RAYS
 
 _OBJECT_STORE_BYTES = 200 * 1024**2
 _PROBE_S = 20.0
 
 
 def temp_folder(config: Config) -> Path:
-    """Ray's own folder: short, because the sockets in it may have paths of 107 bytes at most."""
+    """A folder for Ray, this user's alone: short, because sockets may have paths of 107 bytes at most."""
     name = hashlib.sha256(str(config.folder).encode()).hexdigest()[:8]
     return Path(tempfile.gettempdir()) / f"ssl-backdoor-{name}"
 
@@ -53,7 +54,7 @@ def _command(config: Config) -> list[str]:
         *("--include-dashboard=false", "--disable-usage-stats", "--log-color=false"),
         f"--num-cpus={os.cpu_count() or 1}",
         f"--object-store-memory={_OBJECT_STORE_BYTES}",
-        f"--temp-dir={temp_folder(config)}",
+        f"--temp-dir={temp_folder(config) / RAYS}",
     ]
 
 

@@ -80,10 +80,6 @@ class Home:
         """What each stage took by itself."""
         return {ref: self.store.manifest(ref).seconds for ref in refs}
 
-    def num_clusters(self) -> int:
-        """How often Ray was started here."""
-        return len([one for one in (self.folder / "ssl-backdoor-ray").glob("session_*") if not one.is_symlink()])
-
 
 @contextmanager
 def home() -> Iterator[Home]:
@@ -173,7 +169,6 @@ def matrix(options: Options) -> Iterator[Comparison]:
         with home() as here:
             asked = ("--pairs", str(PAIRS), "--seeds", str(seeds), "--methods", "byol")
             wall = here.command(MATRIX, "--data", data, *asked, "--set", *settings)
-            clusters = here.num_clusters()
         samples += [] if options.quick else [sample()]
     training = mean(one["train"] for one in samples) / CORES
     both = [sum(one.values()) / CORES for one in samples]
@@ -186,8 +181,6 @@ def matrix(options: Options) -> Iterator[Comparison]:
         {"bare training and evaluation": 0.9},
         note=f"one run; bare, before and after it: {', '.join(f'{seconds:.1f}' for seconds in both)} s.",
     )
-    figures = {"ours": [clusters], "asked": [1]}
-    yield Comparison(f"{case}: Ray clusters started", "clusters", figures, "less", {"asked": 1.0})
 
 
 def run(options: Options) -> Iterator[Comparison]:
