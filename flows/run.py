@@ -42,6 +42,7 @@ from ssl_backdoor.specs import (
     TrainSpec,
 )
 from ssl_backdoor.store import ArtifactRef, open_store
+from tasks import own_server
 from tasks.departed import sign_in
 from tasks.lab import Lab
 from tasks.ray_fit import Listener, Watcher, disconnect
@@ -196,8 +197,13 @@ def _tell_unknown(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
             client.set_flow_run_state(flow_run.id, Failed(message=told), force=True)
 
 
-class _OneSentenceFlow(Flow[..., Any]):
-    """A flow that refuses parameters in one sentence, where Prefect makes a list."""
+class _ClosedFlow(Flow[..., Any]):
+    """A flow that tells a server of its own, where nothing names one, and refuses parameters in one sentence."""
+
+    @override
+    def __call__(self, *args: Any, **parameters: Any) -> Any:
+        with own_server.used():  # Prefect's own choice would be a server that asks for no password
+            return super().__call__(*args, **parameters)
 
     @override
     def validate_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -213,7 +219,7 @@ ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
 def _flow(name: str) -> Flow[Any, Any]:
     runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
     ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_tell_unknown]}
-    return _OneSentenceFlow(_in_one_sentence, name, flow_run_name="{recipe}", **ways)
+    return _ClosedFlow(_in_one_sentence, name, flow_run_name="{recipe}", **ways)
 
 
 experiment = _flow("experiment")

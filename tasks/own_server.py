@@ -1,13 +1,14 @@
-"""The Prefect server of a shell that no variable points at one: started at once, in a process of its own.
+"""The Prefect server of a flow that nothing points at one: started at once, in a process of its own, with a secret.
 
-Prefect starts one by itself where it finds none, but imports the whole server into this process first, and only then
-begins to: half of what a run costs that reuses everything.
+Prefect starts one by itself where it finds none. That one asks nobody for a password and answers every web page; and
+Prefect imports the whole server into this process first, which is half of what a run costs that reuses everything.
 """
 
 import atexit
 import http.client
 import os
 import re
+import secrets
 import socket
 import subprocess
 import sys
@@ -15,28 +16,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ssl_backdoor.errors import TrainingError
+from ssl_backdoor.errors import TrainingError, UserError, printed
 from tasks.logs import redacted
 
 _PATIENCE_S = 180.0
 _ENDING_S = 5.0
 _POLL_S = 0.05
-_PROGRAM = """
-import gc, socket, sys
-gc.set_threshold(100_000)
-import uvicorn
-app = uvicorn.Config("prefect.server.api.server:create_app", factory=True, lifespan="on", log_level="error")
-uvicorn.Server(app).run([socket.socket(fileno=int(sys.argv[1]))])
-"""
-"""Listens on a socket that it is handed, for making a database may take longer than a free port stays free. The
-threshold: as in ``flows.cli.main``."""
+_PROGRAM = ("-m", "tasks.prefect_server", "--socket")
 _ON_ITS_OWN = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
-    "PREFECT__SERVER_FINAL": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
 }
 """What Prefect gives its own: no pages, no schedules. Its errors go to a file, of which nothing stays."""
@@ -47,6 +40,7 @@ _RAISED = re.compile(r"[\w.]+(?:Error|Exception)\b")
 class _Server(NamedTuple):
     process: "subprocess.Popen[bytes]"
     port: int
+    secret: str
     said: IO[bytes]
 
 
@@ -73,34 +67,67 @@ def address() -> str | None:
 
 @contextmanager
 def used() -> Iterator[None]:
-    """Wait until the server answers, where one was begun; flows in the block tell it what they do.
+    """Flows in the block tell this shell's server what they do, which is waited for, unless Prefect is given another.
 
     Raises:
         TrainingError: it ended, or did not answer in three minutes.
+        UserError: the other does not answer, or wants another password.
     """
-    if _server is None:
+    from prefect.settings import (
+        PREFECT_API_AUTH_STRING,
+        PREFECT_API_URL,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+        temporary_settings,
+    )
+
+    if (named := PREFECT_API_URL.value()) is None:
+        begin()
+    if named is not None:
+        _check_answers(named)
+    if named is not None or (server := _server) is None:
         yield
         return
-    _await(_server)
-    from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-
-    # Nobody there waits for heartbeats, and their thread makes every flow last up to a second longer.
-    with temporary_settings({PREFECT_API_URL: address(), PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    _await(server)
+    own = {
+        PREFECT_API_URL: address(),
+        PREFECT_API_AUTH_STRING: server.secret,
+        PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,  # nobody there waits for them, and a flow lasts up to a second longer
+    }
+    with temporary_settings(own):
         yield
+
+
+def _check_answers(api: str) -> None:
+    """Prefect would say it in sixty lines."""
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.raise_for_api_version_mismatch()
+        return
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            raise
+        what, cure = "wants another password", "set PREFECT_API_AUTH_STRING (`ssl-backdoor env` has that of `make up`)"
+    except (RuntimeError, httpx.HTTPError):
+        what, cure = "does not answer", "start it (`make up`), or mend or unset PREFECT_API_URL"
+    raise UserError(f"The Prefect server at {printed(api)} {what}: {cure}.") from None
 
 
 def _start() -> _Server:
     said = tempfile.TemporaryFile()  # noqa: SIM115  written to as long as the server runs; _end closes it
+    secret = f"shell:{secrets.token_hex(32)}"
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         process = subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, str(bound.fileno())],
-            env=os.environ | _ON_ITS_OWN,
+            [sys.executable, *_PROGRAM, str(bound.fileno())],
+            env={**os.environ, **_ON_ITS_OWN, "PREFECT_SERVER_API_AUTH_STRING": secret},
             pass_fds=[bound.fileno()],
             stdout=said,
             stderr=said,
         )
-        server = _Server(process, bound.getsockname()[1], said)
+        server = _Server(process, bound.getsockname()[1], secret, said)
     atexit.register(_end, server)  # after Prefect's own threads have told it the last they know
     return server
 
@@ -113,13 +140,13 @@ def _await(server: _Server) -> None:
         if code is not None or time.monotonic() > deadline:
             what = "does not answer" if code is None else f"ended with code {code}"
             raise TrainingError(
-                f"the Prefect server of this shell {what}, {_last_words(server.said)}: look at the disk of "
+                f"the Prefect server of this shell {what}, {last_words(server.said)}: look at the disk of "
                 "PREFECT_HOME, or point PREFECT_API_URL at another (`make up`)."
             )
         time.sleep(_POLL_S)
 
 
-def _last_words(said: IO[bytes]) -> str:
+def last_words(said: IO[bytes]) -> str:
     """The last error that the server told, or its last line."""
     said.seek(max(0, said.seek(0, os.SEEK_END) - 2**16))
     lines = [line.strip() for line in redacted(said.read().decode(errors="replace")).splitlines() if line.strip()]
@@ -132,7 +159,7 @@ def _answers(port: int) -> bool:
     try:
         with suppress(OSError, http.client.HTTPException):
             connection.request("GET", "/api/health")
-            return connection.getresponse().status == http.HTTPStatus.OK
+            return connection.getresponse().status == HTTPStatus.OK
         return False
     finally:
         connection.close()

@@ -1,10 +1,12 @@
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from prefect.settings import PREFECT_API_URL, get_current_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
 
-from ssl_backdoor.errors import TrainingError
-from tasks import own_server
+from ssl_backdoor.errors import TrainingError, UserError
+from tasks import own_server, prefect_server
 
 _SERVES = """
 import socket, sys
@@ -40,7 +42,7 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def began(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_server, "_PROGRAM", _SERVES.format(began=str(tmp_path / "began")))
+    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", _SERVES.format(began=str(tmp_path / "began"))))
     return tmp_path / "began"
 
 
@@ -64,7 +66,7 @@ def test_flows_speak_to_it_and_it_is_begun_once(began):
 
 
 def test_nobody_else_gets_its_port_before_it_listens(monkeypatch):
-    monkeypatch.setattr(own_server, "_PROGRAM", "import time; time.sleep(60)")
+    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
     own_server.begin()
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -93,8 +95,57 @@ sys.exit(3)
     ],
 )
 def test_a_server_that_cannot_run_is_told_in_a_sentence(monkeypatch, capfd, program, said):
-    monkeypatch.setattr(own_server, "_PROGRAM", program)
+    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", program))
     own_server.begin()
     with pytest.raises(TrainingError, match=f"ended with {said}: .*PREFECT_API_URL"), own_server.used():
         pass
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_a_secret_the_server_does_not_start(monkeypatch, capsys):
+    monkeypatch.delenv("PREFECT_SERVER_API_AUTH_STRING", raising=False)
+    assert prefect_server.main(["--port", "1"]) == 2
+    assert "set PREFECT_SERVER_API_AUTH_STRING" in capsys.readouterr().err
+
+
+def test_each_server_has_a_secret_of_its_own_that_no_command_line_holds(began):
+    own_server.begin()
+    secret = own_server._server.secret
+    with own_server.used():
+        assert PREFECT_API_AUTH_STRING.value() == secret
+    assert PREFECT_API_AUTH_STRING.value() is None
+    assert secret not in str(own_server._server.process.args)
+    own_server._end(own_server._server)
+    own_server.begin()
+    assert own_server._server.secret != secret
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(401, "wants another password: set PREFECT_API_AUTH_STRING"), (None, r"does not answer: start it \(`make up`\)")],
+)
+def test_a_server_that_was_named_and_refuses_or_is_away_is_told_in_one_sentence(answer, said):
+    class Refuses(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(answer)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refuses) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        api = f"http://127.0.0.1:{server.server_port}/api"
+        if answer is None:
+            server.shutdown()
+            server.server_close()
+        with (
+            temporary_settings({PREFECT_API_URL: api.replace("//", "//user:kept-secret@")}),
+            pytest.raises(UserError, match=rf"^The Prefect server at {api} {said}") as refused,
+            own_server.used(),
+        ):
+            pytest.fail("it goes on")
+        server.shutdown()
+    assert "kept-secret" not in str(refused.value)
