@@ -38,7 +38,12 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     reindex.set_defaults(command="reindex")
     _add_housekeeping(commands)
     env = commands.add_parser("env", help="print the lines that point a shell at the services of `make up`")
+    env.add_argument(
+        "--logins", action="store_true", help="print instead how to log in to Prefect's and MLflow's pages"
+    )
     env.set_defaults(command="env")
+    browse = commands.add_parser("browse", help="Prefect's and MLflow's pages of this home, until Ctrl-C")
+    browse.set_defaults(command="browse")
     doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
     doctor.add_argument("--store", default=None)
     doctor.set_defaults(command="doctor")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flows import settings
 from flows.arguments import MANY_RUNS, Command, parse
 from flows.endings import leaving_nothing
-from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
+from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError, printed, visible
 from ssl_backdoor.specs import Stage
 from tasks import own_server
 
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings.embed()
         code = options.command(options)
     except UserError as error:
-        print(f"ssl-backdoor: {error}", file=sys.stderr)
+        print(f"ssl-backdoor: {printed(str(error))}", file=sys.stderr)
         code = 2
     except (TrainingError, SslBackdoorError) as error:
-        print(f"ssl-backdoor: {error}", file=sys.stderr)
+        print(f"ssl-backdoor: {printed(str(error))}", file=sys.stderr)
         code = 1
     except ModuleNotFoundError as error:
         if error.name not in ("prefect", "ray", "mlflow", "rich"):
@@ -85,12 +85,12 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(result, allow_nan=False))
         return 1 if result["missing"] else 0
     headline = result.pop("text", "")
-    print(headline)
+    print(visible(headline))
     for name, place in result["artifacts"].items():
-        print(f"{name}: {place}")
+        print(visible(f"{name}: {place}"))
     print(f"{seconds} s")
     for cell in result["missing"]:
-        print(f"ssl-backdoor: missing, {cell}", file=sys.stderr)
+        print(f"ssl-backdoor: missing, {printed(cell)}", file=sys.stderr)
     return 1 if result["missing"] else 0
 
 
@@ -146,7 +146,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     missing: tuple[str, ...] = ()
     try:
-        with progress_shown() as display, heard_by(display), own_server.used():
+        with progress_shown() as display, heard_by(display):
             page = (matrix if report.tables else experiment)(
                 **asked,
                 methods=options.methods or "",
@@ -244,7 +244,7 @@ def _reindex(options: argparse.Namespace) -> int:
     from flows.results import reindex
 
     for line in reindex(options.store or settings.default_store()):
-        print(line, flush=True)
+        print(visible(line), flush=True)
     return 0
 
 
@@ -280,13 +280,25 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
 
 
 def _print(told: dict[str, Any], lines: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
-    print(json.dumps(told, allow_nan=False) if is_json else "\n".join(lines(told)))
+    print(json.dumps(told, allow_nan=False) if is_json else visible("\n".join(lines(told))))
 
 
-def _env(_: argparse.Namespace) -> int:
-    for name, value in settings.of_stack().items():
+def _env(options: argparse.Namespace) -> int:
+    found = settings.of_stack()
+    if options.logins:
+        print(f"Prefect  {found['PREFECT_API_URL'].removesuffix('/api')}  {found['PREFECT_API_AUTH_STRING']}")
+        user, password = found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"]
+        print(f"MLflow   {found['MLFLOW_TRACKING_URI']}  user {user}, password {password}")
+        return 0
+    for name, value in found.items():
         print(f"export {name}={shlex.quote(value)}")
     return 0
+
+
+def _browse(_: argparse.Namespace) -> int:
+    from flows.browse import browse
+
+    return browse()
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -308,6 +320,7 @@ _COMMANDS: dict[str, Command] = {
     "status": _status,
     "gc": _gc,
     "env": _env,
+    "browse": _browse,
     "doctor": _doctor,
 }
 

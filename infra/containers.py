@@ -42,15 +42,19 @@ def settings(environ: Mapping[str, str], hosts: Mapping[str, str] = HOSTS) -> Co
 
 
 def write_secrets(path: Path) -> None:
-    """Fresh secrets as lines for ``docker compose --env-file``, mode 0600.
+    """Fresh secrets as lines for ``docker compose --env-file``, mode 0600; those that are there stay as they are.
 
     Raises:
-        UserError: there are some already.
+        UserError: all are there already.
     """
-    if path.exists():
-        raise UserError(f"{str(path)!r} is there: the volumes hold its passwords. To begin anew remove both.")
+    kept = path.read_text(encoding="utf-8") if path.exists() else ""
+    known = {line.partition("=")[0].strip() for line in kept.splitlines()}
     fresh = configuration.new(path.parent, PORTS).secrets
-    configuration.write_private(path, "".join(f"{name.upper()}={value}\n" for name, value in fresh.items()))
+    missing = {name.upper(): value for name, value in fresh.items() if name.upper() not in known}
+    if not missing:
+        raise UserError(f"{str(path)!r} is there: the volumes hold its passwords. To begin anew remove both.")
+    kept += "" if kept.endswith("\n") or not kept else "\n"
+    configuration.write_private(path, kept + "".join(f"{name}={value}\n" for name, value in missing.items()))
 
 
 def prepare(name: str) -> None:

@@ -105,15 +105,15 @@ class Stack:
 
     def api(self, page: str, body: object = None):
         """An answer of Prefect's server."""
-        status, text = http.request(f"{self.config.url('prefect')}/api/{page}", body, timeout_s=20.0)
+        status, text = http.ask_prefect(self.config, page, body, timeout_s=20.0)
         assert status in (200, 201), text
         return json.loads(text)
 
     def ask(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> tuple[int, str]:
         """Ask the server for a run of a deployment, as its page, a client or a schedule does; status and answer."""
-        place = f"{self.config.url('prefect')}/api/deployments/{self.api(f'deployments/name/{name}')['id']}"
+        place = f"deployments/{self.api(f'deployments/name/{name}')['id']}"
         body = {"parameters": parameters, "job_variables": {"env": dict(environment)} if environment else {}}
-        return http.request(f"{place}/create_flow_run", body, timeout_s=30.0)
+        return http.ask_prefect(self.config, f"{place}/create_flow_run", body, timeout_s=30.0)
 
     def queue(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> str:
         """The same of a run that the server takes; its id."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from infra.stack import ports
 from ssl_backdoor.errors import StoreError
+from tasks.ray_settings import RAY_CLOSED
 
 ROOT = Path(__file__).resolve().parents[2]
 BUCKETS = ("artifacts", "mlflow")
@@ -20,14 +21,16 @@ TELEMETRY_OFF: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-RAY_ON_LOOPBACK: Mapping[str, str] = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 SECRETS = (
     "postgres_password",
     "postgres_prefect_password",
     "postgres_mlflow_password",
     *(f"s3_{name}_{part}" for name in IDENTITIES for part in ("access_key", "secret_key")),
     "ray_token",
+    *(_LATER := ("prefect_password", "mlflow_password", "s3_signing_key")),  # older homes have none
 )
+USER = "lab"
+"""Who logs in to Prefect and MLflow."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,11 @@ def client_environment(config: Config) -> dict[str, str]:
         "SSL_BACKDOOR_HOME": str(config.home),
         "SSL_BACKDOOR_STORE": f"s3://{BUCKETS[0]}/lab",
         "PREFECT_API_URL": f"{config.url('prefect')}/api",
+        "PREFECT_API_AUTH_STRING": prefect_login(config),
         "PREFECT_HOME": str(config.home / "prefect"),
         "PREFECT_CLI_WRAP_LINES": "false",  # an address that `--watch` shows stays in one piece
         "MLFLOW_TRACKING_URI": config.url("mlflow"),
+        **mlflow_login(config),
         "RAY_ADDRESS": config.address("ray"),
         **ray_environment(config),
         **s3_environment(config, "writer"),
@@ -90,9 +95,19 @@ def client_environment(config: Config) -> dict[str, str]:
     }
 
 
+def prefect_login(config: Config) -> str:
+    """What Prefect's server asks for, of programs and on its page."""
+    return f"{USER}:{config.secrets['prefect_password']}"
+
+
+def mlflow_login(config: Config) -> dict[str, str]:
+    """MLflow's standard variables of a user and a password."""
+    return {"MLFLOW_TRACKING_USERNAME": USER, "MLFLOW_TRACKING_PASSWORD": config.secrets["mlflow_password"]}
+
+
 def ray_environment(config: Config) -> dict[str, str]:
-    """The token, and the switch that keeps every Ray process on loopback."""
-    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": config.secrets["ray_token"], **RAY_ON_LOOPBACK}
+    """The token, and the switches that keep every Ray process on loopback, and behind the token."""
+    return {**RAY_CLOSED, "RAY_AUTH_TOKEN": config.secrets["ray_token"]}
 
 
 def s3_environment(config: Config, identity: str) -> dict[str, str]:
@@ -107,7 +122,7 @@ def s3_environment(config: Config, identity: str) -> dict[str, str]:
 
 
 def load(folder: Path) -> Config | None:
-    """The stack kept in ``folder``; None where there is none.
+    """The stack kept in ``folder``; None where there is none. A secret that its version did not know is empty.
 
     Raises:
         StoreError: there is one, and it cannot be read.
@@ -115,7 +130,9 @@ def load(folder: Path) -> Config | None:
     path = folder / "config.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-        config = Config(folder, {n: int(kept["ports"][n]) for n in ports.DEFAULTS}, _known(kept["secrets"]))
+        known = dict.fromkeys(_LATER, "") | dict(kept["secrets"])
+        secrets_kept = {name: str(known[name]) for name in SECRETS}
+        config = Config(folder, {n: int(kept["ports"][n]) for n in ports.DEFAULTS}, secrets_kept)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -136,9 +153,10 @@ def save(config: Config) -> None:
     write_private(config.folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def new(folder: Path, chosen: Mapping[str, int]) -> Config:
-    """A stack with fresh secrets."""
-    return Config(folder, chosen, {name: secrets.token_hex(32 if name == "ray_token" else 20) for name in SECRETS})
+def new(folder: Path, chosen: Mapping[str, int], kept: Mapping[str, str] = {}) -> Config:
+    """A stack with the secrets that are ``kept``, and fresh ones for the others."""
+    fresh = {name: secrets.token_hex(32 if name == "ray_token" else 20) for name in SECRETS}
+    return Config(folder, chosen, fresh | {name: secret for name, secret in kept.items() if secret})
 
 
 def make_folder(folder: Path) -> None:
@@ -169,7 +187,3 @@ def write_private(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-
-
-def _known(kept: Mapping[str, str]) -> dict[str, str]:
-    return {name: str(kept[name]) for name in SECRETS}

@@ -23,6 +23,7 @@ from ssl_backdoor.errors import UserError
 _READY_S = 120.0
 _POLL_S = 0.2
 _ENV_COMMAND = 'eval "$(.venv/bin/ssl-backdoor env)"'
+_LOGIN_COMMAND = ".venv/bin/ssl-backdoor env --logins"
 
 
 def say(text: str) -> None:
@@ -61,6 +62,7 @@ def up() -> int:
     for each in SERVICES:
         say(f"{each.name:<10}{each.url(config)}")
     say(f"up after {time.monotonic() - started_s:.1f} s; to use it from a shell: {_ENV_COMMAND}")
+    say(f"Prefect's and MLflow's pages ask for a login: {_LOGIN_COMMAND}")
     if problem is not None:
         raise ServiceError(f"The services run, but {problem}")
     return 0
@@ -112,13 +114,11 @@ def _configured(folder: Path) -> Config:
         config = configuration.new(folder, chosen)
         configuration.save(config)
         return config
-    if chosen == kept.ports:
-        configuration.save(kept)  # restored into another home it still names the old one
-        return kept
-    if any(service.running(kept, each.name) for each in SERVICES):
-        raise UserError("Ports cannot change while services run: `make down` first, then `make up` again.")
-    config = Config(folder, chosen, kept.secrets)
-    configuration.save(config)
+    config = configuration.new(folder, chosen, kept.secrets)
+    if config != kept and any(service.running(kept, each.name) for each in SERVICES):
+        what = "Ports" if chosen != kept.ports else "Passwords that this version asks for"
+        raise UserError(f"{what} cannot change while services run: `make down` first, then `make up` again.")
+    configuration.save(config)  # restored into another home it still names the old one
     return config
 
 

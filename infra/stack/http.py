@@ -5,16 +5,52 @@ from typing import Any
 
 import httpx
 
+from infra.stack.config import Config, mlflow_login, prefect_login
 
-def request(url: str, body: object = None, timeout_s: float = 5.0, method: str | None = None) -> tuple[int, str]:
-    """Status and text of the answer (GET, or POST of ``body`` as JSON); status 0 where nobody answers."""
+_PREFECT_CLIENT = "infra.stack"
+"""Our name for the tokens by which Prefect tells a program's request from one that a page was made to send."""
+
+
+def request(
+    url: str,
+    body: object = None,
+    timeout_s: float = 5.0,
+    method: str | None = None,
+    login: str | None = None,
+    headers: dict[str, str] | None = None,
+) -> tuple[int, str]:
+    """Status and text of the answer (GET, or POST of ``body`` as JSON); status 0 where nobody answers.
+
+    ``login`` is ``user:password``.
+    """
     verb = method or ("GET" if body is None else "POST")
+    user, _, password = (login or "").partition(":")
     try:
-        with httpx.Client(trust_env=False, timeout=timeout_s) as client:
-            answer = client.request(verb, url, json=body)
+        with httpx.Client(trust_env=False, timeout=timeout_s, auth=(user, password) if login else None) as client:
+            answer = client.request(verb, url, json=body, headers=headers)
     except httpx.HTTPError as error:
         return 0, str(error)
     return answer.status_code, answer.text
+
+
+def ask_prefect(
+    config: Config, page: str, body: object = None, timeout_s: float = 5.0, method: str | None = None
+) -> tuple[int, str]:
+    """``request`` of a page of Prefect's API, such as ``work_pools/lab``, with all that the server asks for."""
+    api, login = f"{config.url('prefect')}/api", prefect_login(config)
+    headers = {}
+    if body is not None or method not in (None, "GET"):
+        status, text = request(f"{api}/csrf-token?client={_PREFECT_CLIENT}", timeout_s=timeout_s, login=login)
+        if status != 200:
+            return status, text
+        headers = {"Prefect-Csrf-Token": parsed(text)["token"], "Prefect-Csrf-Client": _PREFECT_CLIENT}
+    return request(f"{api}/{page}", body, timeout_s, method, login, headers)
+
+
+def ask_mlflow(config: Config, page: str, body: object = None, timeout_s: float = 5.0) -> tuple[int, str]:
+    """``request`` of a page of MLflow's server, such as ``health``."""
+    login = ":".join(mlflow_login(config).values())
+    return request(f"{config.url('mlflow')}/{page}", body, timeout_s, login=login)
 
 
 def parsed(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""SeaweedFS (``weed mini``): two buckets, and identities that each may do no more than they need."""
+"""SeaweedFS (``weed mini``): two buckets, identities that may do no more than they need, parts that trust no other."""
 
 import json
 import time
@@ -9,6 +9,7 @@ import boto3
 from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError
 
+from infra.stack import certificates
 from infra.stack.config import BUCKETS, Config, s3_environment, write_private
 from infra.stack.errors import ServiceError
 from infra.stack.ports import LOOPBACK
@@ -60,6 +61,22 @@ def _prepare(config: Config) -> None:
         identities.append({"name": name, "credentials": credentials, "actions": actions})
     (config.folder / "seaweed").mkdir(mode=0o700, exist_ok=True)
     write_private(config.folder / "s3.json", json.dumps({"identities": identities}, indent=2) + "\n")
+    write_private(config.folder / "seaweed" / "security.toml", _security(config))
+
+
+def _security(config: Config) -> str:
+    """What SeaweedFS reads in the folder where it runs: its parts show each other tickets and certificates.
+
+    So nobody else reads, changes or drops objects at the ports of the parts, and no web page gets an answer.
+    """
+    certificate, key = certificates.make(config.folder / "run" / "seaweed")
+    key_of_tickets = config.secrets["s3_signing_key"]
+    lines = ["[cors.allowed_origins]", f'values = "{config.url("s3")}"', "[grpc]", f'ca = "{certificate}"']
+    for section in ("signing", "signing.read", "filer_signing", "filer_signing.read"):
+        lines += [f"[jwt.{section}]", f'key = "{key_of_tickets}"']
+    for part in ("master", "volume", "filer", "s3", "admin", "worker", "client"):
+        lines += [f"[grpc.{part}]", f'cert = "{certificate}"', f'key = "{key}"']
+    return "\n".join([*lines, ""])
 
 
 def _command(config: Config) -> list[str]:

@@ -5,12 +5,23 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from infra.stack import http, postgres
-from infra.stack.config import BUCKETS, ROOT, Config, client_environment, s3_environment
+from infra.stack.config import (
+    BUCKETS,
+    ROOT,
+    Config,
+    client_environment,
+    mlflow_login,
+    prefect_login,
+    s3_environment,
+)
 from infra.stack.errors import ServiceError
 from infra.stack.ports import LOOPBACK
 from infra.stack.service import Service, program, read_record, run_tool
+from tasks.guard import own_addresses
 
 POOL = "lab"
+MLFLOW_APP = "ssl-backdoor"
+"""The entry point of ``tasks.mlflow_server``."""
 _POOL_LIMIT = 2
 _WORKER = "stack"
 _DEPLOYMENTS = "infra/prefect.yaml"
@@ -22,20 +33,23 @@ def _prefect_environment(config: Config) -> Mapping[str, str]:
         "PREFECT_HOME": str(config.folder / "prefect"),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": postgres.uri(config, "prefect", "asyncpg"),
         "PREFECT_SERVER_UI_API_URL": f"{config.url('prefect')}/api",  # else the page asks port 4200
+        "PREFECT_SERVER_API_AUTH_STRING": prefect_login(config),
     }
 
 
+def _prefect_command(config: Config) -> list[str]:
+    return [sys.executable, "-m", "tasks.prefect_server", "--host", LOOPBACK, "--port", str(config.ports["prefect"])]
+
+
 def _prefect_healthy(config: Config) -> bool:
-    api = f"{config.url('prefect')}/api"
-    return all(http.request(f"{api}/{page}")[0] == 200 for page in ("health", "admin/version"))
+    return all(http.ask_prefect(config, page)[0] == 200 for page in ("health", "admin/version"))
 
 
 def _make_pool(config: Config) -> None:
-    pools = f"{config.url('prefect')}/api/work_pools/"
-    status, text = http.request(f"{pools}{POOL}", timeout_s=15.0)
+    status, text = http.ask_prefect(config, f"work_pools/{POOL}", timeout_s=15.0)
     if status == 404:
         body = {"name": POOL, "type": "process", "concurrency_limit": _POOL_LIMIT}
-        status, text = http.request(pools, body, timeout_s=15.0)
+        status, text = http.ask_prefect(config, "work_pools/", body, timeout_s=15.0)
     if status not in (200, 201):
         raise ServiceError(f"Prefect refuses the work pool {POOL} (HTTP {status}): {text[:300]}")
 
@@ -45,13 +59,16 @@ def _mlflow_environment(config: Config) -> Mapping[str, str]:
         "MLFLOW_BACKEND_STORE_URI": postgres.uri(config, "mlflow", "psycopg2"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_S3_ENDPOINT_URL": config.url("s3"),
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(sorted(own_addresses(config.ports["mlflow"]))),
+        **mlflow_login(config),
         **s3_environment(config, "mlflow"),
     }
 
 
 def _mlflow_command(config: Config) -> list[str]:
-    command = [program("mlflow"), "server", "--host", LOOPBACK, "--port", str(config.ports["mlflow"])]
-    return [*command, "--workers", "1", "--serve-artifacts", "--artifacts-destination", f"s3://{BUCKETS[1]}/"]
+    command = [program("mlflow"), "server", "--app-name", MLFLOW_APP, "--workers", "1"]
+    command += ["--host", LOOPBACK, "--port", str(config.ports["mlflow"])]
+    return [*command, "--serve-artifacts", "--artifacts-destination", f"s3://{BUCKETS[1]}/"]
 
 
 def _worker_environment(config: Config) -> Mapping[str, str]:
@@ -61,7 +78,7 @@ def _worker_environment(config: Config) -> Mapping[str, str]:
 def _worker_healthy(config: Config) -> bool:
     """Its pool has heard of it since it started; what an earlier one left there does not count."""
     record = read_record(config, _WORKER_SERVICE)
-    answer = http.request(f"{config.url('prefect')}/api/work_pools/{POOL}/workers/filter", {"limit": 200})[1]
+    answer = http.ask_prefect(config, f"work_pools/{POOL}/workers/filter", {"limit": 200})[1]
     known = http.parsed(answer)
     if record is None or not isinstance(known, list):
         return False
@@ -91,12 +108,12 @@ def deploy(config: Config) -> str | None:
 
 def _close_forms(config: Config) -> str | None:
     """Have Prefect's server refuse a parameter that a flow does not take: its own schemas let any name through."""
-    place = f"{config.url('prefect')}/api/deployments"
-    status, text = http.request(f"{place}/filter", {"work_pools": {"name": {"any_": [POOL]}}}, timeout_s=15.0)
+    asked = {"work_pools": {"name": {"any_": [POOL]}}}
+    status, text = http.ask_prefect(config, "deployments/filter", asked, timeout_s=15.0)
     for each in http.parsed(text) if status == 200 else ():
         schema = {**each["parameter_openapi_schema"], "additionalProperties": False}
         body = {"parameter_openapi_schema": schema}
-        status, text = http.request(f"{place}/{each['id']}", body, timeout_s=15.0, method="PATCH")
+        status, text = http.ask_prefect(config, f"deployments/{each['id']}", body, 15.0, "PATCH")
         if status != 204:
             break
     return None if status in (200, 204) else f"unknown parameters may be let through (HTTP {status}): {text[:300]}"
@@ -118,7 +135,7 @@ PREFECT = Service(
     ports=("prefect",),
     needs=("postgres",),
     url=lambda config: config.url("prefect"),
-    command=lambda config: [program("prefect"), "server", "start", "--host", LOOPBACK, "--port", _port(config)],
+    command=_prefect_command,
     environment=_prefect_environment,
     healthy=_prefect_healthy,
     prepare=lambda config: (config.folder / "prefect").mkdir(mode=0o700, exist_ok=True),
@@ -149,7 +166,3 @@ WORKER = Service(
     cwd=lambda config: ROOT,
     grace_s=20.0,
 )
-
-
-def _port(config: Config) -> str:
-    return str(config.ports["prefect"])

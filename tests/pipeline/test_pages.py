@@ -6,22 +6,19 @@ Set SSL_BACKDOOR_SHOTS to a folder to keep the screenshots.
 import ipaddress
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
+from chromium import chromium, logged_in
 from command_server import DEMO_SETTINGS
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import BrowserContext, Page, expect
 from services import wait_until
-from stack_shell import needs
 
 from infra.stack import http, object_store
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
-CHROMIUM = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-CHROMIUM += ["--disable-background-networking", "--disable-component-update"]
 ABSENT = ("/favicon.ico", "/ico/undefined.svg", "/mlflow/users/current")
 """What Prefect's and MLflow's own pages ask for and their servers do not have."""
 PATIENCE_MS = 60_000
@@ -29,19 +26,17 @@ expect.set_options(timeout=30_000)
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    needs("chromium", "chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=CHROMIUM)
-        yield browser
-        browser.close()
+def session(stack) -> Iterator[BrowserContext]:
+    """A browser in which somebody has logged in once."""
+    with chromium() as browser:
+        yield logged_in(browser, stack)
 
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
+def page(session: BrowserContext) -> Iterator[Page]:
     """A page that may neither err nor ask anything of another machine."""
     wrong: list[str] = []
-    page = browser.new_page(viewport={"width": 1500, "height": 3200})
+    page = session.new_page()
     page.set_default_timeout(PATIENCE_MS)
 
     def told(message) -> None:
@@ -126,10 +121,12 @@ def test_the_run_page_shows_stages_and_the_answer(stack, demo, page):
 
 def test_mlflow_compares_six_cells_under_useful_names_and_has_their_machines(stack, demo, page):
     url = stack.config.url("mlflow")
-    ask = f"{url}/api/2.0/mlflow"
-    known = json.loads(http.request(f"{ask}/experiments/search", {"max_results": 100})[1])["experiments"]
+    ask = "api/2.0/mlflow"
+    known = json.loads(http.ask_mlflow(stack.config, f"{ask}/experiments/search", {"max_results": 100})[1])[
+        "experiments"
+    ]
     (experiment,) = [one["experiment_id"] for one in known if one["name"] == "demo"]
-    runs = json.loads(http.request(f"{ask}/runs/search", {"experiment_ids": [experiment]})[1])["runs"]
+    runs = json.loads(http.ask_mlflow(stack.config, f"{ask}/runs/search", {"experiment_ids": [experiment]})[1])["runs"]
     cells = [
         one["info"]["run_id"] for one in runs if any(tag["key"] == "mlflow.parentRunId" for tag in one["data"]["tags"])
     ][:6]

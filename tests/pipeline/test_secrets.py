@@ -16,16 +16,15 @@ from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 from command_server import TINY_SETTINGS
 
-from infra.stack import object_store, postgres, ray_head, service
+from infra.stack import http, object_store, postgres, ray_head, service
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 PLANTABLE = {"files", "ray's files", "ray's state", "prefect's database", "mlflow's database", "artifacts"}
 PLANTABLE |= {"mlflow's artifacts", "command lines"}
-KEPT_IN = ("config.json", "s3.json")
+KEPT_IN = ("config.json", "s3.json", "security.toml")
 COMMAND = "import sys; from flows.cli import main; main(sys.argv[1:])"
 MLFLOW_PLANT = """
 import mlflow, sys
@@ -108,8 +107,7 @@ def places(stack, planted: str) -> Iterator[tuple[str, bytes]]:
     state = stack.client(RAY_STATE, planted)
     assert state.returncode == 0, state.stderr
     yield "ray's state", state.stdout.encode()
-    with httpx.Client(trust_env=False) as client:
-        yield "prefect's settings", client.get(f"{stack.config.url('prefect')}/api/admin/settings").content
+    yield "prefect's settings", http.ask_prefect(stack.config, "admin/settings")[1].encode()
 
 
 @contextlib.contextmanager

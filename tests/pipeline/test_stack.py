@@ -1,7 +1,6 @@
 """The whole service stack, really started: free ports, a folder of its own, loopback only; and how it ends."""
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -87,7 +86,7 @@ def test_every_listening_socket_is_on_loopback(stack):
     assert set(stack.config.ports.values()) <= {port for _, port in listening(pids)}
 
 
-def test_no_secret_in_command_lines_logs_or_files_but_two(stack, run_id):
+def test_no_secret_in_command_lines_logs_or_files_but_three(stack, run_id):
     secrets = {name: value.encode() for name, value in stack.config.secrets.items()}
     for each in stack.members():
         with contextlib.suppress(OSError):
@@ -99,7 +98,7 @@ def test_no_secret_in_command_lines_logs_or_files_but_two(stack, run_id):
             if any(secret in path.read_bytes() for secret in secrets.values()):
                 holders.add(path.name)
                 assert path.stat().st_mode & 0o777 == 0o600
-    assert holders == {"config.json", "s3.json"}
+    assert holders == {"config.json", "s3.json", "security.toml"}
 
 
 def denied(call, **arguments) -> bool:
@@ -166,11 +165,10 @@ def test_mlflow_keeps_runs_in_postgresql_and_artifacts_in_its_bucket(stack, run_
 
 
 def test_prefect_knows_the_pool_its_worker_and_the_deployments(stack):
-    api = f"{stack.config.url('prefect')}/api"
-    pool = json.loads(http.request(f"{api}/work_pools/{web.POOL}")[1])
+    pool = stack.api(f"work_pools/{web.POOL}")
     assert (pool["type"], pool["concurrency_limit"], pool["status"]) == ("process", 2, "READY")
     assert "job_configuration" in pool["base_job_template"]
-    known = json.loads(http.request(f"{api}/deployments/filter", {})[1])
+    known = stack.api("deployments/filter", {})
     assert bool(known) == (ROOT / "infra" / "prefect.yaml").is_file()
 
 
@@ -183,7 +181,7 @@ def test_a_ray_task_runs_with_the_token_and_nothing_without(stack):
     assert "from a worker" not in wrong.stdout
     assert "InvalidAuthToken" in wrong.stderr
     probe = [sys.executable, "-m", "infra.stack.ray_head", stack.config.address("ray")]
-    no_token = {**stack.environment, "RAY_AUTH_MODE": "disabled"}
+    no_token = {**stack.environment, "RAY_AUTH_MODE": "disabled"}  # what a client may try
     assert subprocess.run(probe, cwd=ROOT, env=no_token, capture_output=True, timeout=60).returncode != 0
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,7 @@ def test_servers_are_given_what_make_up_gives_them(config):
     own = {"PREFECT_HOME", "PREFECT_SERVER_UI_API_URL", "PREFECT_SERVER_UI_STATIC_DIRECTORY", "SSL_BACKDOOR_HOME"}
     # Loopback there, a network here.
     own |= {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "PREFECT_WORKER_WEBSERVER_HOST", "SSL_BACKDOOR_MLFLOW_PAGE"}
+    own |= {"MLFLOW_SERVER_ALLOWED_HOSTS", "PREFECT_PASSWORD"}
     for each in SERVICES:
         if each.name not in ("postgres", "s3"):
             expected = {name: text for name, text in {**quiet, **each.environment(config)}.items() if name not in own}
@@ -126,6 +128,7 @@ def test_servers_run_with_the_flags_of_make_up(config):
     assert worker in " ".join(words("worker"))
     for each in (web.PREFECT, web.MLFLOW):
         flags = " ".join(each.command(config)).replace(ports.LOOPBACK, "0.0.0.0").replace("=", " ")
+        flags = flags.replace(sys.executable, "python")
         assert " ".join(words(each.name)).replace("=", " ").startswith(flags)
 
 
@@ -146,6 +149,15 @@ def test_secrets_are_fresh_private_and_written_once(tmp_path):
     with pytest.raises(UserError, match="is there"):
         containers.write_secrets(file)
     assert dict(line.split("=") for line in file.read_text().splitlines()) == lines
+
+
+def test_an_older_file_of_secrets_is_completed(tmp_path):
+    file = tmp_path / "compose.env"
+    file.write_text("POSTGRES_PASSWORD=kept\nRAY_TOKEN=kept too")
+    containers.write_secrets(file)
+    lines = dict(line.split("=") for line in file.read_text().splitlines())
+    assert (lines["POSTGRES_PASSWORD"], lines["RAY_TOKEN"]) == ("kept", "kept too")
+    assert containers.settings(lines).secrets.keys() == set(configuration.SECRETS)
 
 
 def test_a_wrong_call_is_one_sentence(capsys, monkeypatch):
@@ -238,6 +250,8 @@ def test_the_work_pool_asks_for_variables_that_exist():
         "RAY_AUTH_TOKEN",
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
     }
     assert PEER in pod["metadata"]["labels"]
     assert pool["variables"]["properties"]["image"]["default"] == COMPOSE["services"]["ray"]["image"]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from infra.stack import config as configuration
-from infra.stack import object_store, ports, postgres, ray_head, service, web
+from infra.stack import control, object_store, ports, postgres, ray_head, service, web
 from infra.stack.services import SERVICES
-from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.errors import SpecError, StoreError, UserError
 
 
 @pytest.fixture
@@ -94,7 +94,8 @@ def test_the_client_environment_names_every_service_and_the_writer_only(config):
     assert environment["RAY_ADDRESS"] == "127.0.0.1:6379"
     assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     shown = {name for name, secret in config.secrets.items() if secret in environment.values()}
-    assert shown == {"ray_token", "s3_writer_access_key", "s3_writer_secret_key"}
+    assert shown == {"ray_token", "s3_writer_access_key", "s3_writer_secret_key", "mlflow_password"}
+    assert environment["PREFECT_API_AUTH_STRING"] == f"lab:{config.secrets['prefect_password']}"
     assert not {name for name in environment if name.startswith("SSL_BACKDOOR_STACK")}
 
 
@@ -126,10 +127,49 @@ def test_each_server_is_given_only_the_secrets_it_needs(config):
         "postgres": set(),
         "s3": set(),
         "ray": {"ray_token", *writer},
-        "prefect": {"postgres_prefect_password"},
-        "mlflow": {"postgres_mlflow_password", "s3_mlflow_access_key", "s3_mlflow_secret_key"},
-        "worker": {"ray_token", *writer},
+        "prefect": {"postgres_prefect_password", "prefect_password"},
+        "mlflow": {"postgres_mlflow_password", "s3_mlflow_access_key", "s3_mlflow_secret_key", "mlflow_password"},
+        "worker": {"ray_token", *writer, "prefect_password", "mlflow_password"},
     }
+
+
+def older(config: configuration.Config) -> dict[str, str]:
+    """Makes ``config.json`` what it was before Prefect and MLflow asked for passwords; the secrets it keeps."""
+    configuration.save(config)
+    file = config.folder / "config.json"
+    kept = json.loads(file.read_text())
+    for name in ("prefect_password", "mlflow_password", "s3_signing_key"):
+        del kept["secrets"][name]
+    file.write_text(json.dumps(kept))
+    return dict(kept["secrets"])
+
+
+def test_a_home_of_an_older_version_is_given_the_passwords_it_lacks_and_keeps_its_own(config):
+    kept = older(config)
+    new = control._configured(config.folder)
+    assert kept.items() < new.secrets.items()
+    assert all(len(secret) >= 40 for secret in new.secrets.values())
+    assert configuration.load(config.folder) == new
+    assert control._configured(config.folder) == new
+
+
+def test_services_of_an_older_version_are_stopped_before_they_are_given_passwords(config, monkeypatch):
+    kept = older(config)
+    monkeypatch.setattr(control.service, "running", lambda *_: True)
+    with pytest.raises(UserError, match=r"`make down` first, then `make up`"):
+        control._configured(config.folder)
+    assert json.loads((config.folder / "config.json").read_text())["secrets"] == kept
+    assert configuration.load(config.folder) is not None
+
+
+def test_a_home_without_a_password_of_a_database_is_no_older_one(config):
+    configuration.save(config)
+    file = config.folder / "config.json"
+    kept = json.loads(file.read_text())
+    del kept["secrets"]["postgres_password"]
+    file.write_text(json.dumps(kept))
+    with pytest.raises(StoreError, match="restore it"):
+        configuration.load(config.folder)
 
 
 def test_services_stand_in_dependency_order_and_own_every_port():

@@ -1,0 +1,124 @@
+"""The pages of a home that no services run for: Prefect's and MLflow's, on loopback, behind a password of this call."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import IO, NamedTuple
+
+import httpx
+
+from flows import settings
+from ssl_backdoor.errors import SpecError, TrainingError
+from tasks.guard import own_addresses
+from tasks.own_server import last_words
+
+USER = "lab"
+_READY_S = 180.0
+_ENDING_S = 10.0
+_POLL_S = 0.2
+_PORTS = {"Prefect": 4200, "MLflow": 5000}
+_HEALTH = {"Prefect": "api/health", "MLflow": "health"}
+
+
+class _Server(NamedTuple):
+    process: "subprocess.Popen[bytes]"
+    port: int
+    said: IO[bytes]
+
+
+def browse() -> int:
+    """Serve until Ctrl-C.
+
+    Raises:
+        SpecError: this shell is pointed at servers that have pages of their own.
+        TrainingError: a server ended, or did not answer in time.
+    """
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        if (place := os.environ.get(name, "")).startswith("http"):
+            raise SpecError(f"{name} names a server, {place}: open that page, or unset it to see this home's own runs.")
+    password = secrets.token_hex(16)
+    with _served(password) as servers:
+        for name, server in servers.items():
+            _await(name, server)
+        print(f"Prefect  http://127.0.0.1:{servers['Prefect'].port}  {USER}:{password}")
+        print(f"MLflow   http://127.0.0.1:{servers['MLflow'].port}  user {USER}, password {password}")
+        print(f"Runs under {str(settings.HOME)!r}. Ctrl-C ends both.", flush=True)
+        with suppress(KeyboardInterrupt):
+            while True:
+                for name, server in servers.items():
+                    _check_runs(name, server)
+                time.sleep(_POLL_S)
+    return 0
+
+
+@contextmanager
+def _served(password: str) -> Iterator[Mapping[str, _Server]]:
+    ports = {name: _port(wanted) for name, wanted in _PORTS.items()}
+    commands = {
+        "Prefect": [sys.executable, "-m", "tasks.prefect_server", "--port", str(ports["Prefect"])],
+        "MLflow": [
+            *(sys.executable, "-m", "mlflow", "server", "--app-name", "ssl-backdoor", "--workers", "1"),
+            *("--host", "127.0.0.1", "--port", str(ports["MLflow"])),
+            *("--backend-store-uri", os.environ["MLFLOW_TRACKING_URI"]),
+        ],
+    }
+    environment = {
+        **os.environ,
+        "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{password}",
+        "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{ports['Prefect']}/api",
+        "MLFLOW_TRACKING_USERNAME": USER,
+        "MLFLOW_TRACKING_PASSWORD": password,
+        "MLFLOW_SERVER_ALLOWED_HOSTS": ",".join(sorted(own_addresses(ports["MLflow"]))),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with ExitStack() as ending:
+        servers = {}
+        for name, command in commands.items():
+            said = ending.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
+            ending.callback(_end, process)
+            servers[name] = _Server(process, ports[name], said)
+        yield servers
+
+
+def _await(name: str, server: _Server) -> None:
+    deadline = time.monotonic() + _READY_S
+    while not _answers(f"http://127.0.0.1:{server.port}/{_HEALTH[name]}"):
+        _check_runs(name, server)
+        if time.monotonic() > deadline:
+            raise TrainingError(f"{name}'s server does not answer, {last_words(server.said)}.")
+        time.sleep(_POLL_S)
+
+
+def _check_runs(name: str, server: _Server) -> None:
+    if (code := server.process.poll()) is not None:
+        raise TrainingError(f"{name}'s server ended with code {code}, {last_words(server.said)}.")
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return httpx.get(url, trust_env=False, timeout=5.0).status_code == httpx.codes.OK
+    return False
+
+
+def _port(wanted: int) -> int:
+    """``wanted`` where nobody listens there, else one that is free."""
+    for port in (wanted, 0):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)) as free:
+            return int(free.getsockname()[1])
+    raise SpecError("no port of 127.0.0.1 is free.")
