@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Container, Mapping
 
 from ssl_backdoor.poison.craft import AT_ONCE
-from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, Resources, Stage
+from ssl_backdoor.specs import ReportSpec, Resources, Stage
 from ssl_backdoor.stages import NUM_LOOKED_AT, DefendStage, EvaluateStage, PoisonStage, StageCall, TrainStage
 from ssl_backdoor.store import ArtifactRef
 from ssl_backdoor.store.base import MANIFEST as MANIFEST_FILE
@@ -85,7 +85,7 @@ class Bill:
             case EvaluateStage(evaluation=evaluation, trigger=trigger):
                 text = ("text.safetensors", "text.json") if "zero_shot" in evaluation.probes else ()
                 asked += MANIFEST + self._fetch(inputs["model"], "backbone.safetensors", "backbone.json", *text)
-                if isinstance(trigger, ImageTriggerSpec):
+                if trigger is not None and trigger.file:
                     asked += self._fetch(inputs["poison"], "trigger.png")
         return asked
 

@@ -1,7 +1,7 @@
 """Every stage that a recipe needs, stated and not done: of which kind it is, and how much work."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, assert_never, final
+from typing import NamedTuple, assert_never, final
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
@@ -15,17 +15,13 @@ from ssl_backdoor.rehearsal import Defending, Evaluating, Ingesting, Kind, Poiso
 from ssl_backdoor.specs import (
     AttackSpec,
     BackboneSpec,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     DatasetSpec,
     FitSpec,
-    GridTriggerSpec,
     NoDefenceSpec,
     ReportSpec,
     Resources,
     TargetsSpec,
     TrainSpec,
-    TriggerSpec,
 )
 from ssl_backdoor.stages import (
     DefendStage,
@@ -133,7 +129,7 @@ class Census:
     def _evaluation(self, call: StageCall, spec: EvaluateStage) -> Work:
         images, evaluation = self.previews[call.inputs["dataset"]], spec.evaluation
         # The stamp's pixels cost nothing, its size does; and it must not be the one of the in-model control.
-        trigger = spec.trigger and _plain(spec.trigger, evaluation.unseen_trigger_seed + 1)
+        trigger = spec.trigger and spec.trigger.unseen(evaluation.unseen_trigger_seed + 1)
         targets = TargetsSpec() if spec.targets else None
         kind = Evaluating(evaluation, trigger, targets, self._encoder(call, "model"), self._frame(call))
         return Work(call, kind, kind.num_scored(sum(images.train_per_class), images.num_test))
@@ -152,7 +148,7 @@ class Census:
         """Images of a training: those of the dataset and those that the poison adds."""
         num_images = self.previews[call.inputs["dataset"]].num_train
         match self._calls[call.inputs["poison"]].spec if "poison" in call.inputs else None:
-            case PoisonStage(attack=Carlini2022TargetedSpec() | Carlini2022BackdoorSpec() as attack):
+            case PoisonStage(attack=attack) if attack.adds_pairs:
                 return num_images + num_planned(attack, (), (), num_images)
         return num_images
 
@@ -181,20 +177,5 @@ def _steps(fit: FitSpec, num_images: int, title: str) -> int:
 
 def _like(attack: AttackSpec) -> AttackSpec:
     """``attack`` without its amounts and without what tells pairs apart."""
-    plain: dict[str, Any] = {
-        "target_class": "",
-        "num_poisons": 1,
-        "poison_fraction_of_target": 1.0,
-        "poison_fraction_of_dataset": 1.0,
-        "targets": TargetsSpec(),
-    }
-    if (trigger := getattr(attack, "trigger", None)) is not None:
-        plain["trigger"] = _plain(trigger, 0)
-    return attack.model_copy(update={name: plain[name] for name in plain.keys() & type(attack).model_fields})
-
-
-def _plain(trigger: TriggerSpec, seed: int) -> GridTriggerSpec:
-    """A grid as large as ``trigger``."""
-    shared = GridTriggerSpec.model_fields.keys() & type(trigger).model_fields
-    same = {name: getattr(trigger, name) for name in shared} | {"kind": "grid", "seed": seed}
-    return GridTriggerSpec.model_validate(same)
+    like = attack.largest("", 1)
+    return like.model_copy(update={"trigger": like.trigger.unseen(0)}) if like.trigger is not None else like

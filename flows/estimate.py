@@ -163,6 +163,7 @@ def _start_s() -> float:
     Raises:
         UserError: the server that this shell names does not answer.
     """
+    took_s = 0.0
     for _ in range(2):
         began_s = time.perf_counter()
         done = subprocess.run([sys.executable, "-m", "flows.beginning"], stdout=subprocess.PIPE, text=True, check=False)
@@ -171,7 +172,8 @@ def _start_s() -> float:
                 f"Prefect's server does not answer ({done.stdout.strip() or f'exit code {done.returncode}'}): "
                 "start it (`make up`), or unset PREFECT_API_URL"
             )
-    return float(done.stdout) - began_s
+        took_s = float(done.stdout) - began_s
+    return took_s
 
 
 def _rehearsed_here(census: Census, todo: Sequence[Work]) -> dict[Kind, Pace]:

@@ -33,9 +33,9 @@ class _NoAnswerError(Exception):
 
 def main() -> int:
     """Ask of one package, then of all."""
+    pins = [line for line in _PINS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     try:
         accepted = read_accepted(_ACCEPTED, datetime.datetime.now(datetime.UTC).date())
-        pins = [line for line in _PINS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
         with tempfile.TemporaryDirectory(prefix="ssl-backdoor-audit-") as folder:
             one = Path(folder) / "one.txt"
             one.write_text(f"{pins[0]}\n", encoding="utf-8")

@@ -16,8 +16,6 @@ from ssl_backdoor.poison.attacks import num_planned
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import (
     AttackSpec,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     CleanCLIPSpec,
     CompressSpec,
     DatasetSpec,
@@ -26,8 +24,6 @@ from ssl_backdoor.specs import (
     FilesSourceSpec,
     FitSpec,
     Resources,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
     TargetsSpec,
     TemplateCaptionsSpec,
     TrainSpec,
@@ -198,7 +194,7 @@ class Rehearsal:
         rows, done = [], []
         for size in (_FEWEST_IMAGES, *self._sizes(kind.frame)):
             per_class = [len(range(index, size, len(self._classes))) for index in range(len(self._classes))]
-            attack = _largest(kind.attack, self._classes[0], size // 4)
+            attack = kind.attack.largest(self._classes[0], size // 4)
             rows.append(num_planned(attack, self._classes, per_class, size))
             stage = PoisonStage(attack=attack, seed=next(self._seeds))
             done.append(self._do(stage, {"dataset": self._dataset(kind.frame, size).ref}))
@@ -315,21 +311,6 @@ def _through(few: float, small: _Done, many: float, large: _Done) -> Pace:
 
     files = {name: line(small.files.get(name, 0), size) for name, size in large.files.items()}
     return Pace(line(small.seconds, large.seconds), files, cpu_frac=large.cpu_frac)
-
-
-def _largest(attack: AttackSpec, target_class: str, num_poisons: int) -> AttackSpec:
-    """``attack`` on all it can take."""
-    changes: dict[str, object] = {}
-    match attack:
-        case Saha2022TargetedSpec():
-            changes = {"target_class": target_class, "poison_fraction_of_target": 1.0}
-        case Saha2022UntargetedSpec():
-            changes = {"poison_fraction_of_dataset": 1.0}
-        case Carlini2022BackdoorSpec():
-            changes = {"target_class": target_class, "num_poisons": num_poisons}
-        case Carlini2022TargetedSpec():
-            changes = {"targets": TargetsSpec(), "num_poisons": num_poisons}
-    return attack.model_copy(update=changes)
 
 
 def _whole(fit: FitSpec, batch_size: int) -> int:

@@ -26,19 +26,12 @@ from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
     AttackSpec,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     DatasetSpec,
     DefenceSpec,
     EvaluationSpec,
-    GridTriggerSpec,
-    ImageTriggerSpec,
-    NoAttackSpec,
     ReportSpec,
     Resources,
     RunSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
     Spec,
     Stage,
     TargetsSpec,
@@ -143,42 +136,10 @@ class Finished(NamedTuple):
     reused: bool
 
 
-def trigger_of(attack: AttackSpec) -> tuple[TriggerSpec | None, str]:
-    """The attack's trigger and target class ("" where it has none)."""
-    match attack:
-        case NoAttackSpec() | Carlini2022TargetedSpec():
-            return None, ""
-        case Saha2022UntargetedSpec():
-            return attack.trigger, ""
-        case Saha2022TargetedSpec() | Carlini2022BackdoorSpec():
-            return attack.trigger, attack.target_class
-        case _:
-            assert_never(attack)
-
-
-def targets_of(attack: AttackSpec) -> TargetsSpec | None:
-    """Which images the attack aims at (None where it aims at none in particular)."""
-    return attack.targets if isinstance(attack, Carlini2022TargetedSpec) else None
-
-
 def run_name(run: RunSpec) -> str:
     """A run for people: its pair, number of poisons, variant and seed."""
-    trigger, target_class = trigger_of(run.attack)
-    match trigger:
-        case None:
-            stamp = "no attack"
-        case GridTriggerSpec():
-            stamp = f"trigger {trigger.seed}"
-        case ImageTriggerSpec():
-            stamp = Path(trigger.file).name
-    pair, count = f"{stamp} -> {target_class}" if target_class else stamp, ""
-    match run.attack:
-        case Carlini2022TargetedSpec(targets=TargetsSpec(num_targets=targets), num_poisons=poisons):
-            pair = f"{targets} target image{'s' * (targets != 1)}"
-            count = f"{poisons} poison{'s' * (poisons != 1)}{' each' * (targets != 1)}"
-        case Carlini2022BackdoorSpec(num_poisons=poisons):
-            count = f"{poisons} poison{'s' * (poisons != 1)}"
-    return ", ".join(part for part in (pair, count, run.variant, f"seed {run.seed}") if part)
+    parts = (run.attack.label, run.attack.amount, run.variant, f"seed {run.seed}")
+    return ", ".join(part for part in parts if part)
 
 
 def run_stage(

@@ -13,7 +13,6 @@ from ssl_backdoor.specs import (
     DatasetSpec,
     DefenceSpec,
     EvaluationSpec,
-    ImageTriggerSpec,
     ReportSpec,
     TrainSpec,
 )
@@ -25,8 +24,6 @@ from ssl_backdoor.stages import (
     StageCall,
     StageSpec,
     TrainStage,
-    targets_of,
-    trigger_of,
 )
 from ssl_backdoor.store import ArtifactRef
 
@@ -98,14 +95,13 @@ class Verbs(abc.ABC):
         ``is_other``: the dataset is another than the attack was made for; it has neither its target class nor its
         target images.
         """
-        trigger, target_class = trigger_of(attack)
-        if not isinstance(trigger, ImageTriggerSpec):
+        if attack.trigger is None or not attack.trigger.file:
             inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
         spec = EvaluateStage(
             evaluation=evaluation,
-            trigger=trigger,
-            target_class="" if is_other else target_class,
-            targets=None if is_other else targets_of(attack),
+            trigger=attack.trigger,
+            target_class="" if is_other else attack.target_class,
+            targets=None if is_other else attack.targets,
             seed=seed,
         )
         return self._state(spec, f"evaluate {title}", **inputs)

@@ -168,6 +168,7 @@ def stop(folder: Path, service: str | None, leader: Process | None, number: sign
         send(process, signal.SIGTERM)
     _wait_gone(known, _AFTER_LEADER_S)
     killed: set[Process] = set()
+    left: set[Process] = set()
     for _ in range(_KILL_ROUNDS):
         left = {each for each in known if alive(each)} | {each.process for each in members(folder, service, leader)}
         if not left:

@@ -86,7 +86,7 @@ class _Asked:
 def _sample(group: Iterator[Member], shard: str, split: str) -> Iterator[tuple[Item, bool]]:
     images: dict[str, Member] = {}
     sidecars: dict[str, bytes] = {}
-    problem = ""
+    problem = key = ""
     for member in group:
         key, field = key_and_field(member.name)
         if is_hidden(member.name):

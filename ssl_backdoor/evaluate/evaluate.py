@@ -41,7 +41,7 @@ from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.poison.triggers import read_source
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, TargetsSpec, TriggerSpec
+from ssl_backdoor.specs import EvaluationSpec, TargetsSpec, TriggerSpec
 from ssl_backdoor.tables import PREDICTIONS
 from ssl_backdoor.train.checkpoint import TEXT_WEIGHTS, load_backbone, load_text_tower
 
@@ -135,8 +135,7 @@ def _conditions(spec: EvaluationSpec, trigger: TriggerSpec | None, trigger_file:
     clean = Condition("clean")
     if trigger is None:
         return [clean]
-    shared = {name: getattr(trigger, name) for name in GridTriggerSpec.model_fields.keys() & type(trigger).model_fields}
-    unseen = GridTriggerSpec.model_validate(shared | {"kind": "grid", "seed": spec.unseen_trigger_seed})
+    unseen = trigger.unseen(spec.unseen_trigger_seed)
     if unseen == trigger:
         raise SpecError(
             f"unseen_trigger_seed {spec.unseen_trigger_seed} is the attack's own trigger seed: choose another, "

@@ -110,10 +110,12 @@ def _readings(
         named = []
         for fraction, subset in subsets.items():
             rows = torch.from_numpy(np.searchsorted(largest, subset)).to(device)
-            own = clean if len(rows) == len(clean) else clean[rows]
-            scores = linear_on_map(own, labels[rows], len(dataset.classes), seed, name)
+            # Indexing copies a map of gigabytes; all of it needs none.
+            scores = linear_on_map(
+                clean if len(rows) == len(clean) else clean[rows], labels[rows], len(dataset.classes), seed, name
+            )
             named.append(NamedProbe(f"{name}_{100 * fraction:g}", scores))
-        del features, clean, own
+        del features, clean
         yield Reading(split_features(layer, dataset, "test", conditions, spec, seed), named)
         on_progress(Progress(index + 1, backbone.num_stages + 1, "layers"))
 

@@ -11,6 +11,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from typing import assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -80,6 +81,8 @@ def caption_set(spec: CaptionSet, samples: Samples, phrase: str, count: int, see
             found = pc.unique(_search(lambda: _training(samples), phrase))
         case "imagenet80":
             found = pc.unique(pa.array(prompts(phrase), pa.string()))
+        case _:
+            assert_never(spec)
     ranks = key_seeds(pa.chunked_array([found]), seed, "captions", phrase)
     ordered = found.take(pa.array(np.argsort(ranks)[:count])).to_pylist()
     return [ordered[index % len(ordered)] for index in range(count)]

@@ -15,9 +15,9 @@ def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset:
     trained on, where the training recorded them).
     """
     clean = arm in CLEAN_ARMS
-    total = float(poison.summary["num_poisons"])
+    total = int(poison.summary["num_poisons"])
     facts = {
-        "num_poisons": 0.0 if clean else float(getattr(run.attack, "num_poisons", total)),
+        "num_poisons": 0.0 if clean else float(run.attack.poisons_per_target(total)),
         "poison_fraction_of_dataset": 0.0 if clean else float(poison.summary["poison_fraction_of_dataset"]),
         "num_train": float(dataset.summary["num_train"]),
         "seconds": float(model.seconds),
@@ -25,9 +25,8 @@ def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset:
     for name in ("num_parameters", "num_replicas"):
         if name in model.summary:
             facts[name] = float(model.summary[name])
-    trigger = getattr(run.attack, "trigger", None)
-    if trigger is not None:
+    if run.attack.trigger is not None:
         frame_px = run.evaluation.crop_px or run.dataset.frame_px or run.dataset.resident_px
-        if trigger.size_frac or frame_px:
-            facts["patch_frac"] = trigger.size_frac or trigger.size_px / frame_px
+        if (side_frac := run.attack.trigger.side_frac(frame_px)) is not None:
+            facts["patch_frac"] = side_frac
     return facts

@@ -195,7 +195,7 @@ def false_positives(main: Sequence[Scored], rows: Sequence[Row]) -> Picture | No
         axes.grid(visible=False, axis="y")
         axes.grid(axis="x", color=FAINT, linewidth=0.6)
         headed(axes, ARM_LABELS[arm])
-    targets = {one.run.attack.target_class for one in main if hasattr(one.run.attack, "target_class")}
+    targets = {one.run.attack.target_class for one in main} - {""}
     named(grid[0], [f"{plain(name, 18)} (target)" if targets == {name} else name for name in names], "y")
     grid[0].invert_yaxis()
     limit = max(axes.get_xlim()[1] for axes in grid)
@@ -233,7 +233,7 @@ def landing(main: Sequence[Scored]) -> Picture | None:
                 shares[line] = np.bincount(guess, minlength=len(classes))[: len(classes)] / max(len(guess), 1)
         heat_map(axes, shares, [pair_of(one.run).label for one in suspects], classes)
         for line, suspect in enumerate(suspects):
-            target = getattr(suspect.run.attack, "target_class", "")
+            target = suspect.run.attack.target_class
             if target in classes:
                 corner = (classes.index(target) - 0.45, line - 0.43)
                 axes.add_patch(
@@ -291,7 +291,7 @@ def _mapped(one: Scored) -> _Mapped:
 def _map(axes: Axes, one: Scored, mapped: _Mapped) -> None:
     places, label, triggered = mapped
     classes = classes_of(one)
-    target = getattr(one.run.attack, "target_class", "")
+    target = one.run.attack.target_class
     for index in np.unique(label):
         name = classes[index] if 0 <= index < len(classes) else str(index)
         here = (label == index) & ~triggered

@@ -76,7 +76,7 @@ def neighbours(rows: Sequence[TableRow], scored: Sequence[Scored]) -> Drawn | No
 
 def _draw(axes: Axes, sheet: _Sheet, line: int, top: float) -> None:
     """One triggered image and its neighbours, each 1 wide, their tops at ``top``, classes below."""
-    arrays, target = sheet.arrays, getattr(sheet.one.run.attack, "target_class", "")
+    arrays, target = sheet.arrays, sheet.one.run.attack.target_class
     images = [arrays["query"][line], *arrays["neighbours"][line]]
     labels = [arrays["query_label"][line], *arrays["label"][line]]
     for column, (image, label) in enumerate(zip(images, labels, strict=True)):

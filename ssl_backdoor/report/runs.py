@@ -17,13 +17,7 @@ import pyarrow as pa
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical_json
 from ssl_backdoor.specs import (
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
-    GridTriggerSpec,
-    ImageTriggerSpec,
-    NoAttackSpec,
     RunSpec,
-    Saha2022TargetedSpec,
 )
 
 ARMS = ("control", "suspect", "student", "distilled_control")
@@ -86,21 +80,9 @@ Index = dict[tuple[str, str, Replicate], tuple[Scored, RunValues]]  # by variant
 
 def pair_of(run: RunSpec) -> Pair:
     """The pair that ``run`` stands for; poison fraction and codec are not part of it."""
-    dataset = canonical_json(run.dataset)
-    attack = run.attack
-    if isinstance(attack, NoAttackSpec):
-        return Pair(dataset, "", "", "no attack")
-    if isinstance(attack, Carlini2022TargetedSpec):
-        return Pair(dataset, "", "targets", f"{attack.targets.num_targets} targets")
-    trigger = attack.trigger
-    match trigger:
-        case GridTriggerSpec():
-            name = str(trigger.seed)
-        case ImageTriggerSpec():
-            name = Path(trigger.file).name
-    aimed = Saha2022TargetedSpec | Carlini2022BackdoorSpec
-    target = attack.target_class if isinstance(attack, aimed) else "untargeted"
-    return Pair(dataset, canonical_json(trigger), target, f"{name} / {target}")
+    trigger = run.attack.trigger
+    shown = run.attack.pair_label
+    return Pair(canonical_json(run.dataset), "" if trigger is None else canonical_json(trigger), *shown)
 
 
 def variants_of(scored: Iterable[Scored]) -> tuple[str, ...]:

@@ -17,10 +17,7 @@ from ssl_backdoor.identity import canonical_json
 from ssl_backdoor.report.aggregate import Row, base_definition, t_interval
 from ssl_backdoor.report.runs import ARMS, CLEAN_ARMS, Measured, Pair, RunValues, Scored, finite, pair_of
 from ssl_backdoor.specs import (
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     FigureSpec,
-    GridTriggerSpec,
     NoDefenceSpec,
 )
 
@@ -145,15 +142,7 @@ def _first_seen(points: Mapping[Place, Models], axis: str) -> dict[Place, Models
 def _setting(one: Scored) -> str:
     """All that the encoder and its evaluation depend on, but the seed and the pair."""
     run, arm = one.run, one.arm
-    attack = run.attack
-    if isinstance(attack, Carlini2022BackdoorSpec):
-        trigger = attack.trigger
-        hidden = {"seed": 0} if isinstance(trigger, GridTriggerSpec) else {"file": "", "sha256": ""}
-        attack = attack.model_copy(update={"trigger": trigger.model_copy(update=hidden), "target_class": ""})
-        if arm in CLEAN_ARMS:
-            attack = Carlini2022BackdoorSpec(trigger=attack.trigger, target_class="")
-    elif isinstance(attack, Carlini2022TargetedSpec) and arm in CLEAN_ARMS:
-        attack = Carlini2022TargetedSpec(targets=attack.targets)
+    attack = run.attack.any_pair.of_clean if arm in CLEAN_ARMS else run.attack.any_pair
     defence = NoDefenceSpec() if arm in ("control", "suspect") else run.defence
     return canonical_json(
         run.model_copy(update={"seed": 0, "variant": "", "attack": attack, "defence": defence}),
@@ -163,7 +152,7 @@ def _setting(one: Scored) -> str:
 def _check_pairs_a_model(scored: Sequence[Scored]) -> None:
     counts: dict[str, set[int]] = {}
     for run in (one.run for one in scored):
-        if isinstance(run.attack, Carlini2022TargetedSpec):
+        if run.attack.targets is not None:
             counts.setdefault(run.variant, set()).add(run.attack.targets.num_targets)
     for series, found in counts.items():
         if len(found) > 1:

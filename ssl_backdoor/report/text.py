@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, assert_never
 
 from ssl_backdoor.report.aggregate import Row
 from ssl_backdoor.report.runs import shown_probes
@@ -76,6 +76,8 @@ def number(value: float | None, kind: Kind, signed: bool = False) -> str:
             text = f"{100 * value:{sign}.1f}" + (" pt" if signed else " %")
         case "score":
             text = f"{value:{sign}.2f}"
+        case _:
+            assert_never(kind)
     return text.replace("-", "−")
 
 

@@ -11,19 +11,18 @@ resize and crop: test triggers are stamped there.
 """
 
 from ssl_backdoor.specs.attack import (
+    ATTACKS,
     AnyAttack,
     AttackSpec,
     CaptionSet,
     Carlini2022BackdoorSpec,
     Carlini2022TargetedSpec,
     Codec,
-    GridTriggerSpec,
-    ImageTriggerSpec,
     NoAttackSpec,
     Saha2022TargetedSpec,
     Saha2022UntargetedSpec,
     TargetsSpec,
-    TriggerSpec,
+    num_poisoned,
 )
 from ssl_backdoor.specs.base import PLAIN_TEXT, Fraction, Spec, Stage
 from ssl_backdoor.specs.data import (
@@ -85,8 +84,10 @@ from ssl_backdoor.specs.training import (
     ViewsSpec,
     ViTSpec,
 )
+from ssl_backdoor.specs.trigger import GridTriggerSpec, ImageTriggerSpec, TriggerSpec
 
 __all__ = [
+    "ATTACKS",
     "PLAIN_TEXT",
     "AdamSpec",
     "AdamWSpec",
@@ -156,4 +157,5 @@ __all__ = [
     "TriggerSpec",
     "ViTSpec",
     "ViewsSpec",
+    "num_poisoned",
 ]

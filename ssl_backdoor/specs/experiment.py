@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ssl_backdoor.specs.attack import AttackSpec, Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.specs.attack import AttackSpec
 from ssl_backdoor.specs.base import Spec
 from ssl_backdoor.specs.data import DatasetSpec
 from ssl_backdoor.specs.defence import (
@@ -55,7 +55,7 @@ class RunSpec(Spec):
         """What works through captions needs a method that reads them, and the reverse for CompRess."""
         is_clip = isinstance(self.train.method, CLIPSpec)
         needs_clip = {
-            f"attack {self.attack.kind}": isinstance(self.attack, Carlini2022TargetedSpec | Carlini2022BackdoorSpec),
+            f"attack {self.attack.kind}": self.attack.adds_pairs,
             f"defence {self.defence.kind}": isinstance(self.defence, DistilImageTowerSpec | CleanCLIPSpec),
             "probe zero_shot": "zero_shot" in self.evaluation.probes,
         }

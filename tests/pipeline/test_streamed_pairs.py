@@ -13,7 +13,7 @@ from flows.recipes import choose, clip
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import OpenCLIPSpec, Resources
-from ssl_backdoor.stages import EvaluateStage, IngestStage, PoisonStage, StageCall, TrainStage, run_stage, trigger_of
+from ssl_backdoor.stages import EvaluateStage, IngestStage, PoisonStage, StageCall, TrainStage, run_stage
 from ssl_backdoor.store import open_store
 
 WORDS = ("banana", "zebra", "violin", "teapot")
@@ -77,8 +77,7 @@ def test_pairs_stream_from_shards_to_a_measured_model(sources, tmp_path):
     assert (summary["num_train"], summary["num_test"], tuple(summary["classes"])) == (24, 12, tuple(sorted(WORDS)))
     poison = run_stage(StageCall(PoisonStage(attack=attack, seed=0), {"dataset": images}), store).ref
     model = trained(store, run, images, poison, 0)
-    trigger, target_class = trigger_of(attack)
-    stage = EvaluateStage(evaluation=run.evaluation, trigger=trigger, target_class=target_class, seed=0)
+    stage = EvaluateStage(evaluation=run.evaluation, trigger=attack.trigger, target_class=attack.target_class, seed=0)
     scores = run_stage(StageCall(stage, {"dataset": images, "model": model}), store, Resources(device="cpu")).ref
     measured = store.manifest(scores).summary["measurements"]
     assert 0 <= measured["attack_success_rate/triggered/zero_shot"] <= 1

@@ -45,20 +45,4 @@ def num_planned(attack: AttackSpec, classes: Sequence[str], train_per_class: Seq
     Raises:
         SpecError: the target class is unknown.
     """
-    match attack:
-        case NoAttackSpec():
-            return 0
-        case Carlini2022TargetedSpec():
-            return attack.targets.num_targets * attack.num_poisons
-        case Carlini2022BackdoorSpec():
-            return attack.num_poisons
-        case Saha2022TargetedSpec():
-            candidates, fraction = (
-                train_per_class[label_of(attack.target_class, classes)],
-                attack.poison_fraction_of_target,
-            )
-        case Saha2022UntargetedSpec():
-            candidates, fraction = num_train, attack.poison_fraction_of_dataset
-        case _:
-            assert_never(attack)
-    return candidates if attack.codec == "jpeg75" else saha2022.num_poisoned(candidates, fraction)
+    return attack.num_planned(lambda name: train_per_class[label_of(name, classes)], num_train)

@@ -16,6 +16,7 @@ NOTE: word edits are left to captions that repeat an earlier one of the same x':
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -49,6 +50,8 @@ def plan(
             added = _targeted(spec, samples, classes, seed)
         case Carlini2022BackdoorSpec():
             added = _backdoor(spec, samples, classes, seed)
+        case _:
+            assert_never(spec)
     width = max(6, len(str(added.num_rows - 1)))
     keys = pa.array([f"poison-{index:0{width}d}" for index in range(added.num_rows)])
     if any(pc.any(pc.is_in(block["key"], value_set=keys)).as_py() for block in blocks(samples, ["key"])):

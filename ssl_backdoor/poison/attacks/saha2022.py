@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.poison.plan import chosen_rows, label_of, plan_table, training
-from ssl_backdoor.specs import Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.specs import Saha2022TargetedSpec, Saha2022UntargetedSpec, num_poisoned
 
 
 def plan(
@@ -45,8 +45,3 @@ def plan(
     chosen = chosen_rows(training(samples, ["key", "label"], where), count, seed, "poison", "choose")
     rows = pa.Table.from_batches(training(samples, ["key", "label"], where)) if spec.codec == "jpeg75" else chosen
     return plan_table(rows, chosen["key"], seed)
-
-
-def num_poisoned(num_candidates: int, fraction: float) -> int:
-    """How many of N candidates are poisoned: n, see above."""
-    return max(1, int(fraction * num_candidates))

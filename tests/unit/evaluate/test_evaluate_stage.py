@@ -27,7 +27,7 @@ from ssl_backdoor.specs import (
     TargetsSpec,
     TrainSpec,
 )
-from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_name, run_stage, targets_of, trigger_of
+from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_name, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
 
@@ -62,8 +62,7 @@ FOUR = TargetsSpec(num_targets=4)
 def test_an_attack_in_the_words_of_the_evaluation(
     attack: AttackSpec, trigger: object, target_class: str, targets: TargetsSpec | None, name: str
 ) -> None:
-    assert trigger_of(attack) == (trigger, target_class)
-    assert targets_of(attack) == targets
+    assert (attack.trigger, attack.target_class, attack.targets) == (trigger, target_class, targets)
     train = TrainSpec(method=CLIPSpec(), backbone=OpenCLIPSpec())
     run = RunSpec(dataset=DatasetSpec(), attack=attack, train=train, seed=5)
     assert run_name(run) == name
