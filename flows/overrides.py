@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.triggers import digest_of_file
-from ssl_backdoor.specs import ImageTriggerSpec, ReportSpec, ResNetSpec, RunSpec, Spec, TableSpec
+from ssl_backdoor.specs import ReportSpec, ResNetSpec, RunSpec, Spec, TableSpec
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
@@ -192,8 +192,8 @@ def _finding(item: Mapping[str, Any]) -> str:
 
 def _with_trigger_digest(run: RunSpec) -> RunSpec:
     """Fill in the digest of an image trigger, so that the file's content is part of the key."""
-    trigger = getattr(run.attack, "trigger", None)
-    if not isinstance(trigger, ImageTriggerSpec) or trigger.sha256:
+    trigger = run.attack.trigger
+    if trigger is None or not trigger.file or trigger.sha256:
         return run
     digest = digest_of_file(trigger)
     known = trigger.model_copy(update={"sha256": digest})

@@ -23,7 +23,12 @@ def sub_seed(seed: int, *names: Name) -> int:
 
 def stream(seed: int, *names: Name) -> np.random.Generator:
     """A NumPy generator (PCG64) for the stream ``names`` under ``seed``."""
-    return np.random.Generator(np.random.PCG64(sub_seed(seed, *names)))
+    return generator(sub_seed(seed, *names))
+
+
+def generator(seed: int) -> np.random.Generator:
+    """The NumPy generator (PCG64) of a stream whose ``sub_seed`` is already known."""
+    return np.random.Generator(np.random.PCG64(seed))
 
 
 def torch_generator(seed: int, *names: Name, device: str = "cpu") -> "torch.Generator":

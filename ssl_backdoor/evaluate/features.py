@@ -19,9 +19,9 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.errors import CheckpointError
-from ssl_backdoor.poison.triggers import Box, paste, place, render, size_in
+from ssl_backdoor.poison.triggers import apply_all
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.seeds import stream
+from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import EvaluationSpec, TriggerSpec
 
 _BATCH = 256
@@ -128,20 +128,16 @@ def stamped_batches(images: Resident, condition: Condition, seed: int) -> Iterat
         if trigger is None:
             yield batch
             continue
-        height, width = batch.shape[-2:]
-        patch = render(trigger, size_in(trigger, height, width), condition.source)
         pixels: NDArray[np.uint8] = batch.permute(0, 2, 3, 1).numpy()
-        stamped = []
-        for image, key in zip(pixels, keys, strict=True):
-            box = _place(height, width, len(patch), trigger.test_location, seed, key)
-            stamped.append(paste(image, patch, box, trigger.opacity))
-        yield torch.from_numpy(np.stack(stamped)).permute(0, 3, 1, 2)
+        seeds = [_seed_of(seed, key) for key in keys]
+        stamped, _ = apply_all(trigger, pixels, seeds, trigger.test_location, condition.source)
+        yield torch.from_numpy(stamped).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=_CHUNK)
-def _place(height: int, width: int, size_px: int, location: tuple[float, float], seed: int, key: str) -> Box:
-    """The same under each trigger: kept from one to the next."""
-    return place(height, width, size_px, location, stream(seed, "test_trigger", key))
+def _seed_of(seed: int, key: str) -> int:
+    """Of an image's place; kept from one trigger to the next."""
+    return sub_seed(seed, "test_trigger", key)
 
 
 def _blocks(keys: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -18,17 +18,13 @@ from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_p
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.poison.attacks import plan
 from ssl_backdoor.poison.plan import training
-from ssl_backdoor.poison.triggers import Box, Stamped, read_source, render, stamp
+from ssl_backdoor.poison.triggers import Box, Stamped, apply, read_source, render
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
+from ssl_backdoor.seeds import sub_seed as seed_of
 from ssl_backdoor.specs import (
     AttackSpec,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     Codec,
-    NoAttackSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
     TriggerSpec,
 )
 from ssl_backdoor.tables import OVERLAY
@@ -39,7 +35,6 @@ _REPORT_EVERY = 100
 AT_ONCE = 4096
 """Rows of a plan whose images are read in one go."""
 _MAX_THREADS = 16
-_Attack = Saha2022TargetedSpec | Saha2022UntargetedSpec | Carlini2022TargetedSpec | Carlini2022BackdoorSpec
 
 
 class _Encoder(NamedTuple):
@@ -74,8 +69,9 @@ def poison(
     decisions = plan(attack, dataset.samples, dataset.classes, seed)
     pq.write_table(decisions, out / "plan.parquet")
     overlay, patch_frac = OVERLAY.empty_table(), None
-    if not isinstance(attack, NoAttackSpec):
-        touch = _touch(attack)
+    if decisions.num_rows:
+        source = read_source(attack.trigger) if attack.trigger is not None else None
+        touch = _Touch(attack.codec, attack.trigger, source, attack.pixel_noise_levels)
         overlay, patch_frac = _craft(touch, dataset, decisions, out, on_progress)
         if touch.trigger is not None:
             _write_trigger(touch.trigger, touch.source, overlay, out / "trigger.png")
@@ -99,19 +95,8 @@ class _Touch(NamedTuple):
             image = np.rint(image + noise).clip(0, 255).astype(np.uint8)
         if self.trigger is None:
             return Stamped(image, _NOWHERE)
-        return stamp(image, self.trigger, stream(sub_seed, "place"), self.trigger.train_location, self.source)
-
-
-def _touch(attack: _Attack) -> _Touch:
-    match attack:
-        case Saha2022TargetedSpec() | Saha2022UntargetedSpec():
-            return _Touch(attack.codec, attack.trigger, read_source(attack.trigger))
-        case Carlini2022BackdoorSpec():
-            return _Touch("lossless", attack.trigger, read_source(attack.trigger))
-        case Carlini2022TargetedSpec():
-            return _Touch("lossless", noise_levels=attack.pixel_noise_levels)
-        case _:
-            assert_never(attack)
+        place = seed_of(sub_seed, "place")
+        return apply(self.trigger, image, place, self.trigger.train_location, self.source)
 
 
 def _craft(
@@ -183,12 +168,10 @@ def _summary(attack: AttackSpec, dataset: Dataset | Catalogue, decisions: pa.Tab
     num_train = sum(block.num_rows for block in training(dataset.samples, ["label"]))
     num_recoded = pc.sum(pc.equal(decisions["action"], "recode")).as_py() or 0
     num_poisons = decisions.num_rows - num_recoded
-    target_class = None
-    if isinstance(attack, Saha2022TargetedSpec | Carlini2022BackdoorSpec):
-        target_class = attack.target_class
+    target_class = attack.target_class or None
     target_label = dataset.classes.index(target_class) if target_class in dataset.classes else None
     of_target = None
-    if isinstance(attack, Saha2022TargetedSpec):
+    if attack.poisons_target_class:
         where = partial(pc.equal, target_label)
         of_target = num_poisons / sum(block.num_rows for block in training(dataset.samples, ["label"], where))
     return {
@@ -203,12 +186,11 @@ def _summary(attack: AttackSpec, dataset: Dataset | Catalogue, decisions: pa.Tab
 
 def _additions(attack: AttackSpec, decisions: pa.Table, patch_frac: float | None) -> dict[str, Any]:
     """What the summary says beyond that where pairs are added."""
-    if not isinstance(attack, Carlini2022TargetedSpec | Carlini2022BackdoorSpec):
+    if not attack.adds_pairs:
         return {}
-    num_targets = attack.targets.num_targets if isinstance(attack, Carlini2022TargetedSpec) else None
     return {
-        "num_targets": num_targets,
-        "poisons_per_target": attack.num_poisons,
+        "num_targets": None if attack.targets is None else attack.targets.num_targets,
+        "poisons_per_target": attack.poisons_per_target(decisions.num_rows),
         "num_captions": pc.count_distinct(decisions["caption"]).as_py(),
         "patch_frac": patch_frac,
     }

@@ -1,4 +1,4 @@
-"""Triggers: small pure functions on uint8 images of shape (height, width, 3).
+"""Triggers: pure functions on uint8 images of shape (height, width, 3); ``apply`` is what others call.
 
 The frame is the caller's: the stored image when poisoning, the image after resize and crop when testing. Placement and
 pasting follow Saha et al. 2022 (https://arxiv.org/abs/2105.10123), poison-generation/generate_poison.py of
@@ -6,20 +6,24 @@ UMBCvision/SSL-Backdoor at 273ca47.
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, assert_never
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ssl_backdoor.data.images import UInt8Image, decode
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.seeds import stream
+from ssl_backdoor.seeds import generator, stream
 from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec, TriggerSpec
 
 _MAX_SOURCE_PIXELS = 50_000_000
 _MAX_SOURCE_BYTES = 64 * 2**20
+UInt8Images = npt.NDArray[np.uint8]
+"""(B, height, width, 3)"""
 
 
 class Box(NamedTuple):
@@ -59,7 +63,7 @@ def read_source(trigger: TriggerSpec, kept: Path | None = None) -> bytes | None:
     Raises:
         DataError: the file cannot be read.
     """
-    if isinstance(trigger, GridTriggerSpec):
+    if not trigger.file:
         return None
     path = kept or Path(trigger.file)
     try:
@@ -75,7 +79,7 @@ def read_source(trigger: TriggerSpec, kept: Path | None = None) -> bytes | None:
     return data
 
 
-def digest_of_file(trigger: ImageTriggerSpec) -> str:
+def digest_of_file(trigger: TriggerSpec) -> str:
     """sha256 of the trigger's file; DataError where it cannot be read."""
     return hashlib.sha256(read_source(trigger) or b"").hexdigest()
 
@@ -144,30 +148,59 @@ def place(height: int, width: int, size_px: int, location: tuple[float, float], 
     return Box(corner(width), corner(height), size_px, size_px)
 
 
-def paste(image: UInt8Image, patch: UInt8Image, box: Box, opacity: float) -> UInt8Image:
-    """A copy of ``image`` with ``patch`` over ``box``; opacity 1 replaces the pixels."""
-    stamped = image.copy()
-    under = stamped[box.y : box.y + box.height, box.x : box.x + box.width]
+@lru_cache(maxsize=2048)
+def _place_of(height: int, width: int, size_px: int, location: tuple[float, float], seed: int) -> Box:
+    """``place`` of one image: the same under each trigger of a size, so kept from one to the next."""
+    return place(height, width, size_px, location, generator(seed))
+
+
+def paste(image: UInt8Image, patch: UInt8Image, box: Box, opacity: float) -> None:
+    """Put ``patch`` over ``box`` of ``image``, which changes; opacity 1 replaces the pixels."""
+    under = image[box.y : box.y + box.height, box.x : box.x + box.width]
     under[:] = patch if opacity == 1.0 else np.rint((1.0 - opacity) * under + opacity * patch).astype(np.uint8)
-    return stamped
 
 
-def stamp(
-    image: UInt8Image,
+def apply(
     trigger: TriggerSpec,
-    rng: np.random.Generator,
+    image: UInt8Image,
+    seed: int,
     location: tuple[float, float],
     source: bytes | None = None,
 ) -> Stamped:
-    """``image`` (uint8, height x width x 3) with the trigger on it, at a place drawn from ``rng`` within ``location``.
+    """``image`` (uint8, height x width x 3) with the trigger on it. Poisoning and testing both call this.
 
-    Pure in its arguments: ``image`` is left as it is. ``source`` is the file of an image trigger.
+    Pure in its arguments: ``image`` is left as it is.
+
+    Args:
+        trigger: what is put on it.
+        image: the whole frame: as stored when poisoning, after resize and crop when testing.
+        seed: of this image's own stream, from which its place is drawn.
+        location: within which the corner lies, as fractions of the side (``train_location``, ``test_location``).
+        source: content of an image trigger's file.
 
     Raises:
         SpecError: the trigger is larger than the image.
         DataError: the image trigger cannot be used.
     """
-    height, width = image.shape[:2]
-    size_px = size_in(trigger, height, width)
-    box = place(height, width, size_px, location, rng)
-    return Stamped(paste(image, render(trigger, size_px, source), box, trigger.opacity), box)
+    (stamped,), (box,) = apply_all(trigger, image[None], [seed], location, source)
+    return Stamped(stamped, box)
+
+
+def apply_all(
+    trigger: TriggerSpec,
+    images: UInt8Images,
+    seeds: Sequence[int],
+    location: tuple[float, float],
+    source: bytes | None = None,
+) -> tuple[UInt8Images, list[Box]]:
+    """``apply`` of images uint8 (B, height, width, 3), each with a seed of its own: the stamped ones, and where.
+
+    Raises:
+        SpecError, DataError: as ``apply`` does.
+    """
+    height, width = images.shape[1:3]
+    patch = render(trigger, size_in(trigger, height, width), source)
+    stamped, boxes = images.copy(), [_place_of(height, width, len(patch), location, seed) for seed in seeds]
+    for image, box in zip(stamped, boxes, strict=True):
+        paste(image, patch, box, trigger.opacity)
+    return stamped, boxes

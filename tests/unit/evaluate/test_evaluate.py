@@ -17,9 +17,9 @@ from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.features import Condition, features, split_features, stamped_batches
 from ssl_backdoor.evaluate.metrics import measure_features, measure_predictions, measurements_table
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.poison.triggers import render, stamp
+from ssl_backdoor.poison.triggers import apply, render
 from ssl_backdoor.progress import Progress
-from ssl_backdoor.seeds import stream
+from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, ImageTriggerSpec, ResNetSpec
 from ssl_backdoor.tables import MEASUREMENTS, PREDICTIONS
 from ssl_backdoor.train.checkpoint import save_backbone
@@ -122,8 +122,8 @@ def test_every_test_image_is_stamped_in_the_evaluated_frame(dataset: Dataset) ->
     images = load_resident(dataset, "test", resize_px=12, crop_px=10)
     (batch,) = stamped_batches(images, Condition("triggered", TRIGGER), seed=3)
     for before, after, key in zip(images.images, batch, images.keys, strict=True):
-        rng = stream(3, "test_trigger", key)
-        expected = stamp(before.permute(1, 2, 0).numpy(), TRIGGER, rng, TRIGGER.test_location)
+        place = sub_seed(3, "test_trigger", key)
+        expected = apply(TRIGGER, before.permute(1, 2, 0).numpy(), place, TRIGGER.test_location)
         np.testing.assert_array_equal(after.permute(1, 2, 0).numpy(), expected.image)
     assert (load_resident(dataset, "test", resize_px=12, crop_px=10).images == images.images).all()
 

@@ -11,9 +11,9 @@ from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.craft import poison
-from ssl_backdoor.poison.triggers import render, stamp
+from ssl_backdoor.poison.triggers import apply, render
 from ssl_backdoor.progress import Progress
-from ssl_backdoor.seeds import stream
+from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import (
     Codec,
     DatasetSpec,
@@ -70,7 +70,7 @@ def test_poisons_are_stamped_in_the_stored_frame(tmp_path: Path) -> None:
     }
     for row, data in zip(overlay.to_pylist(), read_bytes(tmp_path / "out", overlay), strict=True):
         frame = decode(base[row["source_key"]], 10**6, 16)
-        expected = stamp(frame, TRIGGER, stream(row["sub_seed"], "place"), TRIGGER.train_location)
+        expected = apply(TRIGGER, frame, sub_seed(row["sub_seed"], "place"), TRIGGER.train_location)
         np.testing.assert_array_equal(decode(data, 10**6), expected.image)
         assert tuple(row[f"box_{side}"] for side in ("x", "y", "width", "height")) == expected.box
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.poison.triggers import Box, paste, place, read_source, render, size_in, stamp
-from ssl_backdoor.seeds import stream
+from ssl_backdoor.poison.triggers import Box, apply, apply_all, paste, place, read_source, render, size_in
+from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec
 
 
@@ -110,7 +110,7 @@ def test_a_fraction_is_of_the_shorter_side() -> None:
 def test_a_trigger_larger_than_the_image_names_both_sizes() -> None:
     image = np.zeros((5, 9, 3), np.uint8)
     with pytest.raises(SpecError, match=r"6x6 px is larger than the image of 9x5 px"):
-        stamp(image, grid(), stream(0), (0.0, 1.0))
+        apply(grid(), image, 0, (0.0, 1.0))
 
 
 def test_test_placement_is_the_papers() -> None:
@@ -146,12 +146,13 @@ def test_the_box_always_lies_inside(height: int, width: int, part: float, locati
     assert 0 <= box.y <= height - size
 
 
-def test_stamping_is_pure_and_changes_the_box_alone() -> None:
+def test_applying_is_pure_and_changes_the_box_alone() -> None:
     image = stream(0, "image").integers(0, 256, (20, 30, 3), dtype=np.uint8)
     before = image.copy()
-    first, again = (stamp(image, grid(), stream(5, "stamp"), (0.25, 0.75)) for _ in range(2))
+    first, again = (apply(grid(), image, sub_seed(5, "stamp"), (0.25, 0.75)) for _ in range(2))
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(first.image, again.image)
+    assert first.box == place(20, 30, 6, (0.25, 0.75), stream(5, "stamp"))
     x, y, width, height = first.box
     np.testing.assert_array_equal(first.image[y : y + height, x : x + width], render(grid(), 6))
     outside = np.ones((20, 30), bool)
@@ -159,9 +160,23 @@ def test_stamping_is_pure_and_changes_the_box_alone() -> None:
     np.testing.assert_array_equal(first.image[outside], before[outside])
 
 
+@pytest.mark.parametrize("trigger", [grid(), grid(opacity=0.3), grid(size_px=0, size_frac=0.4, style="smooth")])
+def test_a_batch_is_its_images_one_by_one(trigger: GridTriggerSpec) -> None:
+    images = stream(0, "images").integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)
+    before, seeds = images.copy(), [sub_seed(index, "place") for index in range(5)]
+    stamped, boxes = apply_all(trigger, images, seeds, trigger.test_location)
+    np.testing.assert_array_equal(images, before)
+    alone = [apply(trigger, image, seed, trigger.test_location) for image, seed in zip(images, seeds, strict=True)]
+    np.testing.assert_array_equal(stamped, [one.image for one in alone])
+    assert boxes == [one.box for one in alone]
+    assert len(set(boxes)) > 1
+
+
 def test_opacity_blends() -> None:
     image, patch = np.full((4, 4, 3), 100, np.uint8), np.full((2, 2, 3), 200, np.uint8)
-    blended = paste(image, patch, Box(1, 1, 2, 2), 0.25)
-    assert (blended[1:3, 1:3] == 125).all()
-    assert blended.sum() == image.sum() + 4 * 3 * 25
-    assert (paste(image, np.full((2, 2, 3), 255, np.uint8), Box(0, 0, 2, 2), 0.999).max()) == 255
+    before = int(image.sum())
+    paste(image, patch, Box(1, 1, 2, 2), 0.25)
+    assert (image[1:3, 1:3] == 125).all()
+    assert image.sum() == before + 4 * 3 * 25
+    paste(image, np.full((2, 2, 3), 255, np.uint8), Box(0, 0, 2, 2), 0.999)
+    assert image.max() == 255
