@@ -72,6 +72,7 @@ class Measured(NamedTuple):
     definition: str
 
 
+_LINEAR_FAMILIES = ("linear", "linear_sgd", "linear_adam")
 Key = tuple[str, str, str]  # name, condition, probe
 Replicate = tuple[Pair, int]  # pair, seed
 RunValues = dict[Key, Measured]
@@ -108,12 +109,19 @@ def predicted(one: Scored, condition: str, probe: str) -> tuple[npt.NDArray[np.i
 
 
 def shown_probes(keys: Iterable[str]) -> tuple[str, ...]:
-    """The probes that the page shows: kNN and the linear one with the most labels, L-BFGS before SGD."""
+    """The probes that the page shows: kNN, and the linear one with the most labels.
+
+    Of several with as many labels: L-BFGS, then SGD, then Adam, then the deepest layer's.
+    """
     present = set(keys)
-    linear = sorted(
-        (probe for probe in present if probe.startswith("linear_")),
-        key=lambda probe: (-float(probe.rpartition("_")[2]), len(probe)),
-    )
+
+    def rank(probe: str) -> tuple[float, int, int, str]:
+        family, _, percent = probe.rpartition("_")
+        layer = int(family.removeprefix("linear_layer")) if family.startswith("linear_layer") else 0
+        known = _LINEAR_FAMILIES.index(family) if family in _LINEAR_FAMILIES else len(_LINEAR_FAMILIES)
+        return -float(percent), known, -layer, probe
+
+    linear = sorted((probe for probe in present if probe.startswith("linear_")), key=rank)
     return tuple(probe for probe in ("knn", *linear[:1]) if probe in present)
 
 

@@ -1,4 +1,7 @@
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -186,10 +189,30 @@ def test_a_pair_without_excess_has_no_share_removed():
     assert pair.removed(FP[0], "knn") is None
 
 
+def test_shown_probes_are_the_same_for_every_hash_seed():
+    layers = [f"linear_layer{layer}_100" for layer in range(5)]
+    script = f"from ssl_backdoor.report.runs import shown_probes; print(shown_probes({layers}))"
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in range(4)
+    }
+    assert told == {"('linear_layer4_100',)\n"}
+
+
 def test_shown_probes_are_knn_and_the_linear_one_with_most_labels():
     names = ["linear_1", "linear_0.5", "linear_sgd_100", "linear_100", "knn", "features"]
     assert shown_probes(names) == ("knn", "linear_100")
     assert shown_probes(["linear_sgd_10", "linear_10"]) == ("linear_10",)
+    assert shown_probes(["linear_adam_100", "linear_sgd_100", "linear_10"]) == ("linear_sgd_100",)
+    layers = [f"linear_layer{layer}_{share}" for share in (10, 100) for layer in range(12)]
+    assert shown_probes([*layers, "linear_100"]) == ("linear_100",)
+    assert shown_probes(layers) == ("linear_layer11_100",)
     assert shown_probes(["features"]) == ()
 
 
