@@ -36,7 +36,7 @@ from tasks.stages import ON_RAY
 
 _BUSY_BELOW = 0.8
 _FEWEST_PARTS = 5  # into which the time that measuring may take is cut
-# By the start (imports, Prefect's server), which is measured here and now; see ssl_backdoor/README.md for the figures.
+# By the start (imports, Prefect's server), which is measured here and now; tests/benchmarks/README.md has the figures.
 _REPORT_BY_START = Line(0.7, 0.03)  # each: encoder that was scored
 _END_BY_START = Line(0.9, 0.02)  # the record in MLflow, and leaving
 _REPORT_BYTES, _REPORT_FILES = Line(1.0e6, 0.2e6), 16

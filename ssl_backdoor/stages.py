@@ -1,6 +1,6 @@
 """Each stage as one pure statement: (spec, input refs) -> ArtifactRef.
 
-``run_stage`` is the only place that decides reuse: an artifact whose manifest exists is returned, else the stage's
+``run_stage`` decides reuse: an artifact whose manifest exists is returned, else the stage's
 body runs in a scratch folder and its files are committed, manifest last. Flows, Ray workers, the command line and
 notebooks all come through here.
 """

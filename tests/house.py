@@ -61,7 +61,7 @@ def unmapped_folders() -> Iterator[str]:
     for package in PACKAGES:
         for folder in [ROOT / package, *(ROOT / package).iterdir()]:
             if folder.is_dir() and folder.name != "__pycache__" and f"{folder.name}/" not in readme:
-                yield f"README.md: the map of the house does not name {folder.relative_to(ROOT)}/"
+                yield f"README.md: the layout does not name {folder.relative_to(ROOT)}/"
 
 
 def torch_in_specs() -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Numbers as pure functions of what was predicted. NumPy and Arrow only: they re-run without a GPU.
 
-Definitions are those of DESIGN.md, section 5. Saha et al. 2022 (https://arxiv.org/abs/2105.10123) count false
+Definitions are those of ssl_backdoor/DEFINITIONS.md. Saha et al. 2022 (https://arxiv.org/abs/2105.10123) count false
 positives; Carlini & Terzis 2022 (https://arxiv.org/abs/2106.09667) define the z-score.
 """
 
