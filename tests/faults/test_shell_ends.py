@@ -73,7 +73,7 @@ def test_a_shell_that_is_told_to_end_or_killed_leaves_no_process_and_the_same_co
     with begin(tmp_path, *LONG) as shell:
         until_it_trains(shell, tmp_path)
         titles = " ".join(left_of(tmp_path).values())
-        assert "uvicorn" in titles
+        assert "tasks.prefect_server" in titles
         assert "raylet" in titles
         shell.kill()
         shell.communicate()
