@@ -9,6 +9,7 @@ from command_server import DEMO_SETTINGS
 from services import wait_until
 
 from infra.stack import ray_head
+from tasks.ray_settings import RAYS
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 SYSTEM = {
@@ -72,7 +73,7 @@ def test_a_line_is_also_on_the_page_of_its_stage(stack, demo):
 
 def test_the_workers_file_at_ray_names_the_artifact_too(stack, demo):
     trained = {one["state"]["message"].split("/")[-1][:12] for one in tasks(stack, demo).values()}
-    files = (ray_head.temp_folder(stack.config) / "session_latest" / "logs").glob("worker-*.err")
+    files = (ray_head.temp_folder(stack.config) / RAYS / "session_latest" / "logs").glob("worker-*.err")
     text = "\n".join(file.read_text() for file in files)
     named = set(re.findall(r"\((?:train|defend|evaluate)/(\w{12})\): begins on", text))
     assert named & trained

@@ -11,6 +11,7 @@ from infra.stack import config as configuration
 from infra.stack import control, object_store, ports, postgres, ray_head, service, web
 from infra.stack.services import SERVICES
 from ssl_backdoor.errors import SpecError, StoreError, UserError
+from tasks.ray_settings import RAYS
 
 
 @pytest.fixture
@@ -203,7 +204,9 @@ def test_secrets_are_taken_out_of_what_is_shown(config):
 
 
 def test_ray_gets_a_short_folder(config):
-    sockets = ray_head.temp_folder(config) / "session_2026-01-01_00-00-00_000000_1000000" / "sockets" / "plasma_store"
+    sockets = (
+        ray_head.temp_folder(config) / RAYS / "session_2026-01-01_00-00-00_000000_1000000" / "sockets" / "plasma_store"
+    )
     assert len(str(sockets).removeprefix(str(ray_head.temp_folder(config).parent))) < 100
 
 
