@@ -5,6 +5,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
+ON_LOOPBACK = ("unshare", "--user", "--map-root-user", "--net")
+ON_LOOPBACK += ("sh", "-c", 'ip link set lo up && exec "$@"', "sh")
+"""Before a command that listens on every interface, such as torchrun: it is given a network that has one alone."""
 _LISTENS = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}
 """State of a listening socket, by table."""
 

@@ -69,7 +69,7 @@ def _security(config: Config) -> str:
 
     So nobody else reads, changes or drops objects at the ports of the parts, and no web page gets an answer.
     """
-    certificate, key = certificates.make(config.folder / "run" / "seaweed")
+    certificate, key = certificates.make(config.folder / "seaweed")
     key_of_tickets = config.secrets["s3_signing_key"]
     lines = ["[cors.allowed_origins]", f'values = "{config.url("s3")}"', "[grpc]", f'ca = "{certificate}"']
     for section in ("signing", "signing.read", "filer_signing", "filer_signing.read"):

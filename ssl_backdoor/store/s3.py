@@ -340,13 +340,14 @@ class S3Store(ArtifactStore):
                 f"expected the clock of this machine to be that of {place} within 15 minutes, found it further off; "
                 "set the clock and run again"
             )
+        # Other servers name nothing: without a body the code is the status. Of object stores a 403 may have none.
+        if code == "401" or (error.operation_name == "PutObject" and code in ("404", "405", "501")):
+            return f"{place} answers {code}, as no object store does; check AWS_ENDPOINT_URL"
         if status in (401, 403):
             return (
                 f"{place} refuses these credentials ({code}); "
                 f"check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket"
             )
-        if error.operation_name == "PutObject" and code in ("404", "405", "501"):  # other servers name nothing
-            return f"{place} answers {code}, as no object store does; check AWS_ENDPOINT_URL"
         if status == 404:
             return f"expected an object in {place}, found it gone; delete the artifact it belongs to and run again"
         return f"{place} answered {code} ({status}); try again, or look at the object store's log"

@@ -1,20 +1,20 @@
 """A worker that waits until its last words have arrived holds its device meanwhile."""
 
 import json
-import tempfile
 from pathlib import Path
 
 from shells import begin
 
 PROGRAM = """
-import json, os, sys, time
+import json, os, time
 
 import ray
 
 from ssl_backdoor.events import tell
+from tasks import embedded_ray
 from tasks.wire import Wire
 
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[1])
+embedded_ray.start(1, log_to_driver=False)
 
 
 @ray.remote(num_cpus=0)
@@ -42,9 +42,8 @@ print(json.dumps(ray.get([stage.remote(Wire(board, title)) for title in ("first"
 def test_the_next_stage_begins_in_the_same_process_when_the_last_has_ended(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    with tempfile.TemporaryDirectory(prefix="w") as short:
-        process = begin(tmp_path, short, program=program, PYTHONPATH=str(Path(__file__).parents[2]))
-        out, errors = process.communicate(timeout=120)
+    process = begin(tmp_path, program=program, PYTHONPATH=str(Path(__file__).parents[2]))
+    out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     (first, first_began_s, first_ended_s), (second, second_began_s, _) = sorted(json.loads(out), key=lambda one: one[1])
     assert first_ended_s - first_began_s > 2

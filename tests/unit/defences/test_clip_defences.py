@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from defence_worker import KINDS, run_all
+from listening import ON_LOOPBACK
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tiny_defences import clip_defence, save_clip
@@ -144,7 +145,7 @@ def test_two_replicas_are_one(tmp_path: Path) -> None:
     both.mkdir()
     run_all(alone, 1)
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *(*ON_LOOPBACK, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
         *("--rdzv-endpoint=127.0.0.1:0", str(TESTS / "defence_worker.py"), str(both)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

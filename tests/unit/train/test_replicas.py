@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from listening import ON_LOOPBACK
 from replica_worker import run_all
 from safetensors.torch import load_file
 from tiny_sets import tiny_dataset
@@ -33,7 +34,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     run_all(alone, 1)
     shutil.copytree(alone / "states-0" / "byol", both / "states-0" / "byol")
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *(*ON_LOOPBACK, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
         *("--rdzv-endpoint=127.0.0.1:0", str(TESTS / "replica_worker.py"), str(both)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
