@@ -16,11 +16,10 @@ import httpx
 from flows import settings
 from ssl_backdoor.errors import SpecError, TrainingError
 from tasks.guard import own_addresses
-from tasks.own_server import last_words
+from tasks.own_server import end, last_words
 
 USER = "lab"
 _READY_S = 180.0
-_ENDING_S = 10.0
 _POLL_S = 0.2
 _PORTS = {"Prefect": 4200, "MLflow": 5000}
 _HEALTH = {"Prefect": "api/health", "MLflow": "health"}
@@ -82,7 +81,7 @@ def _served(password: str) -> Iterator[Mapping[str, _Server]]:
         for name, command in commands.items():
             said = ending.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
-            ending.callback(_end, process)
+            ending.callback(end, process)
             servers[name] = _Server(process, ports[name], said)
         yield servers
 
@@ -99,15 +98,6 @@ def _await(name: str, server: _Server) -> None:
 def _check_runs(name: str, server: _Server) -> None:
     if (code := server.process.poll()) is not None:
         raise TrainingError(f"{name}'s server ended with code {code}, {last_words(server.said)}.")
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(_ENDING_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _answers(url: str) -> bool:

@@ -166,10 +166,15 @@ def _answers(port: int) -> bool:
 
 
 def _end(server: _Server) -> None:
-    server.process.terminate()
-    try:
-        server.process.wait(_ENDING_S)
-    except subprocess.TimeoutExpired:
-        server.process.kill()
-        server.process.wait()
+    end(server.process)
     server.said.close()
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """Ask a server to end; kill it where it does not within seconds."""
+    process.terminate()
+    try:
+        process.wait(_ENDING_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

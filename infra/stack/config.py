@@ -21,13 +21,15 @@ TELEMETRY_OFF: Mapping[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
+_LATER = ("prefect_password", "mlflow_password", "s3_signing_key")
+"""Secrets that homes of older versions have none of."""
 SECRETS = (
     "postgres_password",
     "postgres_prefect_password",
     "postgres_mlflow_password",
     *(f"s3_{name}_{part}" for name in IDENTITIES for part in ("access_key", "secret_key")),
     "ray_token",
-    *(_LATER := ("prefect_password", "mlflow_password", "s3_signing_key")),  # older homes have none
+    *_LATER,
 )
 USER = "lab"
 """Who logs in to Prefect and MLflow."""
