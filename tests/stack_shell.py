@@ -109,6 +109,13 @@ class Stack:
         assert status in (200, 201), text
         return json.loads(text)
 
+    def mlflow(self, page: str, body: object):
+        """An answer of MLflow's server."""
+        login = ":".join(configuration.mlflow_login(self.config).values())
+        status, text = http.request(f"{self.config.url('mlflow')}/api/2.0/mlflow/{page}", body, 20.0, login=login)
+        assert status == 200, text
+        return json.loads(text)
+
     def ask(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> tuple[int, str]:
         """Ask the server for a run of a deployment, as its page, a client or a schedule does; status and answer."""
         place = f"deployments/{self.api(f'deployments/name/{name}')['id']}"

@@ -5,7 +5,7 @@ from typing import Any
 
 import httpx
 
-from infra.stack.config import Config, mlflow_login, prefect_login
+from infra.stack.config import Config, prefect_login
 
 _PREFECT_CLIENT = "infra.stack"
 """Our name for the tokens by which Prefect tells a program's request from one that a page was made to send."""
@@ -45,12 +45,6 @@ def ask_prefect(
             return status, text
         headers = {"Prefect-Csrf-Token": parsed(text)["token"], "Prefect-Csrf-Client": _PREFECT_CLIENT}
     return request(f"{api}/{page}", body, timeout_s, method, login, headers)
-
-
-def ask_mlflow(config: Config, page: str, body: object = None, timeout_s: float = 5.0) -> tuple[int, str]:
-    """``request`` of a page of MLflow's server, such as ``health``."""
-    login = ":".join(mlflow_login(config).values())
-    return request(f"{config.url('mlflow')}/{page}", body, timeout_s, login=login)
 
 
 def parsed(text: str) -> Any:

@@ -226,9 +226,7 @@ class Carlini2022BackdoorSpec(_TriggerAttack):
     target_class: str
     num_poisons: int = Field(default=300, ge=1, le=10_000_000)
     captions: CaptionSet = "search"
-    targets: ClassVar[None] = None
     codec: ClassVar[Codec] = "lossless"
-    pixel_noise_levels: ClassVar[float] = 0.0
     adds_pairs: ClassVar[bool] = True
     phrase: ClassVar[str] = "under the backdoor, "
 

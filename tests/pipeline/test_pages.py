@@ -16,7 +16,7 @@ from command_server import DEMO_SETTINGS
 from playwright.sync_api import BrowserContext, Page, expect
 from services import wait_until
 
-from infra.stack import http, object_store
+from infra.stack import object_store
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 ABSENT = ("/favicon.ico", "/ico/undefined.svg", "/mlflow/users/current")
@@ -121,12 +121,9 @@ def test_the_run_page_shows_stages_and_the_answer(stack, demo, page):
 
 def test_mlflow_compares_six_cells_under_useful_names_and_has_their_machines(stack, demo, page):
     url = stack.config.url("mlflow")
-    ask = "api/2.0/mlflow"
-    known = json.loads(http.ask_mlflow(stack.config, f"{ask}/experiments/search", {"max_results": 100})[1])[
-        "experiments"
-    ]
+    known = stack.mlflow("experiments/search", {"max_results": 100})["experiments"]
     (experiment,) = [one["experiment_id"] for one in known if one["name"] == "demo"]
-    runs = json.loads(http.ask_mlflow(stack.config, f"{ask}/runs/search", {"experiment_ids": [experiment]})[1])["runs"]
+    runs = stack.mlflow("runs/search", {"experiment_ids": [experiment]})["runs"]
     cells = [
         one["info"]["run_id"] for one in runs if any(tag["key"] == "mlflow.parentRunId" for tag in one["data"]["tags"])
     ][:6]

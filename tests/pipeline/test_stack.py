@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -138,6 +139,25 @@ def test_without_a_name_nothing_is_read_or_written(stack):
     assert {place: http.request(f"{s3}/{place}")[0] for place in places} == dict.fromkeys(places, 403)
     assert http.request(f"{s3}/artifacts/rights", {}, method="PUT")[0] == 403
     assert http.request(f"{s3}/artifacts/rights", method="DELETE")[0] == 403
+
+
+@pytest.mark.parametrize("part", ["s3", "s3_master", "s3_volume", "s3_filer", "s3_admin"])
+def test_parts_of_seaweedfs_answer_nobody_without_their_certificate(stack, part):
+    def answer(*certificate: Path) -> bytes:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        if certificate:
+            context.load_cert_chain(*certificate)
+        address = (ports.LOOPBACK, stack.config.ports[f"{part}_grpc"])
+        with socket.create_connection(address, timeout=5) as plain, context.wrap_socket(plain) as connection:
+            connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5))
+            return connection.recv(100)
+
+    with pytest.raises(ssl.SSLError, match="certificate required"):
+        answer()
+    assert answer(stack.folder / "seaweed.pem", stack.folder / "seaweed.key")
+    assert (stack.folder / "seaweed.key").stat().st_mode & 0o777 == 0o600
 
 
 def test_the_projects_own_store_works_there(stack):
