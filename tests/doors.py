@@ -27,6 +27,7 @@ ALONE = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--user", "--
 """Before a command: a network of its own, which ``watch`` gives an address that another machine could reach."""
 _POLL_S = 0.5
 _ASK_S = 5.0
+_CALL_S = 60.0  # a refusal comes at once; a machine at work may be late with it
 _REFUSALS = (400, 401, 403, 404, 405)
 _PAGES = (
     *(("GET", page) for page in ("/", "/api/admin/version", "/api/version", "/metrics", "/api/job_agent/jobs/")),
@@ -71,14 +72,14 @@ def _call(port: int) -> list[str]:
         for call in _CALLS:
             method = channel.unary_unary(f"/ray.rpc.{call}", request_serializer=bytes, response_deserializer=bytes)
             try:
-                method(b"", timeout=_ASK_S)
+                method(b"", timeout=_CALL_S)
                 said[call] = "answered"
             except grpc.RpcError as error:
                 said[call] = error.code().name
-    codes = set(said.values())
-    if codes == {"UNAVAILABLE"} or codes == {"UNIMPLEMENTED", "UNAUTHENTICATED"}:
-        return []
-    return [f"{call}: {code}" for call, code in said.items() if code != "UNIMPLEMENTED"] or ["an unknown service"]
+    refusals = {"UNAUTHENTICATED", "UNAVAILABLE"}  # the second: it has gone
+    if not refusals & set(said.values()):
+        return [f"{call}: {code}" for call, code in said.items()]
+    return [f"{call}: {code}" for call, code in said.items() if code not in {*refusals, "UNIMPLEMENTED"}]
 
 
 class Seen:
@@ -107,7 +108,7 @@ class Seen:
                         new.append(port)
         if new:
             command = [sys.executable, __file__, "knock", *map(str, new)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=200)
             if done.returncode != 0:
                 raise RuntimeError(done.stderr)
             self.answers |= {int(port): answers for port, answers in json.loads(done.stdout).items()}

@@ -55,7 +55,7 @@ def test_a_flow_listens_on_loopback_alone_and_refuses_strangers(way, prefect_hom
         env |= {"HOME": str(folder), "PREFECT_HOME": str(prefect_home), "TMPDIR": name}
         env |= {"PYTHONPATH": os.pathsep.join(sys.path), "DO_NOT_TRACK": "1"}
         command = [*doors.ALONE, sys.executable, doors.__file__, "watch", *WAYS[way]]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["code"] == 0, found["said"]
