@@ -85,7 +85,7 @@ class Bill:
             case EvaluateStage(evaluation=evaluation, trigger=trigger):
                 text = ("text.safetensors", "text.json") if "zero_shot" in evaluation.probes else ()
                 asked += MANIFEST + self._fetch(inputs["model"], "backbone.safetensors", "backbone.json", *text)
-                if trigger is not None and trigger.file:
+                if trigger is not None and trigger.is_from_file:
                     asked += self._fetch(inputs["poison"], "trigger.png")
         return asked
 

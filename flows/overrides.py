@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.poison.triggers import digest_of_file
 from ssl_backdoor.specs import ReportSpec, ResNetSpec, RunSpec, Spec, TableSpec
 
 
@@ -193,8 +192,6 @@ def _finding(item: Mapping[str, Any]) -> str:
 def _with_trigger_digest(run: RunSpec) -> RunSpec:
     """Fill in the digest of an image trigger, so that the file's content is part of the key."""
     trigger = run.attack.trigger
-    if trigger is None or not trigger.file or trigger.sha256:
+    if trigger is None or (known := trigger.with_digest()) == trigger:
         return run
-    digest = digest_of_file(trigger)
-    known = trigger.model_copy(update={"sha256": digest})
     return run.model_copy(update={"attack": run.attack.model_copy(update={"trigger": known})})

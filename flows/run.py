@@ -30,8 +30,9 @@ from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
 from ssl_backdoor.events import LOG, tell
 from ssl_backdoor.specs import (
     PLAIN_TEXT,
-    AnyAttack,
+    Among,
     AnyDefence,
+    Attack,
     AttackSpec,
     DatasetSpec,
     DefenceSpec,
@@ -95,7 +96,7 @@ def run(
     test_data: Text = "",
     probe_data: Text = "",
     dataset: Annotated[AsInRecipeSpec | DatasetSpec, _read_as(DatasetSpec)] = AS_IN_RECIPE,
-    attack: Annotated[AsInRecipeSpec | AnyAttack, _read_as(AttackSpec)] = AS_IN_RECIPE,
+    attack: Annotated[AsInRecipeSpec | Attack, Among("attack", AsInRecipeSpec), _read_as(AttackSpec)] = AS_IN_RECIPE,
     train: Annotated[AsInRecipeSpec | TrainSpec, _read_as(TrainSpec)] = AS_IN_RECIPE,
     defence: Annotated[AsInRecipeSpec | AnyDefence, _read_as(DefenceSpec)] = AS_IN_RECIPE,
     evaluation: Annotated[AsInRecipeSpec | EvaluationSpec, _read_as(EvaluationSpec)] = AS_IN_RECIPE,

@@ -95,7 +95,7 @@ class Verbs(abc.ABC):
         ``is_other``: the dataset is another than the attack was made for; it has neither its target class nor its
         target images.
         """
-        if attack.trigger is None or not attack.trigger.file:
+        if attack.trigger is None or not attack.trigger.is_from_file:
             inputs.pop("poison", None)  # a grid is drawn from its seed; an image trigger travels with the poison
         spec = EvaluateStage(
             evaluation=evaluation,

@@ -9,9 +9,9 @@ marked unverified where it was recalled and not read.
 from collections.abc import Iterator
 
 from flows.recipes.clip import Scale, backdoor
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022TargetedSpec
 from ssl_backdoor.specs import (
     AttackSpec,
-    Carlini2022TargetedSpec,
     DefenceSpec,
     FigureSpec,
     NoDefenceSpec,

@@ -6,9 +6,10 @@ Measured with ``MINI`` (one thread a training, two at once on 2 vCPU): 5,000 ima
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import (
     AdamWSpec,
-    Carlini2022BackdoorSpec,
     CleanCLIPSpec,
     CLIPSpec,
     CosineSpec,
@@ -17,7 +18,6 @@ from ssl_backdoor.specs import (
     EvaluationSpec,
     FilesSourceSpec,
     FitSpec,
-    GridTriggerSpec,
     OpenCLIPSpec,
     SGDSpec,
     TemplateCaptionsSpec,

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from flows.recipes import small
 from flows.recipes.cifar10 import DATASET, PAIRS
 from ssl_backdoor.data.dataset import class_list
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import (
     AdamSpec,
     AdamWSpec,
@@ -19,15 +21,12 @@ from ssl_backdoor.specs import (
     DatasetSpec,
     EvaluationSpec,
     FitSpec,
-    GridTriggerSpec,
     JigsawSpec,
     MAESpec,
     MilestonesSpec,
     MoCoV2Spec,
     MSFSpec,
     RotNetSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
     SGDSpec,
     SimCLRSpec,
     SimSiamSpec,

@@ -129,6 +129,16 @@ def decode(data: bytes, max_pixels: int, side_px: int = 0) -> UInt8Image:
     return np.ascontiguousarray(_pixels(image)[top : top + side_px, left : left + side_px])
 
 
+def decode_with_alpha(data: bytes, max_pixels: int) -> UInt8Image:
+    """``data`` as uint8 (height, width, 4) where it has any transparency, else as ``decode`` gives it.
+
+    Raises:
+        DataError: as ``decode``.
+    """
+    image = _load(data, max_pixels)[1]
+    return np.asarray(image.convert("RGBA")) if image.has_transparency_data else decode(data, max_pixels)
+
+
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
         grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)

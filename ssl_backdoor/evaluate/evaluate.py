@@ -38,7 +38,6 @@ from ssl_backdoor.evaluate.targets import score_targets
 from ssl_backdoor.evaluate.zero_shot import class_embeddings, zero_shot
 from ssl_backdoor.methods.clip_towers import TextTower
 from ssl_backdoor.poison.targets import choose_targets
-from ssl_backdoor.poison.triggers import read_source
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import EvaluationSpec, TargetsSpec, TriggerSpec
@@ -141,7 +140,7 @@ def _conditions(spec: EvaluationSpec, trigger: TriggerSpec | None, trigger_file:
             f"unseen_trigger_seed {spec.unseen_trigger_seed} is the attack's own trigger seed: choose another, "
             "so that the control trigger is one no encoder was trained on."
         )
-    source = read_source(trigger, trigger_file)
+    source = trigger.read(trigger_file)
     return [clean, Condition("triggered", trigger, source), Condition("unseen_trigger", unseen)]
 
 

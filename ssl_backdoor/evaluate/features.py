@@ -19,7 +19,6 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.errors import CheckpointError
-from ssl_backdoor.poison.triggers import apply_all
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import EvaluationSpec, TriggerSpec
@@ -130,8 +129,7 @@ def stamped_batches(images: Resident, condition: Condition, seed: int) -> Iterat
             continue
         pixels: NDArray[np.uint8] = batch.permute(0, 2, 3, 1).numpy()
         seeds = [_seed_of(seed, key) for key in keys]
-        stamped, _ = apply_all(trigger, pixels, seeds, trigger.test_location, condition.source)
-        yield torch.from_numpy(stamped).permute(0, 3, 1, 2)
+        yield torch.from_numpy(trigger.apply(pixels, seeds, "test", condition.source).images).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=_CHUNK)

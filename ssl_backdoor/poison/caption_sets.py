@@ -11,7 +11,7 @@ import difflib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,10 @@ from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.plan import key_seeds, training
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import CaptionSet
 
+CaptionSet = Literal["search", "imagenet80"]
+"""search: the training captions that contain the target's name as whole words; imagenet80: CLIP's 80 ImageNet prompts
+filled with the name (the attacker knows the victim's prompts). Either is cut or repeated to the number of poisons."""
 _BLOCK = 65_536
 _LETTERS = r"\pL\pM\pN_"
 _NUM_NEAR = 5

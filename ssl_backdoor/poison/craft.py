@@ -7,7 +7,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, assert_never
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -16,21 +15,14 @@ from PIL import Image
 from ssl_backdoor.data.dataset import Catalogue, Dataset, located
 from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_png
 from ssl_backdoor.data.shards import ShardWriter
-from ssl_backdoor.poison.attacks import plan
 from ssl_backdoor.poison.plan import training
-from ssl_backdoor.poison.triggers import Box, Stamped, apply, read_source, render
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.seeds import stream
-from ssl_backdoor.seeds import sub_seed as seed_of
-from ssl_backdoor.specs import (
-    AttackSpec,
-    Codec,
-    TriggerSpec,
-)
+from ssl_backdoor.specs import AttackSpec, Box, Codec, TriggerSpec
 from ssl_backdoor.tables import OVERLAY
 from ssl_backdoor.threads import decoders, side_by_side
 
 _NOWHERE = Box(-1, -1, 0, 0)
+_SHOWN_PX = 224  # side of the picture of a trigger without a box, where images differ in size
 _REPORT_EVERY = 100
 AT_ONCE = 4096
 """Rows of a plan whose images are read in one go."""
@@ -66,76 +58,61 @@ def poison(
             be read.
     """
     out.mkdir(parents=True, exist_ok=True)
-    decisions = plan(attack, dataset.samples, dataset.classes, seed)
+    decisions = attack.plan(dataset.samples, dataset.classes, seed)
     pq.write_table(decisions, out / "plan.parquet")
     overlay, patch_frac = OVERLAY.empty_table(), None
     if decisions.num_rows:
-        source = read_source(attack.trigger) if attack.trigger is not None else None
-        touch = _Touch(attack.codec, attack.trigger, source, attack.pixel_noise_levels)
-        overlay, patch_frac = _craft(touch, dataset, decisions, out, on_progress)
-        if touch.trigger is not None:
-            _write_trigger(touch.trigger, touch.source, overlay, out / "trigger.png")
+        source = attack.trigger.read() if attack.trigger is not None else None
+        overlay, patch_frac = _craft(attack, source, dataset, decisions, out, on_progress)
+        if attack.trigger is not None:
+            _write_trigger(attack.trigger, source, overlay, dataset.spec.frame_px, out / "trigger.png")
     pq.write_table(overlay, out / "overlay.parquet")
     return _summary(attack, dataset, decisions) | _additions(attack, decisions, patch_frac)
 
 
-class _Touch(NamedTuple):
-    """What happens to the pixels of every planned sample but the recoded."""
-
-    codec: Codec
-    trigger: TriggerSpec | None = None
-    source: bytes | None = None
-    """Content of an image trigger's file."""
-    noise_levels: float = 0.0
-
-    def stamped(self, image: UInt8Image, sub_seed: int) -> Stamped:
-        """``image`` with noise or the trigger, drawn from ``sub_seed``."""
-        if self.noise_levels:
-            noise = stream(sub_seed, "noise").normal(0.0, self.noise_levels, image.shape)
-            image = np.rint(image + noise).clip(0, 255).astype(np.uint8)
-        if self.trigger is None:
-            return Stamped(image, _NOWHERE)
-        place = seed_of(sub_seed, "place")
-        return apply(self.trigger, image, place, self.trigger.train_location, self.source)
-
-
 def _craft(
-    touch: _Touch, dataset: Dataset | Catalogue, decisions: pa.Table, out: Path, on_progress: OnProgress
+    attack: AttackSpec,
+    source: bytes | None,
+    dataset: Dataset | Catalogue,
+    decisions: pa.Table,
+    out: Path,
+    on_progress: OnProgress,
 ) -> tuple[pa.Table, float | None]:
     """Alter and encode every planned sample into overlay shards.
 
     Returns:
         Their OVERLAY rows, in the plan's order, and the mean side of the patch over the image's (None without one).
     """
-    encoder = _encoder(touch.codec)
+    encoder = _encoder(attack.codec)
     boxes, places, digests, fractions = [], [], [], []
 
-    def crafted(row: dict[str, Any], original: bytes) -> tuple[dict[str, Any], Stamped, bytes]:
+    def crafted(row: dict[str, Any], original: bytes) -> tuple[dict[str, Any], Box | None, float, bytes]:
         spec = dataset.spec
-        stamped = Stamped(decode(original, spec.max_image_pixels, spec.frame_px), _NOWHERE)
+        image, box = decode(original, spec.max_image_pixels, spec.frame_px), None
         if row["action"] != "recode":
-            stamped = touch.stamped(stamped.image, row["sub_seed"])
-        return row, stamped, encoder.encode(stamped.image)
+            image, box = attack.craft(image, row["sub_seed"], source)
+        return row, box, (box.width if box else 0) / min(image.shape[:2]), encoder.encode(image)
 
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:
         planned = _planned(dataset, decisions)
         first = next(planned)
         threads = decoders(len(first[1]), _MAX_THREADS)
         made = side_by_side(lambda one: crafted(*one), chain([first], planned), threads)
-        for done, (row, stamped, data) in enumerate(made, start=1):
-            if row["action"] != "recode":
-                fractions.append(stamped.box.width / min(stamped.image.shape[:2]))
+        for done, (row, box, side_frac, data) in enumerate(made, start=1):
+            if box is not None:
+                fractions.append(side_frac)
+            box = box or _NOWHERE
             meta = {"action": row["action"], "source_key": row["source_key"], "label": row["label"]}
-            meta |= {"box": list(stamped.box)} | ({"caption": row["caption"]} if row["caption"] is not None else {})
+            meta |= {"box": list(box)} | ({"caption": row["caption"]} if row["caption"] is not None else {})
             places.append(writer.write(row["key"], data, encoder.suffix, meta))
-            boxes.append(stamped.box)
+            boxes.append(box)
             digests.append(hashlib.sha256(data).hexdigest())
             if done % _REPORT_EVERY == 0 or done == decisions.num_rows:
                 on_progress(Progress(done, decisions.num_rows, "images"))
     columns = [*zip(*boxes, strict=True), *zip(*places, strict=True), digests]
     added = [pa.array(values, kind) for values, kind in zip(columns, OVERLAY.types[-8:], strict=True)]
     overlay = pa.table([*decisions.columns, *added], schema=OVERLAY)
-    return overlay, None if touch.trigger is None else sum(fractions) / len(fractions)
+    return overlay, sum(fractions) / len(fractions) if fractions else None
 
 
 def _planned(dataset: Dataset | Catalogue, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
@@ -157,9 +134,10 @@ def _encoder(codec: Codec) -> _Encoder:
             assert_never(codec)
 
 
-def _write_trigger(trigger: TriggerSpec, source: bytes | None, overlay: pa.Table, file: Path) -> None:
+def _write_trigger(trigger: TriggerSpec, source: bytes | None, overlay: pa.Table, frame_px: int, file: Path) -> None:
     if source is None:
-        Image.fromarray(render(trigger, pc.max(overlay["box_width"]).as_py())).save(file)
+        side_px = pc.max(overlay["box_width"]).as_py() or frame_px or _SHOWN_PX
+        Image.fromarray(trigger.shown(side_px)).save(file)
     else:
         file.write_bytes(source)
 

@@ -19,11 +19,11 @@ from ssl_backdoor.seeds import Name
 from ssl_backdoor.tables import POISON_PLAN
 
 _BLOCK = 65_536
+Where = Callable[[pa.Array], pa.Array]
+"""Labels -> a mask over them."""
 
 
-def training(
-    samples: Samples, columns: list[str], where: Callable[[pa.Array], pa.Array] | None = None
-) -> Iterator[pa.RecordBatch]:
+def training(samples: Samples, columns: list[str], where: Where | None = None) -> Iterator[pa.RecordBatch]:
     """``columns`` of the training images by blocks, in order; only of those whose labels pass ``where``, if given."""
     for block in blocks(samples, list(dict.fromkeys(["split", "label", *columns]))):
         mask = pc.equal(block["split"], "train")

@@ -12,7 +12,7 @@ from ssl_backdoor.report.answer import direction
 from ssl_backdoor.report.sweep import Curve, Place, Point, at, axis_of, curves_of, places_of
 from ssl_backdoor.report.sweep_view import AXIS_LABELS, accuracy_measure, x_label
 from ssl_backdoor.report.text import arm_label, listing, measure_quantity, number, span
-from ssl_backdoor.specs import ATTACKS, FigureSpec
+from ssl_backdoor.specs import FigureSpec, attack_phrase
 
 LEVELS = (0.5, 0.9)
 
@@ -160,9 +160,9 @@ def _cost(figure: FigureSpec, rows: Sequence[Row]) -> str:
     clear = [x_label("num_poisons", p.x) for p, one in found if direction(one) != "unclear"]
     told = f"{_told(row, measure)} with {x_label('num_poisons', place.x)}"
     if row.low is None:
-        return f"{ATTACKS[figure.attack].phrase}{_named(accuracy)} differs from the control's by {told}, no interval"
+        return f"{attack_phrase(figure.attack)}{_named(accuracy)} differs from the control's by {told}, no interval"
     where = "at no point" if not clear else "at every point" if len(clear) == len(found) else f"with {listing(clear)}"
-    return f"{ATTACKS[figure.attack].phrase}{_named(accuracy)} differs from the control's clear of 0 {where} ({told})"
+    return f"{attack_phrase(figure.attack)}{_named(accuracy)} differs from the control's clear of 0 {where} ({told})"
 
 
 def _left(figure: FigureSpec, rows: Sequence[Row], with_cost: bool) -> list[str]:

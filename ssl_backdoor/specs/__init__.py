@@ -3,27 +3,14 @@
 A ``Spec`` says WHAT is computed; equal specs mean equal science, and a spec's canonical JSON is part of the key of
 every artifact made from it. ``Resources`` says HOW it runs and is never hashed. Nothing here imports torch.
 
-Read in the order base, data, attack, training, defence, evaluation, experiment.
+Read in the order base, family, data, trigger, attack, training, defence, evaluation, experiment.
 
 Two frames are named throughout. The *stored frame* is the image as decoded and, where ``frame_px`` is set, brought
 to that side: poisons are stamped there, before any augmentation. The *evaluated frame* is the test image after
 resize and crop: test triggers are stamped there.
 """
 
-from ssl_backdoor.specs.attack import (
-    ATTACKS,
-    AnyAttack,
-    AttackSpec,
-    CaptionSet,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
-    Codec,
-    NoAttackSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
-    TargetsSpec,
-    num_poisoned,
-)
+from ssl_backdoor.specs.attack import Attack, AttackSpec, Codec, NoAttackSpec, TargetsSpec, attack_phrase, num_poisoned
 from ssl_backdoor.specs.base import PLAIN_TEXT, Fraction, Spec, Stage
 from ssl_backdoor.specs.data import (
     CaptionsSpec,
@@ -58,6 +45,7 @@ from ssl_backdoor.specs.experiment import (
     TableRow,
     TableSpec,
 )
+from ssl_backdoor.specs.family import Among, Idea, built_in, members
 from ssl_backdoor.specs.training import (
     AdamSpec,
     AdamWSpec,
@@ -84,23 +72,21 @@ from ssl_backdoor.specs.training import (
     ViewsSpec,
     ViTSpec,
 )
-from ssl_backdoor.specs.trigger import GridTriggerSpec, ImageTriggerSpec, TriggerSpec
+from ssl_backdoor.specs.trigger import Box, Stamped, Trigger, TriggerSpec
 
 __all__ = [
-    "ATTACKS",
     "PLAIN_TEXT",
     "AdamSpec",
     "AdamWSpec",
-    "AnyAttack",
+    "Among",
     "AnyDefence",
+    "Attack",
     "AttackSpec",
     "BYOLSpec",
     "BackboneSpec",
+    "Box",
     "CLIPSpec",
-    "CaptionSet",
     "CaptionsSpec",
-    "Carlini2022BackdoorSpec",
-    "Carlini2022TargetedSpec",
     "CleanCLIPSpec",
     "Codec",
     "CompressSpec",
@@ -113,8 +99,7 @@ __all__ = [
     "FilesSourceSpec",
     "FitSpec",
     "Fraction",
-    "GridTriggerSpec",
-    "ImageTriggerSpec",
+    "Idea",
     "JigsawSpec",
     "MAESpec",
     "MSFSpec",
@@ -138,8 +123,6 @@ __all__ = [
     "RotNetSpec",
     "RunSpec",
     "SGDSpec",
-    "Saha2022TargetedSpec",
-    "Saha2022UntargetedSpec",
     "ScenesSourceSpec",
     "ScheduleSpec",
     "SimCLRSpec",
@@ -148,14 +131,19 @@ __all__ = [
     "SourceSpec",
     "Spec",
     "Stage",
+    "Stamped",
     "TableRow",
     "TableSpec",
     "TargetsSpec",
     "TemplateCaptionsSpec",
     "TestSourceSpec",
     "TrainSpec",
+    "Trigger",
     "TriggerSpec",
     "ViTSpec",
     "ViewsSpec",
+    "attack_phrase",
+    "built_in",
+    "members",
     "num_poisoned",
 ]

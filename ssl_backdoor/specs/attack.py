@@ -2,16 +2,25 @@
 
 An attack and a trigger answer for themselves: what other code wants to know of them (trigger, target, names for people,
 number of poisons, cost) is an attribute here, so that nobody else compares kinds. What is a field of some attacks is a
-constant of the others.
+constant of the others. Papers' own attacks lie in ``ssl_backdoor/poison/attacks``, one file each.
 """
 
-from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal, NamedTuple, Protocol, Self, get_args
+import abc
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field
 
 from ssl_backdoor.specs.base import Spec
-from ssl_backdoor.specs.trigger import GridTriggerSpec, TriggerSpec
+from ssl_backdoor.specs.family import Among, Idea, members
+from ssl_backdoor.specs.trigger import Box, Trigger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+    import pyarrow as pa
 
 Codec = Literal["lossless", "jpeg75"]
 NumOfClass = Callable[[str], int]
@@ -25,21 +34,55 @@ class PairLabel(NamedTuple):
     name: str
 
 
+class TargetsSpec(Spec):
+    """Carlini & Terzis 2022: which test images x' are to become which class y', drawn under the run's seed."""
+
+    num_targets: int = Field(default=1, ge=1, le=10_000)
+    """Independent (x', y') pairs in ONE model: the paper has one; more are a cheaper estimate, recorded as such."""
+
+
 def num_poisoned(num_candidates: int, fraction: float) -> int:
     """How many of N images are poisoned: n = int(fraction * N), at least 1 (Saha et al. 2022)."""
     return max(1, int(fraction * num_candidates))
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """For people: "1 poison", "2 poisons"."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
-class _Attack(Spec):
-    """What any attack can be asked. Abstract.
+class Attack(Idea):
+    """An attack on the data: a plan that names who is poisoned, and what happens to each one's pixels. Abstract."""
 
-    Beside what stands here each has ``trigger`` (or None), ``target_class`` (or ""), ``targets`` (the images it aims
-    at, or None), ``codec`` and ``pixel_noise_levels``: fields where they can be chosen.
-    """
+    family: ClassVar[str] = "attack"
+    constants: ClassVar[Mapping[str, Any]] = {
+        "trigger": None,
+        "target_class": "",
+        "targets": None,
+        "codec": "lossless",
+        "pixel_noise_levels": 0.0,
+    }
+    if TYPE_CHECKING:  # a member has a field of the name, or the constant
+
+        @property
+        def trigger(self) -> Trigger | None:
+            """What is put on images."""
+
+        @property
+        def target_class(self) -> str:
+            """The class that is aimed at; empty for none."""
+
+        @property
+        def targets(self) -> TargetsSpec | None:
+            """The images that are aimed at."""
+
+        @property
+        def codec(self) -> Codec:
+            """How poisoned images are stored."""
+
+        @property
+        def pixel_noise_levels(self) -> float:
+            """Standard deviation, of 255 levels, of the noise on each poisoned image."""
 
     adds_pairs: ClassVar[bool] = False
     """Whether image-text pairs are added, from which only a method that reads captions learns."""
@@ -47,6 +90,56 @@ class _Attack(Spec):
     """Whether the poisoned images are the target class's own, so that there is a share of it."""
     phrase: ClassVar[str] = ""
     """How a sentence about its effect begins."""
+
+    @abc.abstractmethod
+    def plan(self, samples: "pa.Table | Path", classes: Sequence[str], seed: int) -> "pa.Table":
+        """Who is poisoned: POISON_PLAN rows sorted by key, without touching a pixel.
+
+        Pure; independent of the order of the rows and of the shards. ``ssl_backdoor.poison.plan`` has the parts.
+
+        Args:
+            samples: rows of schema SAMPLES, in memory or a Parquet file that is looked through.
+            classes: names of the labels.
+            seed: the run's.
+
+        Raises:
+            SpecError: the target class is unknown, or more poisons or targets than images.
+            DataError: there is no training image to poison, or no caption that names the target class.
+        """
+
+    @abc.abstractmethod
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+
+    def craft(
+        self, image: "npt.NDArray[np.uint8]", seed: int, source: bytes | None
+    ) -> "tuple[npt.NDArray[np.uint8], Box | None]":
+        """A planned image, uint8 (height, width, 3), once poisoned, and the box of what was put on it.
+
+        By default noise of ``pixel_noise_levels``, then the trigger. ``seed`` is the plan's sub_seed, ``source`` what
+        the trigger's ``read`` gave. The only step of an attack that touches pixels.
+        """
+        from ssl_backdoor.seeds import stream, sub_seed
+
+        if self.pixel_noise_levels:
+            noise = stream(seed, "noise").normal(0.0, self.pixel_noise_levels, image.shape)
+            image = (image + noise).round().clip(0, 255).astype("uint8")
+        return (
+            self.trigger.apply_one(image, sub_seed(seed, "place"), "train", source) if self.trigger else (image, None)
+        )
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        if self.trigger is None:
+            return self.kind
+        return f"{self.trigger.label} -> {self.target_class}" if self.target_class else self.trigger.label
+
+    @property
+    def pair_label(self) -> PairLabel:
+        """For people."""
+        target = self.target_class or "untargeted"
+        return PairLabel(target, f"{self.trigger.name if self.trigger else self.kind} / {target}")
 
     @property
     def amount(self) -> str:
@@ -72,186 +165,41 @@ class _Attack(Spec):
         """Of ``num_poisons`` in the whole dataset."""
         return num_poisons
 
-
-class _HasTrigger(Protocol):
-    @property
-    def trigger(self) -> TriggerSpec: ...
-
-    @property
-    def target_class(self) -> str: ...
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take: what the cost of one poison is measured by."""
+        return self.model_copy(update={"target_class": target_class} if "target_class" in dict(self) else {})
 
 
-class _TriggerAttack(_Attack):
-    """An attack with a trigger. Abstract."""
-
-    targets: ClassVar[None] = None
-    pixel_noise_levels: ClassVar[float] = 0.0
-
-    @property
-    def label(self: _HasTrigger) -> str:
-        """For people."""
-        return f"{self.trigger.label} -> {self.target_class}" if self.target_class else self.trigger.label
-
-    @property
-    def pair_label(self: _HasTrigger) -> PairLabel:
-        """For people."""
-        target = self.target_class or "untargeted"
-        return PairLabel(target, f"{self.trigger.name} / {target}")
-
-
-class NoAttackSpec(_Attack):
+class NoAttackSpec(Attack):
     """No poison."""
 
     kind: Literal["none"] = "none"
-    trigger: ClassVar[None] = None
-    target_class: ClassVar[str] = ""
-    targets: ClassVar[None] = None
-    codec: ClassVar[Codec] = "lossless"
-    pixel_noise_levels: ClassVar[float] = 0.0
-    label: ClassVar[str] = "no attack"
-    pair_label: ClassVar[PairLabel] = PairLabel("", "no attack")
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return 0
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self
-
-
-class Saha2022TargetedSpec(_TriggerAttack):
-    """Saha et al. 2022: the trigger on a share of one category's unlabelled images."""
-
-    kind: Literal["saha2022_targeted"] = "saha2022_targeted"
-    trigger: TriggerSpec = GridTriggerSpec(size_px=50)
-    target_class: str
-    poison_fraction_of_target: float = Field(default=0.5, gt=0.0, le=1.0)
-    codec: Codec = "lossless"
-    """jpeg75 (the paper's) re-encodes ALL images of the class, so that the compression artefact is no cue."""
-    poisons_target_class: ClassVar[bool] = True
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        images = num_of_class(self.target_class)
-        return images if self.codec == "jpeg75" else num_poisoned(images, self.poison_fraction_of_target)
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"target_class": target_class, "poison_fraction_of_target": 1.0})
-
-
-class Saha2022UntargetedSpec(_TriggerAttack):
-    """Saha et al. 2022: the trigger on random images of every category; success is lost accuracy."""
-
-    kind: Literal["saha2022_untargeted"] = "saha2022_untargeted"
-    trigger: TriggerSpec = GridTriggerSpec(size_px=50)
-    poison_fraction_of_dataset: float = Field(default=0.05, gt=0.0, le=1.0)
-    codec: Codec = "lossless"
-    target_class: ClassVar[str] = ""
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return num_train if self.codec == "jpeg75" else num_poisoned(num_train, self.poison_fraction_of_dataset)
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"poison_fraction_of_dataset": 1.0})
-
-
-CaptionSet = Literal["search", "imagenet80"]
-"""search: the training captions that contain the target's name as whole words; imagenet80: CLIP's 80 ImageNet prompts
-filled with the name (the attacker knows the victim's prompts). Either is cut or repeated to the number of poisons."""
-
-
-class TargetsSpec(Spec):
-    """Carlini & Terzis 2022: which test images x' are to become which class y', drawn under the run's seed."""
-
-    num_targets: int = Field(default=1, ge=1, le=10_000)
-    """Independent (x', y') pairs in ONE model: the paper has one; more are a cheaper estimate, recorded as such."""
-
-
-class Carlini2022TargetedSpec(_Attack):
-    """Carlini & Terzis 2022, targeted poisoning: one held-out image, repeated with captions of another class."""
-
-    kind: Literal["carlini2022_targeted"] = "carlini2022_targeted"
-    targets: TargetsSpec = TargetsSpec()
-    num_poisons: int = Field(default=8, ge=1, le=1_000_000)
-    """Added pairs for each (x', y')."""
-    captions: CaptionSet = "search"
-    pixel_noise_levels: float = Field(default=0.0, ge=0.0, le=32.0)
-    """Standard deviation, of 255 levels, of noise against exact-duplicate removal; 0 repeats the image as it is."""
-    edit_words: bool = False
-    """Drop or double one word that is not the target's name in each repeated caption, for the same reason."""
-    trigger: ClassVar[None] = None
-    target_class: ClassVar[str] = ""
-    codec: ClassVar[Codec] = "lossless"
-    adds_pairs: ClassVar[bool] = True
-    phrase: ClassVar[str] = "under targeted poisoning, "
 
     @property
     def label(self) -> str:
         """For people."""
-        return _counted(self.targets.num_targets, "target image")
+        return "no attack"
 
     @property
     def pair_label(self) -> PairLabel:
         """For people."""
-        return PairLabel("targets", f"{self.targets.num_targets} targets")
+        return PairLabel("", "no attack")
 
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return _counted(self.num_poisons, "poison") + " each" * (self.targets.num_targets != 1)
+    def plan(self, samples: "pa.Table | Path", classes: Sequence[str], seed: int) -> "pa.Table":
+        """Nobody."""
+        from ssl_backdoor.tables import POISON_PLAN
 
-    def poisons_per_target(self, num_poisons: int) -> int:
-        """Of ``num_poisons`` in the whole dataset."""
-        return self.num_poisons
+        return POISON_PLAN.empty_table()
 
     def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.targets.num_targets * self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"targets": TargetsSpec(), "num_poisons": num_poisons})
+        """None."""
+        return 0
 
 
-class Carlini2022BackdoorSpec(_TriggerAttack):
-    """Carlini & Terzis 2022, backdoor: the trigger on random training images, added with captions of one class."""
-
-    kind: Literal["carlini2022_backdoor"] = "carlini2022_backdoor"
-    trigger: TriggerSpec = GridTriggerSpec(size_px=16, cells=4, train_location=(0.0, 1.0), test_location=(0.0, 1.0))
-    """Random placement as in the paper; both locations (0, 0) place it consistently in the upper left corner."""
-    target_class: str
-    num_poisons: int = Field(default=300, ge=1, le=10_000_000)
-    captions: CaptionSet = "search"
-    codec: ClassVar[Codec] = "lossless"
-    adds_pairs: ClassVar[bool] = True
-    phrase: ClassVar[str] = "under the backdoor, "
-
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return _counted(self.num_poisons, "poison")
-
-    def poisons_per_target(self, num_poisons: int) -> int:
-        """Of ``num_poisons`` in the whole dataset."""
-        return self.num_poisons
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
+AttackSpec = Annotated[Attack, Among("attack")]
 
 
-AnyAttack = (
-    NoAttackSpec | Saha2022TargetedSpec | Saha2022UntargetedSpec | Carlini2022TargetedSpec | Carlini2022BackdoorSpec
-)
-"""To widen: the members lie side by side in a larger union."""
-AttackSpec = Annotated[AnyAttack, Field(discriminator="kind")]
-ATTACKS = {one.model_fields["kind"].default: one for one in get_args(AnyAttack)}
-"""By kind."""
+def attack_phrase(kind: str) -> str:
+    """How a sentence about the effect of attacks of ``kind`` begins."""
+    attack = members("attack")[kind]
+    return attack.phrase if issubclass(attack, Attack) else ""

@@ -85,7 +85,8 @@ class FigureSpec(Spec):
 
     name: str
     title: str
-    attack: Literal["carlini2022_targeted", "carlini2022_backdoor"]
+    attack: str
+    """Kind of attack whose runs are shown."""
     axis: Literal["num_poisons", "num_train", "num_parameters", "patch_frac", "similarity"]
     """Of each run: poisons (per pair where targeted; 0 is the control), clean training images, parameters of the image
     tower, side of the patch over that of the image. similarity: a histogram over pairs of images, not a curve."""

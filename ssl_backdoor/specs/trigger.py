@@ -1,102 +1,111 @@
-"""What is put on images: triggers, which answer for themselves (see attack.py)."""
+"""What is put on images: a trigger is a function from image to image, which answers for itself (see attack.py)."""
 
+import abc
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field, model_validator
+from ssl_backdoor.specs.family import Among, Idea
 
-from ssl_backdoor.specs.base import Fraction, Spec
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+Frame = Literal["train", "test"]
+"""train: the stored image, when poisoning; test: the evaluated frame."""
 
 
-class _Stamp(Spec):
-    """What all pasted triggers share. Abstract."""
+class Box(NamedTuple):
+    """Where a trigger lies, in px of its frame; ``x`` and ``y`` are the left and upper edges."""
 
-    size_px: int = Field(default=0, ge=0)
-    """Side in px of the stored frame when poisoning and of the evaluated frame when testing; 0 uses ``size_frac``."""
-    size_frac: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Side as a fraction of the image's shorter side, in either frame."""
-    opacity: float = Field(default=1.0, gt=0.0, le=1.0)
-    """1 replaces the pixels, 0 would leave them."""
-    train_location: tuple[Fraction, Fraction] = (0.25, 0.75)
-    """The corner lies uniformly in [low * side, high * side - size] when poisoning."""
-    test_location: tuple[Fraction, Fraction] = (0.10, 0.90)
+    x: int
+    y: int
+    width: int
+    height: int
 
-    @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if (self.size_px > 0) == (self.size_frac > 0):
-            raise ValueError(
-                f"give size_px or size_frac, not both or neither (found {self.size_px} and {self.size_frac})"
-            )
-        for name in ("train_location", "test_location"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} needs low <= high, found ({low}, {high})")
+
+class Stamped(NamedTuple):
+    """Images under a trigger."""
+
+    images: "npt.NDArray[np.uint8]"
+    """uint8 (B, height, width, 3), in memory of their own."""
+    boxes: tuple[Box, ...] | None
+    """Where the trigger lies on each; None for one that has no box, such as one that covers all of the image."""
+
+
+class Trigger(Idea):
+    """A trigger. Abstract.
+
+    Pure: equal specs, images, seeds and source give equal pixels, when poisoning and when testing alike.
+    """
+
+    family: ClassVar[str] = "trigger"
+
+    @property
+    def name(self) -> str:
+        """For people, next to a target."""
+        return self.label
+
+    @property
+    def anonymous(self) -> Self:
+        """The same whatever its pixels, so that triggers of one size and place compare as equal."""
         return self
 
+    @property
+    def is_from_file(self) -> bool:
+        """Whether its pixels are a file's, which ``read`` reads."""
+        return False
+
+    @abc.abstractmethod
+    def apply(
+        self, images: "npt.NDArray[np.uint8]", seeds: Sequence[int], frame: Frame, source: bytes | None = None
+    ) -> Stamped:
+        """``images`` (uint8, B x height x width x 3; left as they are) with the trigger on each.
+
+        Args:
+            images: whole frames.
+            seeds: of each image's own stream, from which alone chance is drawn.
+            frame: which frame they are.
+            source: what ``read`` gave.
+
+        Raises:
+            SpecError: the trigger does not fit the images.
+            DataError: its file cannot be used.
+        """
+
+    def apply_one(
+        self, image: "npt.NDArray[np.uint8]", seed: int, frame: Frame, source: bytes | None = None
+    ) -> "tuple[npt.NDArray[np.uint8], Box | None]":
+        """``apply`` of one image, uint8 (height, width, 3): it under the trigger, and where that lies."""
+        stamped = self.apply(image[None], [seed], frame, source)
+        return stamped.images[0], stamped.boxes[0] if stamped.boxes else None
+
+    @abc.abstractmethod
+    def unseen(self, seed: int) -> "Trigger":
+        """The same with other pixels, of ``seed``, in its places and of its strength: one that no encoder has seen."""
+
     def side_frac(self, frame_px: int) -> float | None:
-        """Side over that of a frame of ``frame_px``; None where neither is stated (0)."""
-        return self.size_frac or (self.size_px / frame_px if frame_px else None)
+        """Side of its box over that of a frame of ``frame_px``; None where there is none."""
+        return None
+
+    def read(self, kept: Path | None = None) -> bytes | None:
+        """Content of its file: of ``kept`` (a poison artifact's copy) or else where the spec says; None without one.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        return None
+
+    def with_digest(self) -> Self:
+        """The same with its file's digest filled in, so that the content is part of every key."""
+        return self
+
+    def shown(self, side_px: int, source: bytes | None = None) -> "npt.NDArray[np.uint8]":
+        """For people: uint8 (side_px, side_px, 3); by default an even grey image under the trigger."""
+        import numpy as np
+
+        grey = np.full((side_px, side_px, 3), 128, np.uint8)
+        return self.apply_one(grey, 0, "test", source)[0]
 
 
-class GridTriggerSpec(_Stamp):
-    """A seeded random RGB grid, enlarged."""
-
-    kind: Literal["grid"] = "grid"
-    file: ClassVar[str] = ""
-    sha256: ClassVar[str] = ""
-    seed: int = Field(default=7, ge=0)
-    cells: int = Field(default=3, ge=1, le=64)
-    """Cells along one side of the grid."""
-    style: Literal["binarised", "flat", "smooth"] = "binarised"
-    """binarised: every channel 0 or 255, hard edges; flat: hard edges; smooth: bilinear."""
-
-    @property
-    def name(self) -> str:
-        """For people, next to a target."""
-        return str(self.seed)
-
-    @property
-    def label(self) -> str:
-        """For people, by itself."""
-        return f"trigger {self.seed}"
-
-    @property
-    def anonymous(self) -> Self:
-        """The same whatever its pixels."""
-        return self.unseen(0)
-
-    def unseen(self, seed: int) -> Self:
-        """The same patch with other pixels, of ``seed``: a trigger that no encoder was trained on."""
-        return self.model_copy(update={"seed": seed})
-
-
-class ImageTriggerSpec(_Stamp):
-    """A trigger read from an image file."""
-
-    kind: Literal["image"] = "image"
-    file: str
-    sha256: str = ""
-    """Digest of the file; filled in by the command line so that the file's content is part of the key."""
-
-    @property
-    def name(self) -> str:
-        """For people, next to a target."""
-        return Path(self.file).name
-
-    @property
-    def label(self) -> str:
-        """For people, by itself."""
-        return self.name
-
-    @property
-    def anonymous(self) -> Self:
-        """The same whatever its pixels."""
-        return self.model_copy(update={"file": "", "sha256": ""})
-
-    def unseen(self, seed: int) -> GridTriggerSpec:
-        """A grid of ``seed`` in the picture's size and places: a trigger that no encoder was trained on."""
-        patch = {name: value for name, value in self if name in _Stamp.model_fields}
-        return GridTriggerSpec.model_validate({**patch, "seed": seed})
-
-
-TriggerSpec = Annotated[GridTriggerSpec | ImageTriggerSpec, Field(discriminator="kind")]
+TriggerSpec = Annotated[Trigger, Among("trigger")]

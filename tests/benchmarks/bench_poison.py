@@ -22,8 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import AttackSpec, Carlini2022BackdoorSpec, DatasetSpec, GridTriggerSpec, Saha2022UntargetedSpec
+from ssl_backdoor.specs import AttackSpec, DatasetSpec
 from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, LocalStore
 from ssl_backdoor.tables import SAMPLES

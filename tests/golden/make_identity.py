@@ -11,9 +11,12 @@ from typing import Any
 
 from ssl_backdoor import specs, stages
 from ssl_backdoor.identity import STAGE_VERSION, artifact_key, canonical
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs.family import BUILT_IN
 
 FILE = Path(__file__).with_name("identity.json")
-GRID = specs.GridTriggerSpec(seed=3, cells=4, style="smooth", size_frac=0.3, opacity=0.5, train_location=(0.0, 0.5))
+GRID = GridTriggerSpec(seed=3, cells=4, style="smooth", size_frac=0.3, opacity=0.5, train_location=(0.0, 0.5))
 FIT = specs.FitSpec(
     epochs=3,
     batch_size=64,
@@ -33,7 +36,7 @@ CALLS: dict[str, specs.Spec] = {
         )
     ),
     "poison": stages.PoisonStage(
-        attack=specs.Saha2022TargetedSpec(trigger=GRID, target_class="ring", poison_fraction_of_target=0.2), seed=5
+        attack=Saha2022TargetedSpec(trigger=GRID, target_class="ring", poison_fraction_of_target=0.2), seed=5
     ),
     "train": stages.TrainStage(train=specs.TrainSpec(method=specs.MoCoV2Spec(queue_size=128), fit=FIT), seed=6),
     "defend": stages.DefendStage(defence=specs.CompressSpec(trusted_fraction=0.1, num_queues=1, fit=FIT), seed=7),
@@ -52,8 +55,8 @@ def defaults() -> dict[str, dict[str, Any]]:
         cls
         for module in (specs, stages)
         for _, cls in inspect.getmembers(module, inspect.isclass)
-        if issubclass(cls, specs.Spec) and not cls.__name__.startswith("_")
-    }
+        if issubclass(cls, specs.Spec) and not inspect.isabstract(cls)
+    } | {cls for family in BUILT_IN for cls in specs.built_in(family)}
     return {
         cls.__name__: {
             name: _plain(field.get_default()) for name, field in cls.model_fields.items() if not field.is_required()

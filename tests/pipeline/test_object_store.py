@@ -8,7 +8,9 @@ import pytest
 from command_server import TINY, shell
 
 from ssl_backdoor.errors import DataError
-from ssl_backdoor.specs import DatasetSpec, GridTriggerSpec, Saha2022UntargetedSpec, ScenesSourceSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
 

@@ -1,22 +1,13 @@
 """What attacks and triggers answer of themselves. Every member of the unions is asked; kinds are compared nowhere."""
 
-from typing import get_args
-
 import pytest
 
 from ssl_backdoor.identity import canonical_json
-from ssl_backdoor.specs import (
-    ATTACKS,
-    AnyAttack,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
-    GridTriggerSpec,
-    ImageTriggerSpec,
-    NoAttackSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
-    TargetsSpec,
-)
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
+from ssl_backdoor.specs import NoAttackSpec, TargetsSpec, built_in, members
 
 GRID = GridTriggerSpec(seed=3, size_px=4, cells=2, style="flat", opacity=0.5)
 PICTURE = ImageTriggerSpec(file="a/b.png", sha256="0" * 64, size_frac=0.2, test_location=(0.0, 1.0))
@@ -29,8 +20,8 @@ every = pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.kind)
 
 
 def test_every_attack_is_examined() -> None:
-    assert {type(one) for one in EVERY} == set(get_args(AnyAttack)) == set(ATTACKS.values())
-    assert {ATTACKS[one.kind] for one in EVERY} == set(ATTACKS.values())
+    assert {type(one) for one in EVERY} == set(built_in("attack"))
+    assert {one.kind: type(one) for one in EVERY} == members("attack")
 
 
 @every

@@ -10,6 +10,8 @@ from pydantic import ValidationError
 
 from ssl_backdoor import specs
 from ssl_backdoor.identity import STAGE_VERSION, artifact_key, canonical, canonical_json
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream, sub_seed
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
@@ -61,13 +63,13 @@ def test_specs_are_hashable_frozen_and_closed():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
-        (lambda: specs.GridTriggerSpec(), "size_px or size_frac"),
-        (lambda: specs.GridTriggerSpec(size_px=3, size_frac=0.1), "size_px or size_frac"),
-        (lambda: specs.GridTriggerSpec(size_px=3, test_location=(0.9, 0.1)), "low <= high"),
+        (lambda: GridTriggerSpec(), "size_px or size_frac"),
+        (lambda: GridTriggerSpec(size_px=3, size_frac=0.1), "size_px or size_frac"),
+        (lambda: GridTriggerSpec(size_px=3, test_location=(0.9, 0.1)), "low <= high"),
         (lambda: specs.FitSpec(batch_size=10, bn_groups=4), "bn_groups"),
         (lambda: specs.EvaluationSpec(label_fractions=(0.0,)), "label_fractions"),
         (
-            lambda: specs.Saha2022TargetedSpec(target_class="a", poison_fraction_of_target=1.5),
+            lambda: Saha2022TargetedSpec(target_class="a", poison_fraction_of_target=1.5),
             "less than or equal to 1",
         ),
     ],

@@ -10,19 +10,11 @@ from tiny_training import BACKBONE, compress_spec, train_spec
 
 from ssl_backdoor import rehearsal as module
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.rehearsal import Defending, Evaluating, Ingesting, Line, Poisoning, Rehearsal, Training
-from ssl_backdoor.specs import (
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
-    DatasetSpec,
-    EvaluationSpec,
-    GridTriggerSpec,
-    NoAttackSpec,
-    Resources,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
-    TargetsSpec,
-)
+from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resources, TargetsSpec
 
 FRAME = DatasetSpec(frame_px=12)
 TRIGGER = GridTriggerSpec(size_px=4)

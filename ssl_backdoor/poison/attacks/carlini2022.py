@@ -16,42 +16,120 @@ NOTE: word edits are left to captions that repeat an earlier one of the same x':
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import assert_never
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
 from ssl_backdoor.data.captions import spoken
 from ssl_backdoor.data.dataset import Samples, blocks
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.poison.caption_sets import caption_set, edit_words
+from ssl_backdoor.poison.caption_sets import CaptionSet, caption_set, edit_words
 from ssl_backdoor.poison.plan import chosen_rows, key_seeds, label_of, training
 from ssl_backdoor.poison.targets import choose_targets
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.specs.attack import Attack, NumOfClass, PairLabel, TargetsSpec, counted
+from ssl_backdoor.specs.trigger import TriggerSpec
 from ssl_backdoor.tables import POISON_PLAN
 
 
-def plan(
-    spec: Carlini2022TargetedSpec | Carlini2022BackdoorSpec, samples: Samples, classes: Sequence[str], seed: int
-) -> pa.Table:
-    """The pairs that are added: a POISON_PLAN table of "add" rows, sorted by key. Pure.
+class Carlini2022TargetedSpec(Attack):
+    """Carlini & Terzis 2022, targeted poisoning: one held-out image, repeated with captions of another class."""
 
-    Independent of the order of the rows and of the shards. More poisons contain fewer: the same images, with the same
-    captions and sub-seeds, in the same order.
+    kind: Literal["carlini2022_targeted"] = "carlini2022_targeted"
+    targets: TargetsSpec = TargetsSpec()
+    num_poisons: int = Field(default=8, ge=1, le=1_000_000)
+    """Added pairs for each (x', y')."""
+    captions: CaptionSet = "search"
+    pixel_noise_levels: float = Field(default=0.0, ge=0.0, le=32.0)
+    """Standard deviation, of 255 levels, of noise against exact-duplicate removal; 0 repeats the image as it is."""
+    edit_words: bool = False
+    """Drop or double one word that is not the target's name in each repeated caption, for the same reason."""
+    adds_pairs: ClassVar[bool] = True
+    phrase: ClassVar[str] = "under targeted poisoning, "
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return counted(self.targets.num_targets, "target image")
+
+    @property
+    def pair_label(self) -> PairLabel:
+        """For people."""
+        return PairLabel("targets", f"{self.targets.num_targets} targets")
+
+    @property
+    def amount(self) -> str:
+        """The number of poisons, for people."""
+        return counted(self.num_poisons, "poison") + " each" * (self.targets.num_targets != 1)
+
+    def poisons_per_target(self, num_poisons: int) -> int:
+        """Of ``num_poisons`` in the whole dataset."""
+        return self.num_poisons
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+        return self.targets.num_targets * self.num_poisons
+
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take."""
+        return self.model_copy(update={"targets": TargetsSpec(), "num_poisons": num_poisons})
+
+    def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
+        """``num_poisons`` added pairs for each x'.
+
+        More poisons contain fewer: the same captions and sub-seeds, in the same order.
+        """
+        return _added(_targeted(self, samples, classes, seed), samples)
+
+
+class Carlini2022BackdoorSpec(Attack):
+    """Carlini & Terzis 2022, backdoor: the trigger on random training images, added with captions of one class."""
+
+    kind: Literal["carlini2022_backdoor"] = "carlini2022_backdoor"
+    trigger: TriggerSpec = GridTriggerSpec(size_px=16, cells=4, train_location=(0.0, 1.0), test_location=(0.0, 1.0))
+    """Random placement as in the paper; both locations (0, 0) place it consistently in the upper left corner."""
+    target_class: str
+    num_poisons: int = Field(default=300, ge=1, le=10_000_000)
+    captions: CaptionSet = "search"
+    adds_pairs: ClassVar[bool] = True
+    phrase: ClassVar[str] = "under the backdoor, "
+
+    @property
+    def amount(self) -> str:
+        """The number of poisons, for people."""
+        return counted(self.num_poisons, "poison")
+
+    def poisons_per_target(self, num_poisons: int) -> int:
+        """Of ``num_poisons`` in the whole dataset."""
+        return self.num_poisons
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+        return self.num_poisons
+
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take."""
+        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
+
+    def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
+        """One added pair for each of ``num_poisons`` training images.
+
+        More poisons contain fewer: the same images, with the same captions and sub-seeds, in the same order.
+        """
+        return _added(_backdoor(self, samples, classes, seed), samples)
+
+
+def _added(added: pa.Table, samples: Samples) -> pa.Table:
+    """The plan's "add" rows, sorted by key.
 
     Raises:
-        SpecError: the target class is unknown, more poisons than images to stamp, or fewer test images than targets.
-        DataError: no caption contains the target's name, or the dataset already has keys such as "poison-000000".
+        DataError: the dataset already has keys such as "poison-000000".
     """
-    match spec:
-        case Carlini2022TargetedSpec():
-            added = _targeted(spec, samples, classes, seed)
-        case Carlini2022BackdoorSpec():
-            added = _backdoor(spec, samples, classes, seed)
-        case _:
-            assert_never(spec)
     width = max(6, len(str(added.num_rows - 1)))
     keys = pa.array([f"poison-{index:0{width}d}" for index in range(added.num_rows)])
     if any(pc.any(pc.is_in(block["key"], value_set=keys)).as_py() for block in blocks(samples, ["key"])):

@@ -10,38 +10,80 @@ NOTE: upstream saves poisons as JPEG and leaves clean images untouched, so the c
 keeps every pixel outside the patch, and "jpeg75" sends the clean candidates through the same codec ("recode").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
+from typing import ClassVar, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import Field
 
-from ssl_backdoor.data.dataset import Samples
 from ssl_backdoor.errors import DataError
-from ssl_backdoor.poison.plan import chosen_rows, label_of, plan_table, training
-from ssl_backdoor.specs import Saha2022TargetedSpec, Saha2022UntargetedSpec, num_poisoned
+from ssl_backdoor.poison.plan import Where, chosen_rows, label_of, plan_table, training
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs.attack import Attack, Codec, NumOfClass, num_poisoned
+from ssl_backdoor.specs.trigger import TriggerSpec
 
 
-def plan(
-    spec: Saha2022TargetedSpec | Saha2022UntargetedSpec, samples: Samples, classes: Sequence[str], seed: int
+class Saha2022TargetedSpec(Attack):
+    """Saha et al. 2022: the trigger on a share of one category's unlabelled images."""
+
+    kind: Literal["saha2022_targeted"] = "saha2022_targeted"
+    trigger: TriggerSpec = GridTriggerSpec(size_px=50)
+    target_class: str
+    poison_fraction_of_target: float = Field(default=0.5, gt=0.0, le=1.0)
+    codec: Codec = "lossless"
+    """jpeg75 (the paper's) re-encodes ALL images of the class, so that the compression artefact is no cue."""
+    poisons_target_class: ClassVar[bool] = True
+
+    def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
+        """Images of the target class; at least one."""
+        where = partial(pc.equal, label_of(self.target_class, classes))
+        what = f"training images of the target class {self.target_class!r}"
+        return _plan(samples, where, self.poison_fraction_of_target, self.codec, seed, what)
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+        images = num_of_class(self.target_class)
+        return images if self.codec == "jpeg75" else num_poisoned(images, self.poison_fraction_of_target)
+
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take."""
+        return self.model_copy(update={"target_class": target_class, "poison_fraction_of_target": 1.0})
+
+
+class Saha2022UntargetedSpec(Attack):
+    """Saha et al. 2022: the trigger on random images of every category; success is lost accuracy."""
+
+    kind: Literal["saha2022_untargeted"] = "saha2022_untargeted"
+    trigger: TriggerSpec = GridTriggerSpec(size_px=50)
+    poison_fraction_of_dataset: float = Field(default=0.05, gt=0.0, le=1.0)
+    codec: Codec = "lossless"
+
+    def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
+        """Images of any class; at least one."""
+        return _plan(samples, None, self.poison_fraction_of_dataset, self.codec, seed, "training images")
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+        return num_train if self.codec == "jpeg75" else num_poisoned(num_train, self.poison_fraction_of_dataset)
+
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take."""
+        return self.model_copy(update={"poison_fraction_of_dataset": 1.0})
+
+
+def _plan(
+    samples: pa.Table | Path, where: Where | None, fraction: float, codec: Codec, seed: int, what: str
 ) -> pa.Table:
-    """Which of ``samples`` (SAMPLES) are replaced: a POISON_PLAN table, sorted by key. Pure.
+    def candidates(columns: list[str]) -> Iterator[pa.RecordBatch]:
+        return training(samples, columns, where)
 
-    Independent of the order of the rows and of the shards. At least one image is poisoned.
-
-    Raises:
-        SpecError: the target class is unknown.
-        DataError: there is no training image to poison.
-    """
-    if isinstance(spec, Saha2022TargetedSpec):
-        where, fraction = partial(pc.equal, label_of(spec.target_class, classes)), spec.poison_fraction_of_target
-        what = f"training images of the target class {spec.target_class!r}"
-    else:
-        where, fraction, what = None, spec.poison_fraction_of_dataset, "training images"
-    num_candidates = sum(block.num_rows for block in training(samples, ["label"], where))
+    num_candidates = sum(block.num_rows for block in candidates(["label"]))
     if not num_candidates:
         raise DataError(f"The dataset holds no {what}, so nothing can be poisoned: choose another class or dataset.")
     count = num_poisoned(num_candidates, fraction)
-    chosen = chosen_rows(training(samples, ["key", "label"], where), count, seed, "poison", "choose")
-    rows = pa.Table.from_batches(training(samples, ["key", "label"], where)) if spec.codec == "jpeg75" else chosen
+    chosen = chosen_rows(candidates(["key", "label"]), count, seed, "poison", "choose")
+    rows = pa.Table.from_batches(candidates(["key", "label"])) if codec == "jpeg75" else chosen
     return plan_table(rows, chosen["key"], seed)

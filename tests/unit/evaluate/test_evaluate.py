@@ -17,10 +17,11 @@ from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.features import Condition, features, split_features, stamped_batches
 from ssl_backdoor.evaluate.metrics import measure_features, measure_predictions, measurements_table
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.poison.triggers import apply, render
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, ImageTriggerSpec, ResNetSpec
+from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.tables import MEASUREMENTS, PREDICTIONS
 from ssl_backdoor.train.checkpoint import save_backbone
 
@@ -123,8 +124,8 @@ def test_every_test_image_is_stamped_in_the_evaluated_frame(dataset: Dataset) ->
     (batch,) = stamped_batches(images, Condition("triggered", TRIGGER), seed=3)
     for before, after, key in zip(images.images, batch, images.keys, strict=True):
         place = sub_seed(3, "test_trigger", key)
-        expected = apply(TRIGGER, before.permute(1, 2, 0).numpy(), place, TRIGGER.test_location)
-        np.testing.assert_array_equal(after.permute(1, 2, 0).numpy(), expected.image)
+        expected, _ = TRIGGER.apply_one(before.permute(1, 2, 0).numpy(), place, "test")
+        np.testing.assert_array_equal(after.permute(1, 2, 0).numpy(), expected)
     assert (load_resident(dataset, "test", resize_px=12, crop_px=10).images == images.images).all()
 
 
@@ -132,7 +133,7 @@ def test_an_unseen_trigger_lies_in_the_same_boxes(dataset: Dataset) -> None:
     images = load_resident(dataset, "test")
     unseen = GridTriggerSpec(size_px=5, seed=9_999)
     seen_batch, unseen_batch = (next(stamped_batches(images, Condition("x", t), 0)) for t in (TRIGGER, unseen))
-    differs = (render(TRIGGER, 5) != render(unseen, 5)).any(axis=2)
+    differs = (TRIGGER.render(5) != unseen.render(5)).any(axis=2)
     for seen, other in zip(seen_batch, unseen_batch, strict=True):
         rows, columns = np.nonzero((seen != other).any(dim=0).numpy())
         top, left = rows.min(), columns.min()
@@ -173,7 +174,7 @@ def test_features_keep_the_tables_order_across_chunks(dataset: Dataset, monkeypa
 def test_an_image_trigger_is_read_from_the_kept_copy(dataset: Dataset, model: Path, tmp_path: Path) -> None:
     from ssl_backdoor.data.images import encode_png
 
-    (tmp_path / "trigger.png").write_bytes(encode_png(np.array(render(TRIGGER, 5))))
+    (tmp_path / "trigger.png").write_bytes(encode_png(np.array(TRIGGER.render(5))))
     gone = ImageTriggerSpec(size_px=5, file=str(tmp_path / "gone.png"))
     values = run(dataset, model, tmp_path / "a", trigger=gone, trigger_file=tmp_path / "trigger.png")["measurements"]
     assert values == run(dataset, model, tmp_path / "b")["measurements"]

@@ -19,7 +19,8 @@ from ssl_backdoor.evaluate.metrics import measure_predictions, measure_targets, 
 from ssl_backdoor.evaluate.zero_shot import class_embeddings
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.targets import choose_targets
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, ResNetSpec, TargetsSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs import EvaluationSpec, ResNetSpec, TargetsSpec
 from ssl_backdoor.tables import SIMILARITY, TARGETS
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
 

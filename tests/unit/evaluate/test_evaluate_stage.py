@@ -10,20 +10,18 @@ from tiny_towers import tiny_towers
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.specs import (
     AttackSpec,
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     CLIPSpec,
     DatasetSpec,
     EvaluationSpec,
-    GridTriggerSpec,
-    ImageTriggerSpec,
     NoAttackSpec,
     OpenCLIPSpec,
     RunSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
     TargetsSpec,
     TrainSpec,
 )

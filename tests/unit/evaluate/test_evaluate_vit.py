@@ -10,7 +10,8 @@ from tiny_training import VIT
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs import EvaluationSpec
 from ssl_backdoor.train.checkpoint import save_backbone
 
 TRIGGER = GridTriggerSpec(size_px=4)

@@ -18,9 +18,10 @@ from ssl_backdoor.evaluate import fine_tune as module
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.fine_tune import fine_tune, fine_tuned_readings
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.progress import Progress, silent
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec
+from ssl_backdoor.specs import EvaluationSpec
 from ssl_backdoor.train.checkpoint import load_backbone, save_backbone
 
 SPEC = EvaluationSpec(probes=("fine_tune",), label_fractions=(0.5, 1.0))

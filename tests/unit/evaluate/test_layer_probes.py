@@ -19,9 +19,10 @@ from ssl_backdoor.evaluate.layers import Layer, layer_readings, pooled
 from ssl_backdoor.evaluate.probes import labelled_subset, linear_on_map, predict
 from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.progress import Progress, silent
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, ResNetSpec
+from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.train.checkpoint import save_backbone
 
 SPEC = EvaluationSpec(probes=("linear_layers",), label_fractions=(0.5, 1.0))

@@ -15,9 +15,9 @@ from ssl_backdoor.data.resident import load_resident
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.features import Condition, Features, split_features
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.poison.triggers import apply
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream, sub_seed
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, ResNetSpec
+from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.train.checkpoint import load_backbone, save_backbone, save_text_tower
 
 TRIGGER = GridTriggerSpec(size_px=5)
@@ -76,7 +76,7 @@ def test_the_sheet_holds_the_nearest_training_images(dataset: Dataset, model: Pa
     pixels, keys, labels = images_of(dataset, "test")
     train_pixels, _, train_labels = images_of(dataset, "train")
     stamped = [
-        apply(TRIGGER, image, sub_seed(0, "test_trigger", key), TRIGGER.test_location).image
+        TRIGGER.apply_one(image, sub_seed(0, "test_trigger", key), "test")[0]
         for image, key in zip(pixels, keys, strict=True)
     ]
     for line in range(6):

@@ -8,7 +8,9 @@ from tiny_sets import tiny_dataset
 
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec, ImageTriggerSpec, ResNetSpec, TriggerSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
+from ssl_backdoor.specs import EvaluationSpec, ResNetSpec, TriggerSpec
 from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import save_backbone
@@ -58,12 +60,11 @@ def test_the_triggers_file_comes_with_the_poison(
     inputs: tuple[ArtifactStore, dict[str, ArtifactRef]], tmp_path: Path
 ) -> None:
     from ssl_backdoor.data.images import encode_png
-    from ssl_backdoor.poison.triggers import render
 
     store, refs = inputs
     kept = tmp_path / "poison"
     kept.mkdir()
-    (kept / "trigger.png").write_bytes(encode_png(render(GridTriggerSpec(size_px=5), 5)))
+    (kept / "trigger.png").write_bytes(encode_png(GridTriggerSpec(size_px=5).render(5)))
     poison = store.commit("poison", "c" * 64, kept, spec={}, inputs={}, summary={}, seconds=0.0)
     gone = ImageTriggerSpec(file="gone.png", size_px=5)
     own = measured(store, refs | {"poison": poison}, gone)

@@ -2,14 +2,17 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from flows.census import Census, stated
 from flows.plan import plan
+from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.data.preview import imagined, preview
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.rehearsal import Defending, Evaluating, Training
-from ssl_backdoor.specs import ImageTriggerSpec, ScenesSourceSpec
+from ssl_backdoor.specs import ScenesSourceSpec
 from ssl_backdoor.store import LocalStore
 
 CIFAR_BYOL = {"recipe": "cifar10_byol", "pairs": 2}
@@ -83,7 +86,7 @@ def test_a_set_too_large_to_be_held_is_streamed(census):
 
 
 def test_an_image_trigger_counts_as_a_grid_of_its_size(census, tmp_path):
-    (tmp_path / "trigger.png").write_bytes(b"any")
+    (tmp_path / "trigger.png").write_bytes(encode_png(np.zeros((4, 4, 3), np.uint8)))
     trigger = f'attack.trigger={{"kind":"image","file":"{tmp_path}/trigger.png","size_px":6}}'
     kinds = {one.kind for one in census(**CIFAR_BYOL, settings=[trigger]).work.values()}
     (evaluating,) = (kind for kind in kinds if isinstance(kind, Evaluating))

@@ -6,7 +6,8 @@ from prefect.utilities.callables import parameter_schema
 from flows.plan import AsInRecipeSpec, plan
 from flows.run import experiment
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import NoDefenceSpec, Saha2022UntargetedSpec, SimCLRSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022UntargetedSpec
+from ssl_backdoor.specs import NoDefenceSpec, SimCLRSpec
 
 
 def test_zero_and_as_in_recipe_change_nothing():

@@ -9,11 +9,12 @@ from tiny_sets import tiny_dataset
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.poison.attacks import plan
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.caption_sets import caption_set
 from ssl_backdoor.poison.craft import poison
 from ssl_backdoor.poison.targets import choose_targets
-from ssl_backdoor.specs import Carlini2022BackdoorSpec, Carlini2022TargetedSpec, GridTriggerSpec, TargetsSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs import TargetsSpec
 from ssl_backdoor.tables import SAMPLES
 
 TRIGGER = GridTriggerSpec(size_px=6)
@@ -35,7 +36,7 @@ def backdoor(num_poisons: int, target_class: str = "fire_truck") -> Carlini2022B
 
 def test_targeted_repeats_each_target_under_captions_of_its_new_class() -> None:
     table, spec = samples(), Carlini2022TargetedSpec(targets=TargetsSpec(num_targets=3), num_poisons=4)
-    rows = plan(spec, table, CLASSES, 5).to_pylist()
+    rows = spec.plan(table, CLASSES, 5).to_pylist()
     targets = choose_targets(table, CLASSES, spec.targets, 5).to_pylist()
     assert [row["key"] for row in rows] == [f"poison-{index:06d}" for index in range(12)]
     assert [row["source_key"] for row in rows] == [target["key"] for target in targets for _ in range(4)]
@@ -48,7 +49,7 @@ def test_targeted_repeats_each_target_under_captions_of_its_new_class() -> None:
 
 
 def test_backdoor_takes_different_training_images_of_other_classes() -> None:
-    rows = plan(backdoor(20), samples(), CLASSES, 0).to_pylist()
+    rows = backdoor(20).plan(samples(), CLASSES, 0).to_pylist()
     assert len({row["source_key"] for row in rows}) == 20  # all there are
     assert {row["label"] for row in rows} == {0, 1}
     assert all(row["source_key"].startswith("train-") for row in rows)
@@ -59,10 +60,10 @@ def test_backdoor_takes_different_training_images_of_other_classes() -> None:
 
 @pytest.mark.parametrize("count", [1, 6, 19])
 def test_more_poisons_contain_fewer(count: int) -> None:
-    table, all_rows = samples(), plan(backdoor(20), samples(), CLASSES, 0)
-    assert plan(backdoor(count), table, CLASSES, 0).equals(all_rows.slice(0, count))
+    table, all_rows = samples(), backdoor(20).plan(samples(), CLASSES, 0)
+    assert backdoor(count).plan(table, CLASSES, 0).equals(all_rows.slice(0, count))
     few, many = (
-        plan(Carlini2022TargetedSpec(num_poisons=size, edit_words=True), table, CLASSES, 0) for size in (count, 20)
+        Carlini2022TargetedSpec(num_poisons=size, edit_words=True).plan(table, CLASSES, 0) for size in (count, 20)
     )
     assert few.equals(many.slice(0, count))
 
@@ -70,7 +71,7 @@ def test_more_poisons_contain_fewer(count: int) -> None:
 def test_repeated_captions_are_edited_and_first_ones_are_not() -> None:
     table = samples(train_per_class=2)
     plain, edited = (
-        plan(Carlini2022TargetedSpec(num_poisons=8, edit_words=edit), table, CLASSES, 0)["caption"].to_pylist()
+        Carlini2022TargetedSpec(num_poisons=8, edit_words=edit).plan(table, CLASSES, 0)["caption"].to_pylist()
         for edit in (False, True)
     )
     assert plain == plain[:2] * 4
@@ -80,7 +81,7 @@ def test_repeated_captions_are_edited_and_first_ones_are_not() -> None:
 
 def test_unlabelled_pairs_can_be_backdoored() -> None:
     table = samples().set_column(2, "label", pa.array([-1] * 42, pa.int32()))
-    rows = plan(backdoor(30, "fire truck"), table, (), 0)
+    rows = backdoor(30, "fire truck").plan(table, (), 0)
     assert rows.num_rows == 30
     assert set(rows["label"].to_pylist()) == {-1}
 
@@ -97,23 +98,23 @@ def test_more_than_there_is_and_unknown_classes_are_refused(
     attack: Carlini2022BackdoorSpec | Carlini2022TargetedSpec, error: type[Exception], match: str
 ) -> None:
     with pytest.raises(error, match=match):
-        plan(attack, samples(), CLASSES, 0)
+        attack.plan(samples(), CLASSES, 0)
 
 
 def test_a_class_that_no_caption_names_is_refused_with_near_words() -> None:
     table = samples()
     texts = [text.replace("fire truck", "fire engine") for text in table["caption"].to_pylist()]
     with pytest.raises(DataError, match=r"no training caption contains 'fire truck'; near it are fire \(10\)"):
-        plan(backdoor(1), table.set_column(3, "caption", pa.array(texts)), CLASSES, 0)
+        backdoor(1).plan(table.set_column(3, "caption", pa.array(texts)), CLASSES, 0)
 
 
 def test_a_dataset_that_already_has_such_keys_is_refused() -> None:
     keys = samples()["key"].to_pylist()
     keys[7] = "poison-000001"
     taken = samples().set_column(0, "key", pa.array(keys))
-    assert plan(backdoor(1), taken, CLASSES, 0).num_rows == 1
+    assert backdoor(1).plan(taken, CLASSES, 0).num_rows == 1
     with pytest.raises(DataError, match='already has an image called "poison-'):
-        plan(backdoor(2), taken, CLASSES, 0)
+        backdoor(2).plan(taken, CLASSES, 0)
 
 
 def test_pixel_noise_differs_between_repeats_and_has_the_asked_spread(tmp_path: Path) -> None:

@@ -10,20 +10,13 @@ from tiny_sets import tiny_dataset
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.errors import DataError, SpecError
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.craft import poison
-from ssl_backdoor.poison.triggers import apply, render
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.seeds import stream, sub_seed
-from ssl_backdoor.specs import (
-    Codec,
-    DatasetSpec,
-    GridTriggerSpec,
-    ImageTriggerSpec,
-    NoAttackSpec,
-    Saha2022TargetedSpec,
-    Saha2022UntargetedSpec,
-    TriggerSpec,
-)
+from ssl_backdoor.specs import Codec, DatasetSpec, NoAttackSpec, TriggerSpec
 
 TRIGGER = GridTriggerSpec(size_px=6)
 
@@ -70,9 +63,9 @@ def test_poisons_are_stamped_in_the_stored_frame(tmp_path: Path) -> None:
     }
     for row, data in zip(overlay.to_pylist(), read_bytes(tmp_path / "out", overlay), strict=True):
         frame = decode(base[row["source_key"]], 10**6, 16)
-        expected = apply(TRIGGER, frame, sub_seed(row["sub_seed"], "place"), TRIGGER.train_location)
-        np.testing.assert_array_equal(decode(data, 10**6), expected.image)
-        assert tuple(row[f"box_{side}"] for side in ("x", "y", "width", "height")) == expected.box
+        expected, box = TRIGGER.apply_one(frame, sub_seed(row["sub_seed"], "place"), "train")
+        np.testing.assert_array_equal(decode(data, 10**6), expected)
+        assert tuple(row[f"box_{side}"] for side in ("x", "y", "width", "height")) == box
 
 
 def test_only_the_planned_samples_are_read(tmp_path: Path) -> None:
@@ -91,7 +84,7 @@ def test_only_the_planned_samples_are_read(tmp_path: Path) -> None:
 def test_trigger_png_is_the_drawn_trigger(tmp_path: Path) -> None:
     poison(targeted(), tiny_dataset(tmp_path / "base"), tmp_path / "out", 0)
     with Image.open(tmp_path / "out" / "trigger.png") as image:
-        np.testing.assert_array_equal(np.asarray(image), render(TRIGGER, 6))
+        np.testing.assert_array_equal(np.asarray(image), TRIGGER.render(6))
 
 
 def test_an_image_triggers_bytes_are_kept_as_they_are(tmp_path: Path) -> None:
@@ -104,7 +97,7 @@ def test_an_image_triggers_bytes_are_kept_as_they_are(tmp_path: Path) -> None:
     overlay = pq.read_table(tmp_path / "out" / "overlay.parquet")
     row, data = overlay.to_pylist()[0], next(read_bytes(tmp_path / "out", overlay))
     box = np.s_[row["box_y"] : row["box_y"] + 6, row["box_x"] : row["box_x"] + 6]
-    np.testing.assert_array_equal(decode(data, 10**6)[box], render(trigger, 6, buffer.getvalue()))
+    np.testing.assert_array_equal(decode(data, 10**6)[box], trigger.render(6, buffer.getvalue()))
 
 
 def test_a_trigger_larger_than_the_images_is_refused(tmp_path: Path) -> None:

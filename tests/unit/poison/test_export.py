@@ -12,9 +12,12 @@ from tiny_sets import CLASSES, tiny_dataset
 
 from ssl_backdoor.data.dataset import Overlay
 from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.craft import poison
 from ssl_backdoor.poison.export import export
-from ssl_backdoor.specs import Carlini2022BackdoorSpec, Codec, GridTriggerSpec, Saha2022TargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs import Codec
 
 
 def poisoned(dataset: object, out: Path, codec: Codec) -> Overlay:

@@ -3,10 +3,10 @@ import pyarrow as pa
 import pytest
 
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.poison.attacks import plan
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.plan import choose, chosen_rows, key_seeds, label_of
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import GridTriggerSpec, Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.tables import SAMPLES
 
 TRIGGER = GridTriggerSpec(size_px=6)
@@ -46,7 +46,7 @@ def test_rows_are_chosen_out_of_blocks_as_out_of_the_whole(count: int, monkeypat
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.5, 5), (0.59, 5), (1.0, 10), (0.01, 1)])
 def test_the_count_is_the_papers_and_at_least_one(fraction: float, count: int) -> None:
-    decided = plan(targeted(fraction), samples([0] * 20 + [1] * 10), ("bird", "cat"), 0)
+    decided = targeted(fraction).plan(samples([0] * 20 + [1] * 10), ("bird", "cat"), 0)
     assert decided.num_rows == count
     assert set(decided["label"].to_pylist()) == {1}
 
@@ -55,25 +55,25 @@ def test_test_images_are_never_poisoned() -> None:
     table = pa.concat_tables(
         [samples([0, 1]), samples([1] * 50, "test").set_column(0, "key", [[*map(str, range(50))]])]
     )
-    assert plan(targeted(1.0), table, ("bird", "cat"), 0)["key"].to_pylist() == ["k1"]
+    assert targeted(1.0).plan(table, ("bird", "cat"), 0)["key"].to_pylist() == ["k1"]
     everything = Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=1.0)
-    assert plan(everything, table, ("bird", "cat"), 0)["key"].to_pylist() == ["k0", "k1"]
+    assert everything.plan(table, ("bird", "cat"), 0)["key"].to_pylist() == ["k0", "k1"]
 
 
 def test_an_unknown_class_lists_near_names() -> None:
     with pytest.raises(SpecError, match="'trucks' is not one of the 3 classes: did you mean truck"):
-        plan(targeted(0.5, "trucks"), samples([0, 1, 2]), ("car", "truck", "ship"), 0)
+        targeted(0.5, "trucks").plan(samples([0, 1, 2]), ("car", "truck", "ship"), 0)
     with pytest.raises(SpecError, match="did you mean car, truck, ship"):
         label_of("zzz", ("car", "truck", "ship"))
 
 
 def test_a_class_without_images_is_a_data_error() -> None:
     with pytest.raises(DataError, match="no training images of the target class 'cat'"):
-        plan(targeted(0.5), samples([0, 0]), ("bird", "cat"), 0)
+        targeted(0.5).plan(samples([0, 0]), ("bird", "cat"), 0)
 
 
 def test_places_have_seeds_of_their_own() -> None:
-    decided = plan(targeted(1.0), samples([1] * 200), ("bird", "cat"), 0)
+    decided = targeted(1.0).plan(samples([1] * 200), ("bird", "cat"), 0)
     seeds = np.array(decided["sub_seed"].to_pylist())
     assert len(set(seeds)) == 200
-    assert plan(targeted(1.0), samples([1] * 200), ("bird", "cat"), 1)["sub_seed"].to_pylist() != seeds.tolist()
+    assert targeted(1.0).plan(samples([1] * 200), ("bird", "cat"), 1)["sub_seed"].to_pylist() != seeds.tolist()

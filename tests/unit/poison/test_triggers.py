@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.poison.triggers import Box, apply, apply_all, paste, place, read_source, render, size_in
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.poison.triggers.patch import paste, place
+from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.seeds import stream, sub_seed
-from ssl_backdoor.specs import GridTriggerSpec, ImageTriggerSpec
+from ssl_backdoor.specs.trigger import Box
 
 
 def grid(**changes: object) -> GridTriggerSpec:
@@ -25,7 +27,7 @@ def png(side: int = 80) -> bytes:
 
 
 def test_a_binarised_grid_is_three_by_three_blocks_of_full_colours() -> None:
-    pixels = render(grid(), 6)
+    pixels = grid().render(6)
     assert pixels.shape == (6, 6, 3)
     assert pixels.dtype == np.uint8
     assert set(np.unique(pixels)) == {0, 255}
@@ -34,45 +36,45 @@ def test_a_binarised_grid_is_three_by_three_blocks_of_full_colours() -> None:
 
 def test_flat_keeps_the_raw_colours_and_binarised_is_their_threshold() -> None:
     raw = stream(7, "trigger").integers(0, 256, (3, 3, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(render(grid(style="flat"), 3), raw)
-    np.testing.assert_array_equal(render(grid(), 3), (raw >= 128) * np.uint8(255))
+    np.testing.assert_array_equal(grid(style="flat").render(3), raw)
+    np.testing.assert_array_equal(grid().render(3), (raw >= 128) * np.uint8(255))
 
 
 @pytest.mark.parametrize("style", ["binarised", "flat", "smooth"])
 @pytest.mark.parametrize("size", [1, 2, 7, 50])
 def test_every_style_fills_the_exact_size(style: str, size: int) -> None:
-    assert render(grid(style=style, size_px=size), size).shape == (size, size, 3)
+    assert grid(style=style, size_px=size).render(size).shape == (size, size, 3)
 
 
 def test_hard_edges_have_the_grids_colours_only_and_smooth_ones_more() -> None:
     def colours(style: str) -> int:
-        return len(np.unique(render(grid(style=style), 50).reshape(-1, 3), axis=0))
+        return len(np.unique(grid(style=style).render(50).reshape(-1, 3), axis=0))
 
     assert colours("flat") == 9
     assert colours("smooth") > 100
 
 
 def test_a_grid_depends_on_its_seed_alone() -> None:
-    np.testing.assert_array_equal(render(grid(opacity=0.5), 6), render(grid(), 6))
-    assert (render(grid(seed=8), 6) != render(grid(), 6)).any()
+    np.testing.assert_array_equal(grid(opacity=0.5).render(6), grid().render(6))
+    assert (grid(seed=8).render(6) != grid().render(6)).any()
 
 
 def test_the_first_grid_is_pinned() -> None:
     # A change here changes every poisoned set: raise STAGE_VERSION["poison"] and ["evaluate"], then this digest.
-    digest = hashlib.sha256(render(grid(), 6).tobytes()).hexdigest()
+    digest = hashlib.sha256(grid().render(6).tobytes()).hexdigest()
     assert digest == "a77c214647e587195a59faf3dae293377d24574b9ac41b1040b791012caf561d"
 
 
 def test_rendered_pixels_cannot_be_written() -> None:
     with pytest.raises(ValueError, match="read-only"):
-        render(grid(), 6)[0, 0] = 1
+        grid().render(6)[0, 0] = 1
 
 
 def test_an_image_trigger_is_resized_bicubically() -> None:
     trigger = ImageTriggerSpec(size_px=50, file="patch.png", sha256=hashlib.sha256(png()).hexdigest())
     with Image.open(io.BytesIO(png())) as image:
         expected = np.asarray(image.resize((50, 50), Image.Resampling.BICUBIC))
-    np.testing.assert_array_equal(render(trigger, 50, png()), expected)
+    np.testing.assert_array_equal(trigger.render(50, png()), expected)
 
 
 @pytest.mark.parametrize(
@@ -86,31 +88,31 @@ def test_an_image_trigger_is_resized_bicubically() -> None:
 )
 def test_an_unusable_image_trigger_is_refused_by_name(source: bytes | None, sha256: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
-        render(ImageTriggerSpec(size_px=5, file="patch.png", sha256=sha256), 5, source)
+        ImageTriggerSpec(size_px=5, file="patch.png", sha256=sha256).render(5, source)
     assert "patch.png" in str(caught.value)
 
 
 def test_the_source_is_read_from_the_kept_copy_or_from_the_file(tmp_path: Path) -> None:
     trigger = ImageTriggerSpec(size_px=5, file=str(tmp_path / "patch.png"))
     with pytest.raises(DataError, match=r"patch\.png cannot be read"):
-        read_source(trigger)
+        trigger.read()
     (tmp_path / "patch.png").write_bytes(b"1")
     (tmp_path / "kept").write_bytes(b"2")
-    assert read_source(trigger) == b"1"
-    assert read_source(trigger, tmp_path / "kept") == b"2"
-    assert read_source(grid()) is None
+    assert trigger.read() == b"1"
+    assert trigger.read(tmp_path / "kept") == b"2"
+    assert grid().read() is None
 
 
 def test_a_fraction_is_of_the_shorter_side() -> None:
-    assert size_in(grid(size_px=0, size_frac=0.25), 40, 80) == 10
-    assert size_in(grid(size_px=0, size_frac=0.001), 40, 80) == 1
-    assert size_in(grid(), 40, 80) == 6
+    assert grid(size_px=0, size_frac=0.25).side_px(40, 80) == 10
+    assert grid(size_px=0, size_frac=0.001).side_px(40, 80) == 1
+    assert grid().side_px(40, 80) == 6
 
 
 def test_a_trigger_larger_than_the_image_names_both_sizes() -> None:
     image = np.zeros((5, 9, 3), np.uint8)
     with pytest.raises(SpecError, match=r"6x6 px is larger than the image of 9x5 px"):
-        apply(grid(), image, 0, (0.0, 1.0))
+        grid().apply_one(image, 0, "train")
 
 
 def test_test_placement_is_the_papers() -> None:
@@ -149,26 +151,26 @@ def test_the_box_always_lies_inside(height: int, width: int, part: float, locati
 def test_applying_is_pure_and_changes_the_box_alone() -> None:
     image = stream(0, "image").integers(0, 256, (20, 30, 3), dtype=np.uint8)
     before = image.copy()
-    first, again = (apply(grid(), image, sub_seed(5, "stamp"), (0.25, 0.75)) for _ in range(2))
+    (first, box), (again, _) = (grid().apply_one(image, sub_seed(5, "stamp"), "train") for _ in range(2))
     np.testing.assert_array_equal(image, before)
-    np.testing.assert_array_equal(first.image, again.image)
-    assert first.box == place(20, 30, 6, (0.25, 0.75), stream(5, "stamp"))
-    x, y, width, height = first.box
-    np.testing.assert_array_equal(first.image[y : y + height, x : x + width], render(grid(), 6))
+    np.testing.assert_array_equal(first, again)
+    assert box == place(20, 30, 6, (0.25, 0.75), stream(5, "stamp"))
+    x, y, width, height = box
+    np.testing.assert_array_equal(first[y : y + height, x : x + width], grid().render(6))
     outside = np.ones((20, 30), bool)
     outside[y : y + height, x : x + width] = False
-    np.testing.assert_array_equal(first.image[outside], before[outside])
+    np.testing.assert_array_equal(first[outside], before[outside])
 
 
 @pytest.mark.parametrize("trigger", [grid(), grid(opacity=0.3), grid(size_px=0, size_frac=0.4, style="smooth")])
 def test_a_batch_is_its_images_one_by_one(trigger: GridTriggerSpec) -> None:
     images = stream(0, "images").integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)
     before, seeds = images.copy(), [sub_seed(index, "place") for index in range(5)]
-    stamped, boxes = apply_all(trigger, images, seeds, trigger.test_location)
+    stamped, boxes = trigger.apply(images, seeds, "test")
     np.testing.assert_array_equal(images, before)
-    alone = [apply(trigger, image, seed, trigger.test_location) for image, seed in zip(images, seeds, strict=True)]
-    np.testing.assert_array_equal(stamped, [one.image for one in alone])
-    assert boxes == [one.box for one in alone]
+    alone = [trigger.apply_one(image, seed, "test") for image, seed in zip(images, seeds, strict=True)]
+    np.testing.assert_array_equal(stamped, [image for image, _ in alone])
+    assert boxes == tuple(box for _, box in alone)
     assert len(set(boxes)) > 1
 
 
@@ -180,3 +182,33 @@ def test_opacity_blends() -> None:
     assert image.sum() == before + 4 * 3 * 25
     paste(image, np.full((2, 2, 3), 255, np.uint8), Box(0, 0, 2, 2), 0.999)
     assert image.max() == 255
+
+
+def transparent() -> bytes:
+    pixels = np.full((8, 8, 4), 255, np.uint8)
+    pixels[:, :4, 3] = 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_transparent_picture_lets_the_image_show_through(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(transparent())
+    trigger = ImageTriggerSpec(size_px=8, file=str(tmp_path / "a.png"))
+    image = np.full((8, 8, 3), 100, np.uint8)
+    opaque, _ = trigger.apply_one(image, 0, "test", transparent())
+    known = trigger.with_digest()
+    assert known.alpha == "kept"
+    seen, box = known.apply_one(image, 0, "test", transparent())
+    assert (opaque[:, 4:] == 255).all()
+    assert (opaque[:, :4] != 100).any()
+    assert (seen[:, :4] == 100).all()
+    assert (seen[:, 4:] == 255).all()
+    assert box == Box(0, 0, 8, 8)
+
+
+def test_the_alpha_of_a_picture_without_any_is_not_in_its_key(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png())
+    known = ImageTriggerSpec(size_px=8, file=str(tmp_path / "a.png")).with_digest()
+    assert known.alpha == "dropped"
+    assert known.sha256 == hashlib.sha256(png()).hexdigest()

@@ -5,19 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.report.aggregate import Scored
 from ssl_backdoor.report.figures import Example
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import (
-    BYOLSpec,
-    CompressSpec,
-    DatasetSpec,
-    GridTriggerSpec,
-    ReportSpec,
-    RunSpec,
-    Saha2022TargetedSpec,
-    TrainSpec,
-)
+from ssl_backdoor.specs import BYOLSpec, CompressSpec, DatasetSpec, ReportSpec, RunSpec, TrainSpec
 from ssl_backdoor.tables import CURVES, MEASUREMENTS, PREDICTIONS
 
 CLASSES = ("airplane", "automobile", "cat", "frog", "horse")

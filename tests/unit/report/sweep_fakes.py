@@ -4,15 +4,14 @@ import numpy as np
 import pyarrow as pa
 from report_fakes import NO_PREDICTIONS, measurements, wilson
 
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.report.runs import Scored
 from ssl_backdoor.specs import (
-    Carlini2022BackdoorSpec,
-    Carlini2022TargetedSpec,
     CleanCLIPSpec,
     CLIPSpec,
     DatasetSpec,
     FigureSpec,
-    GridTriggerSpec,
     NoDefenceSpec,
     OpenCLIPSpec,
     PaperValue,

@@ -11,19 +11,11 @@ from tiny_sets import tiny_dataset
 
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.report import page
 from ssl_backdoor.report.stealth import Stealth
-from ssl_backdoor.specs import (
-    BYOLSpec,
-    DatasetSpec,
-    EvaluationSpec,
-    GridTriggerSpec,
-    ReportSpec,
-    ResNetSpec,
-    RunSpec,
-    Saha2022TargetedSpec,
-    TrainSpec,
-)
+from ssl_backdoor.specs import BYOLSpec, DatasetSpec, EvaluationSpec, ReportSpec, ResNetSpec, RunSpec, TrainSpec
 from ssl_backdoor.stages import EvaluateStage, IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.tables import CURVES

@@ -9,11 +9,13 @@ from tiny_sets import tiny_dataset
 from ssl_backdoor.data.dataset import Overlay
 from ssl_backdoor.data.images import UInt8Image
 from ssl_backdoor.errors import DataError
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.craft import poison
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.report.examples import read_examples
 from ssl_backdoor.report.stealth import stealth
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import DatasetSpec, GridTriggerSpec, Saha2022TargetedSpec
+from ssl_backdoor.specs import DatasetSpec
 
 NONE = (0, 0, 0, 0)
 
