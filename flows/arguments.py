@@ -79,7 +79,15 @@ def _add_housekeeping(commands: "argparse._SubParsersAction[argparse.ArgumentPar
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`")
+    parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`, or FILE.py:NAME")
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE.py|MODULE",
+        dest="plugins",
+        help="load attacks, triggers, defences, ... of your own first; may be said again",
+    )
     parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
     parser.add_argument(
         "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"

@@ -113,7 +113,14 @@ def _estimate(options: argparse.Namespace) -> int:
 
 def _asked(options: argparse.Namespace) -> dict[str, Any]:
     from flows.overrides import with_list
+    from flows.recipes import load_own
+    from ssl_backdoor import plugins
 
+    plugins.load_installed()
+    for name in options.plugins:
+        plugins.load(name)
+    if ".py:" in options.recipe:
+        load_own(options.recipe)
     return {
         "recipe": options.recipe,
         "pairs": options.pairs or 0,

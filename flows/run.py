@@ -26,6 +26,7 @@ from flows.overrides import describe
 from flows.pipeline import every_run
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
+from ssl_backdoor import plugins
 from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
 from ssl_backdoor.events import LOG, tell
 from ssl_backdoor.specs import (
@@ -129,6 +130,7 @@ def run(
     amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
     specs = {"dataset": dataset, "attack": attack, "train": train, "defence": defence, "evaluation": evaluation}
     sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
+    plugins.load_installed()
     with shown_if_it_can():
         sign_in(UUID(flow_run.id))
     report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)

@@ -2,7 +2,8 @@
 
 A key covers the stage, its version, its spec and the keys of its inputs. Fields equal to their default are
 left out, so a new field with a neutral default keeps old artifacts valid; ``kind`` is never left out, since two
-kinds may share every other default. ``tests/golden/`` pins defaults and keys.
+kinds may share every other default. Specs of a plug-in have the digest of its code with them. ``tests/golden/`` pins
+defaults and keys.
 """
 
 import hashlib
@@ -11,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
-from ssl_backdoor.specs import Spec, Stage
+from ssl_backdoor.specs import Idea, Spec, Stage
 
 # Raise a stage's number when the same spec would now compute something else.
 STAGE_VERSION: Mapping[Stage, int] = {
@@ -29,16 +31,23 @@ def canonical(value: Any) -> Any:
     """``value`` as plain JSON data: defaults omitted, ``kind`` kept, tuples as lists, floats as themselves."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
-        return {
+        document = {
             name: canonical(getattr(value, name))
             for name in sorted(fields)
-            if name == "kind" or fields[name].is_required() or getattr(value, name) != fields[name].get_default()
+            if name == "kind" or fields[name].is_required() or getattr(value, name) != _default(fields[name])
         }
+        if isinstance(value, Idea) and value.source_sha256:
+            document["source_sha256"] = value.source_sha256
+        return document
     if isinstance(value, Mapping):
         return {str(name): canonical(value[name]) for name in sorted(value)}
     if isinstance(value, tuple | list):
         return [canonical(item) for item in value]
     return value
+
+
+def _default(field: FieldInfo) -> Any:
+    return field.get_default(call_default_factory=True, validated_data={})
 
 
 def canonical_json(value: Any) -> str:

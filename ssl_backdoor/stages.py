@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
@@ -23,6 +23,7 @@ from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
 from ssl_backdoor.errors import SpecError, printed
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
+from ssl_backdoor.plugins import Carried
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
     AttackSpec,
@@ -112,6 +113,10 @@ class StageCall:
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", printed(self.title))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Wherever it is read the plug-ins of its specs are loaded first."""
+        return _call, (Carried(), {one.name: getattr(self, one.name) for one in fields(self)})
+
     @property
     def stage(self) -> Stage:
         """The stage's name."""
@@ -127,6 +132,10 @@ class StageCall:
     def ids(self) -> dict[str, str]:
         """What events of this stage are about."""
         return {"stage": self.stage, "key": self.key, "title": self.title or self.stage}
+
+
+def _call(_: Carried, values: Mapping[str, Any]) -> StageCall:
+    return StageCall(**values)
 
 
 class Finished(NamedTuple):

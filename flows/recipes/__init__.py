@@ -11,9 +11,11 @@ from typing import Literal, NamedTuple
 
 from flows.recipes import carlini2022, cifar10, clip, demo, saha2022, ssl
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ReportSpec
+from ssl_backdoor.plugins import load
+from ssl_backdoor.specs import FilesSourceSpec, ReportSpec
 
 Size = Literal["mini", "paper"]
+_MOST_PAIRS = 1000
 
 
 class Recipe(NamedTuple):
@@ -40,15 +42,38 @@ def choose(name: str, size: Size | None = None) -> Recipe:
     Raises:
         SpecError: no such recipe, or a size asked of one that has a single size.
     """
-    recipe = RECIPES.get(name)
+    recipe = RECIPES.get(name) or _OWN.get(name)
     if recipe is None:
-        raise SpecError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
+        raise SpecError(
+            f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}, or FILE.py:NAME of your own."
+        )
     if isinstance(recipe, Sized):
         return recipe.paper if size == "paper" else recipe.mini
     if size is not None:
         two = ", ".join(one for one, sized in RECIPES.items() if isinstance(sized, Sized))
         raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}.")
     return recipe
+
+
+def load_own(name: str) -> None:
+    """Make ``FILE.py:NAME`` a recipe of that name: a ``Recipe``, or a function of (pairs, seeds), in the user's file.
+
+    Only the command line calls this: a flow that others start must not run files of the worker's machine.
+
+    Raises:
+        SpecError: the file cannot be loaded, or has neither under that name.
+    """
+    file, _, attribute = name.rpartition(":")
+    found = vars(load(file)).get(attribute)
+    if not callable(found) and not isinstance(found, Recipe):
+        raise SpecError(f"{file} has no recipe {attribute!r}: expected a function of (pairs, seeds), or a Recipe.")
+    if not isinstance(found, Recipe):
+        report = found(1, 1)
+        if not isinstance(report, ReportSpec):
+            raise SpecError(f"{name}(1, 1) is to be a ReportSpec, found {type(report).__name__}.")
+        needs_data = any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs)
+        found = Recipe(found, _MOST_PAIRS, 1, 1, needs_data, report.question)
+    _OWN[name] = found
 
 
 def _figure(
@@ -72,6 +97,7 @@ def _table(build: Callable[[ssl.Scale, int, int], ReportSpec], summary: str, pai
     )
 
 
+_OWN: dict[str, "Recipe | Sized"] = {}
 RECIPES: Mapping[str, Recipe | Sized] = {
     "demo": Recipe(demo.demo, 1, 1, 1, False, "both papers in small on the embedded image set; minutes on two cores"),
     "cifar10_byol": Recipe(cifar10.cifar10_byol, 10, 10, 1, True, "ten pairs, BYOL, 5 classes of CIFAR-10 at 16 px"),

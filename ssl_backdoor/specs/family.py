@@ -82,6 +82,18 @@ def built_in(family: str) -> tuple[type[Idea], ...]:
     return tuple(sorted(own, key=lambda one: place[one.__module__]))
 
 
+def every_member() -> tuple[type[Idea], ...]:
+    """Of all families, those that are loaded."""
+    return tuple(one for family in _members.values() for one in family.values())
+
+
+def forget(module: str) -> None:
+    """Take the members that ``module`` defined out of their families: it is to be loaded anew."""
+    for family in _members.values():
+        for kind in [kind for kind, one in family.items() if one.__module__ == module]:
+            del family[kind]
+
+
 class Among:
     """Reads a member of ``family`` from a mapping by its ``kind``, or from the bare kind where all else has defaults.
 
@@ -126,4 +138,4 @@ class Among:
             raise PydanticKnownError(
                 "union_tag_invalid", {"discriminator": "'kind'", "tag": str(value["kind"]), "expected_tags": tags}
             )
-        return member.model_validate(value)
+        return member.model_validate({name: one for name, one in value.items() if name != "source_sha256"})
