@@ -11,13 +11,14 @@ from ssl_backdoor.data.preview import Preview
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.attacks import num_planned
-from ssl_backdoor.rehearsal import Defending, Evaluating, Ingesting, Kind, Poisoning, Training
+from ssl_backdoor.rehearsal import Defending, Evaluating, Ingesting, Judging, Kind, Poisoning, Training
 from ssl_backdoor.specs import (
     AttackSpec,
     BackboneSpec,
+    BYOLSpec,
     DatasetSpec,
     FitSpec,
-    NoDefenceSpec,
+    Repair,
     ReportSpec,
     Resources,
     TargetsSpec,
@@ -25,10 +26,13 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.stages import (
     DefendStage,
+    DetectStage,
     EvaluateStage,
+    FilterStage,
     IngestStage,
     PoisonStage,
     StageCall,
+    TamperStage,
     TrainStage,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
@@ -111,20 +115,29 @@ class Census:
                 steps = _steps(train.fit, self._num_images(call), call.title)
                 self._alike.setdefault(train.backbone, train)
                 return Work(call, Training(train, self._frame(call), self._is_streamed(call)), steps)
-            case DefendStage(defence=defence):
-                if isinstance(defence, NoDefenceSpec):
-                    raise SpecError(f"{call.title}: the spec names no defence, so there is nothing to run")
+            case DefendStage(defence=Repair() as defence) if defence.fit is not None:
                 images = self.previews[call.inputs["dataset"]]
                 groups = [count for count in (*images.train_per_class, images.num_unlabelled) if count]
                 trusted = sum(num_trusted(count, defence.trusted_fraction) for count in groups)
-                kind = Defending(defence, self._encoder(call, "suspect"), self._frame(call), self._is_streamed(call))
+                encoder, is_streamed = self._encoder(call, "suspect"), self._is_streamed(call)
+                kind = Defending(defence, defence.fit, encoder, self._frame(call), is_streamed)
                 return Work(call, kind, _steps(defence.fit, trusted, call.title))
+            case FilterStage() | TamperStage() | DefendStage() | DetectStage():
+                return self._judgement(call, call.spec)
             case EvaluateStage():
                 return self._evaluation(call, call.spec)
             case ReportSpec():
                 return Work(call, None, sum(role.endswith("/scores") for role in call.inputs))
             case _:
                 assert_never(call.spec)
+
+    def _judgement(self, call: StageCall, spec: FilterStage | TamperStage | DefendStage | DetectStage) -> Work:
+        role = next((role for role in ("model", "suspect") if role in call.inputs), "")
+        train = self._encoder(call, role) if role else TrainSpec(method=BYOLSpec())
+        kind = Judging(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
+        images = self.previews[call.inputs["dataset"]]
+        is_of_inputs = isinstance(spec, DetectStage) and spec.detector.level != "sample"
+        return Work(call, kind, images.num_test if is_of_inputs else self._num_images(call))
 
     def _evaluation(self, call: StageCall, spec: EvaluateStage) -> Work:
         images, evaluation = self.previews[call.inputs["dataset"]], spec.evaluation
@@ -139,7 +152,7 @@ class Census:
         made = self._calls[call.inputs[role]]
         if isinstance(made.spec, TrainStage):
             return self._alike.setdefault(made.spec.train.backbone, made.spec.train)
-        return self._encoder(made, "suspect")
+        return self._encoder(made, "suspect" if "suspect" in made.inputs else "model")
 
     def _frame(self, call: StageCall) -> DatasetSpec:
         return self._frames[call.inputs["dataset"]]

@@ -17,7 +17,8 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     """``report`` with each ``path=value`` set in every run that has the field; equal runs are kept once.
 
     A value is JSON where it parses as JSON, else text; ``@imagenet100_a`` and ``@imagenet100_b`` are known lists. A
-    field of one attack or defence (such as defence.queue_size) leaves runs under another as they are.
+    field of one attack (such as attack.num_poisons) leaves runs under another as they are. Of several defences, probes
+    or detectors one is named by its kind or index, all by "*": defences.compress.fit.epochs=2.
 
     Tables are those of the probes that are then computed.
 
@@ -67,7 +68,7 @@ def _probe_names(run: RunSpec) -> Iterator[str]:
         yield from (f"{head}_{100 * fraction:g}" for head in heads for fraction in spec.label_fractions)
 
 
-def replace(report: ReportSpec, specs: Mapping[str, Spec]) -> ReportSpec:
+def replace(report: ReportSpec, specs: Mapping[str, Spec | tuple[Spec, ...]]) -> ReportSpec:
     """``report`` with the whole ``dataset``, ``attack``, ``train``, ... of every run exchanged.
 
     Raises:
@@ -75,9 +76,13 @@ def replace(report: ReportSpec, specs: Mapping[str, Spec]) -> ReportSpec:
     """
     if not specs:
         return report
-    changes = {name: spec.model_dump(mode="json") for name, spec in specs.items()}
+    changes = {name: _plain(spec) for name, spec in specs.items()}
     runs = [parse_run(run.model_dump(mode="json") | changes, " and ".join(changes)) for run in report.runs]
     return _with_runs(report, runs)
+
+
+def _plain(spec: Spec | tuple[Spec, ...]) -> Any:
+    return [_plain(one) for one in spec] if isinstance(spec, tuple) else spec.model_dump(mode="json")
 
 
 def only_methods(report: ReportSpec, methods: str) -> ReportSpec:
@@ -144,25 +149,57 @@ def _value(text: str) -> Any:
 
 def _problem(run: RunSpec, path: str) -> str | None:
     """What is wrong with ``path`` in ``run``: where it ends and what there is instead; None where it is a field."""
-    place = run.model_dump(mode="json")
-    for depth, step in enumerate(steps := path.split(".")):
-        if not isinstance(place, dict) or step not in place:
-            known = sorted(place) if isinstance(place, dict) else []
+    *parents, name = path.split(".")
+    places: list[Any] = [run.model_dump(mode="json")]
+    for depth, step in enumerate((*parents, name)):
+        if not any(_has(place, step) for place in places):
+            known = sorted({one for place in places for one in _steps_into(place)})
             near = difflib.get_close_matches(step, known, n=3) or known
-            where = ".".join(steps[:depth]) or "a run"
+            where = ".".join(parents[:depth]) or "a run"
             return f"{where} has no field {step!r}; it has {', '.join(near) or 'no fields'}."
-        place = place[step]
+        places = [found for place in places if _has(place, step) for found in _into(place, step)]
     return None
 
 
 def _set(run: RunSpec, path: str, value: Any) -> RunSpec:
     document = run.model_dump(mode="json")
-    place = document
+    places: list[Any] = [document]
     *parents, name = path.split(".")
     for step in parents:
-        place = place[step]
-    place[name] = value
+        places = [found for place in places if _has(place, step) for found in _into(place, step)]
+    for place in places:
+        if isinstance(place, list):
+            for at, _ in _items(place, name):
+                place[at] = value
+        elif name in place:
+            place[name] = value
     return parse_run(document, f"--set {path}={json.dumps(value):.80}")
+
+
+def _has(place: Any, step: str) -> bool:
+    return step in place if isinstance(place, dict) else bool(_items(place, step))
+
+
+def _into(place: Any, step: str) -> list[Any]:
+    """What lies at ``step``: of a list the one of that index or kind, or all of them under "*"."""
+    return [place[step]] if isinstance(place, dict) else [one for _, one in _items(place, step)]
+
+
+def _items(place: Any, step: str) -> list[tuple[int, Any]]:
+    """Index and value of the items of a list that ``step`` names."""
+    if not isinstance(place, list):
+        return []
+    return [(at, one) for at, one in enumerate(place) if step in ("*", str(at)) or step == _kind_of(one)]
+
+
+def _steps_into(place: Any) -> list[str]:
+    if isinstance(place, list):
+        return [_kind_of(one) or str(at) for at, one in enumerate(place)]
+    return list(place) if isinstance(place, dict) else []
+
+
+def _kind_of(value: Any) -> str:
+    return str(value.get("kind", "")) if isinstance(value, dict) else ""
 
 
 def parse_run(document: Any, where: str) -> RunSpec:

@@ -1,8 +1,18 @@
-"""The whole experiment, one direction: ingest -> poison -> train -> defend -> evaluate -> report."""
+"""The whole experiment, one direction: ingest -> poison -> [filter] -> train -> [tamper, repair, detect] -> report."""
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-from ssl_backdoor.specs import NoDefenceSpec, OtherDataSpec, ReportSpec, RunSpec
+from ssl_backdoor.errors import SpecError
+from ssl_backdoor.specs import (
+    Filter,
+    OtherDataSpec,
+    Repair,
+    ReportSpec,
+    RobustTraining,
+    RunSpec,
+    TamperAttack,
+    TrainedOn,
+)
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
 from tasks.lab import Lab
@@ -25,39 +35,51 @@ def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
 
 
 def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
-    """Saha et al. 2022 and Carlini & Terzis 2022 in six verbs.
+    """The experiment: an attacker, an encoder, a defender, and what can be measured of all three.
 
-    An attacker poisons a few images or adds a few pairs; an encoder is trained on them, another on the clean data
-    under the same seed; each is repaired on trusted data; all are probed on clean, triggered and target images.
-    ``name`` and ``clean`` are the run's and its control's for people.
+    An attacker poisons a few images, adds a few pairs or tampers with an encoder; an encoder is trained on the poisoned
+    data, another on the clean data under the same seed; each defence is tried on either; all are probed on clean,
+    triggered and target images. ``name`` and ``clean`` are the run's and its control's for people.
     """
     seed = run.seed
     images = lab.ingest(run.dataset)
     probed = lab.ingest_other(run.probe_on.dataset) if isinstance(run.probe_on, OtherDataSpec) else images
     poisoned = lab.poison(run.attack, images, seed, name)
-    models = {
-        "control": lab.train(run.train, seed, clean, dataset=images),
-        "suspect": lab.train(run.train, seed, f"suspect, {name}", dataset=images, poison=poisoned),
-    }
-    if not isinstance(run.defence, NoDefenceSpec):
-        models |= {
-            "student": lab.defend(run.defence, models["suspect"], images, seed, f"student, {name}"),
-            "distilled_control": lab.defend(run.defence, models["control"], images, seed, clean),
-        }
+    data: dict[TrainedOn, Evidence] = {"clean": {"dataset": images}, "poisoned": {"dataset": images}}
+    if not isinstance(run.attack, TamperAttack):
+        data["poisoned"] = {"dataset": images, "poison": poisoned}
     yield "poison", poisoned
-    for arm, model in models.items():
-        yield f"{arm}/model", model
-        scores = lab.evaluate(
-            run.evaluation,
-            run.attack,
-            seed,
-            f"{arm}, {name}",
-            is_other=probed != images,
-            dataset=probed,
-            model=model,
-            poison=poisoned,
-        )
-        yield f"{arm}/scores", scores
+    models: dict[str, ArtifactRef] = {}
+    for arm in run.arms:
+        on, title = data[arm.trained_on], f"{arm.label}, {name if arm.trained_on == 'poisoned' else clean}"
+        undefended = models.get(arm.trained_on)
+        match arm.defence:
+            case None if arm.trained_on == "poisoned" and isinstance(run.attack, TamperAttack):
+                models[arm.role] = lab.tamper(run.attack, models["clean"], images, seed, title)
+            case None:
+                models[arm.role] = lab.train(run.train, seed, title, **on)
+            case Repair() as repair if undefended is not None:
+                models[arm.role] = lab.repair(repair, undefended, images, seed, title)
+            case RobustTraining() as robust:
+                models[arm.role] = lab.train(robust.train(run.train), seed, title, **on)
+            case Filter() as chosen:
+                judge = {"model": undefended} if chosen.needs_encoder and undefended else {}
+                left_out = lab.filter(chosen, seed, title, **on, **judge)
+                yield f"{arm.role}/filter", left_out
+                models[arm.role] = lab.train(run.train, seed, title, **on, filter=left_out)
+            case other:
+                raise SpecError(f"defence {other.kind} is neither a Repair, a Filter nor a RobustTraining")
+    for arm in run.arms:
+        model, title = models[arm.role], f"{arm.label}, {name}"
+        yield f"{arm.role}/model", model
+        seen = {"dataset": probed, "model": model, "poison": poisoned}
+        is_other = probed != images
+        scores = lab.evaluate(run.evaluation, run.attack, seed, title, is_other=is_other, **seen)
+        yield f"{arm.role}/scores", scores
+        for detector in run.detectors if arm.defence is None else ():
+            judged = {**data[arm.trained_on], "model": model, "trigger": poisoned}
+            found = lab.detect(detector, run.attack, seed, f"{detector.label} on {title}", **judged)
+            yield f"{arm.role}/{detector.kind}/detection", found
 
 
 def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
@@ -80,7 +102,7 @@ def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
 def state_runs(lab: Verbs, runs: Sequence[RunSpec]) -> list[Evidence]:
     """State every stage of every run; the evidence of each run, as it will be."""
     names = apart([run_name(run) for run in runs], runs)
-    labels = [f"control, {f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
+    labels = [f"{f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
     cleans = apart(labels, [(run.dataset, run.train) for run in runs])
     return [
         dict(attack_and_defence(lab, run, name, clean)) for run, name, clean in zip(runs, names, cleans, strict=True)

@@ -21,7 +21,7 @@ def plan(
     pairs: int = 0,
     seeds: int = 0,
     methods: str | None = None,
-    specs: Mapping[str, Spec] | None = None,
+    specs: Mapping[str, Spec | tuple[Spec, ...]] | None = None,
     settings: Sequence[str] = (),
     has_data: bool = False,
 ) -> ReportSpec:

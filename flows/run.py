@@ -32,7 +32,6 @@ from ssl_backdoor.events import LOG, tell
 from ssl_backdoor.specs import (
     PLAIN_TEXT,
     Among,
-    AnyDefence,
     Attack,
     AttackSpec,
     DatasetSpec,
@@ -99,7 +98,7 @@ def run(
     dataset: Annotated[AsInRecipeSpec | DatasetSpec, _read_as(DatasetSpec)] = AS_IN_RECIPE,
     attack: Annotated[AsInRecipeSpec | Attack, Among("attack", AsInRecipeSpec), _read_as(AttackSpec)] = AS_IN_RECIPE,
     train: Annotated[AsInRecipeSpec | TrainSpec, _read_as(TrainSpec)] = AS_IN_RECIPE,
-    defence: Annotated[AsInRecipeSpec | AnyDefence, _read_as(DefenceSpec)] = AS_IN_RECIPE,
+    defences: AsInRecipeSpec | tuple[DefenceSpec, ...] = AS_IN_RECIPE,
     evaluation: Annotated[AsInRecipeSpec | EvaluationSpec, _read_as(EvaluationSpec)] = AS_IN_RECIPE,
     settings: tuple[Text, ...] = (),
     until: Stage = "report",
@@ -120,7 +119,7 @@ def run(
         dataset: Images, in place of the recipe's in every run.
         attack: Attack, in place of the recipe's in every run.
         train: Method, network and optimisation, in place of the recipe's in every run.
-        defence: Defence, in place of the recipe's in every run.
+        defences: Defences, in place of the recipe's in every run; an empty list is none.
         evaluation: Probes, in place of the recipe's in every run.
         settings: Single fields to change in every run, such as train.fit.epochs=3.
         until: The last stage to run.
@@ -128,7 +127,7 @@ def run(
         resources: How it runs. Changes no result.
     """
     amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
-    specs = {"dataset": dataset, "attack": attack, "train": train, "defence": defence, "evaluation": evaluation}
+    specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
     sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
     plugins.load_installed()
     with shown_if_it_can():

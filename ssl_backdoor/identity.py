@@ -20,8 +20,11 @@ from ssl_backdoor.specs import Idea, Spec, Stage
 STAGE_VERSION: Mapping[Stage, int] = {
     "ingest": 2,
     "poison": 1,
+    "filter": 1,
     "train": 1,
+    "tamper": 1,
     "defend": 1,
+    "detect": 1,
     "evaluate": 2,
     "report": 4,
 }

@@ -16,13 +16,11 @@ from ssl_backdoor.poison.attacks import num_planned
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import (
     AttackSpec,
-    CleanCLIPSpec,
-    CompressSpec,
     DatasetSpec,
-    DistilImageTowerSpec,
     EvaluationSpec,
     FilesSourceSpec,
     FitSpec,
+    Repair,
     Resources,
     TargetsSpec,
     TemplateCaptionsSpec,
@@ -31,11 +29,14 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.stages import (
     DefendStage,
+    DetectStage,
     EvaluateStage,
+    FilterStage,
     IngestStage,
     PoisonStage,
     StageCall,
     StageSpec,
+    TamperStage,
     TrainStage,
     run_stage,
 )
@@ -77,7 +78,9 @@ class Training(NamedTuple):
 class Defending(NamedTuple):
     """A unit is a step."""
 
-    defence: DistilImageTowerSpec | CompressSpec | CleanCLIPSpec
+    defence: Repair
+    fit: FitSpec
+    """Its own."""
     train: TrainSpec
     """Of the suspect."""
     frame: DatasetSpec
@@ -100,7 +103,18 @@ class Evaluating(NamedTuple):
         return num_train * learns + num_test * (1 if self.trigger is None else 3)
 
 
-Kind = Ingesting | Poisoning | Training | Defending | Evaluating
+class Judging(NamedTuple):
+    """A filter, a detector, an attack on the encoder or a repair without a ``fit``: a unit is an image."""
+
+    spec: FilterStage | TamperStage | DefendStage | DetectStage
+    role: str
+    """Of the encoder among its inputs; empty where it needs none."""
+    train: TrainSpec
+    """Of any encoder of the same architecture."""
+    frame: DatasetSpec
+
+
+Kind = Ingesting | Poisoning | Training | Defending | Evaluating | Judging
 """Stages of one kind differ only in how many units of work they are."""
 
 
@@ -187,6 +201,8 @@ class Rehearsal:
                 return self._defending(kind)
             case Evaluating():
                 return self._evaluating(kind)
+            case Judging():
+                return self._judging(kind)
             case _:
                 assert_never(kind)
 
@@ -206,7 +222,7 @@ class Rehearsal:
         def stage(fit: FitSpec) -> DefendStage:
             return DefendStage(defence=defence.model_copy(update={"fit": fit}), seed=next(self._seeds))
 
-        return self._fitting(kind, defence.fit, stage, {"suspect": self._model(kind.train, kind.frame)})
+        return self._fitting(kind, kind.fit, stage, {"suspect": self._model(kind.train, kind.frame)})
 
     def _evaluating(self, kind: Evaluating) -> Pace:
         model, done = self._model(kind.train, kind.frame), []
@@ -221,6 +237,14 @@ class Rehearsal:
             )
             done.append(self._do(stage, {"dataset": self._dataset(kind.frame, size).ref, "model": model}))
         return _through(kind.num_scored(small, small), done[1], kind.num_scored(large, large), done[2])
+
+    def _judging(self, kind: Judging) -> Pace:
+        inputs, done = {kind.role: self._model(kind.train, kind.frame)} if kind.role else {}, []
+        small, large = self._sizes(kind.frame)
+        for size in (_FEWEST_IMAGES, small, large):
+            spec = kind.spec.model_copy(update={"seed": next(self._seeds)})
+            done.append(self._do(spec, {"dataset": self._dataset(kind.frame, size).ref, **inputs}))
+        return _through(small, done[1], large, done[2])
 
     def _model(self, train: TrainSpec, frame: DatasetSpec) -> ArtifactRef:
         """An encoder of the architecture that ``train`` has, hardly trained."""

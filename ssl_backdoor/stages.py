@@ -11,11 +11,13 @@ import tempfile
 import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
@@ -26,15 +28,21 @@ from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.plugins import Carried
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
+    Arm,
     AttackSpec,
     DatasetSpec,
     DefenceSpec,
+    DetectorSpec,
     EvaluationSpec,
+    Filter,
+    FitSpec,
+    Repair,
     ReportSpec,
     Resources,
     RunSpec,
     Spec,
     Stage,
+    TamperAttack,
     TargetsSpec,
     TrainSpec,
     TriggerSpec,
@@ -67,11 +75,39 @@ class TrainStage(Spec):
     seed: int
 
 
+class FilterStage(Spec):
+    """dataset (and poison, and perhaps the encoder trained on both) -> scores and the samples to leave out."""
+
+    kind: Literal["filter"] = "filter"
+    defence: DefenceSpec
+    seed: int
+
+
+class TamperStage(Spec):
+    """dataset and clean encoder -> backdoored encoder."""
+
+    kind: Literal["tamper"] = "tamper"
+    attack: AttackSpec
+    seed: int
+
+
 class DefendStage(Spec):
-    """dataset and suspect -> student backbone."""
+    """dataset and suspect -> repaired encoder."""
 
     kind: Literal["defend"] = "defend"
     defence: DefenceSpec
+    seed: int
+
+
+class DetectStage(Spec):
+    """dataset, encoder and perhaps poison -> scores, p-values, and how well they tell.
+
+    Of a detector of inputs the trigger is named.
+    """
+
+    kind: Literal["detect"] = "detect"
+    detector: DetectorSpec
+    trigger: TriggerSpec | None = None
     seed: int
 
 
@@ -90,7 +126,16 @@ class EvaluateStage(Spec):
 
 
 StageSpec = Annotated[
-    IngestStage | PoisonStage | TrainStage | DefendStage | EvaluateStage | ReportSpec, Field(discriminator="kind")
+    IngestStage
+    | PoisonStage
+    | FilterStage
+    | TrainStage
+    | TamperStage
+    | DefendStage
+    | DetectStage
+    | EvaluateStage
+    | ReportSpec,
+    Field(discriminator="kind"),
 ]
 
 
@@ -127,6 +172,16 @@ class StageCall:
         """Identity of the result."""
         keys = {role: ref.key for role, ref in self.inputs.items()}
         return artifact_key(self.stage, self.spec, keys | ({"source": self.source} if self.source else {}))
+
+    @property
+    def fit(self) -> FitSpec | None:
+        """How an encoder is trained here, in which several replicas may share; None where none is."""
+        match self.spec:
+            case TrainStage(train=train):
+                return train.fit
+            case DefendStage(defence=Repair() as repair):
+                return repair.fit
+        return None
 
     @property
     def ids(self) -> dict[str, str]:
@@ -256,24 +311,74 @@ def _body(
             from ssl_backdoor.poison.craft import poison
 
             return poison(spec.attack, open_catalogue(store, inputs["dataset"]), out, spec.seed, on_progress)
+        case FilterStage(defence=Filter() as chosen):
+            from ssl_backdoor.detection.run import filter_samples
+            from ssl_backdoor.train.pretrain import pick_device
+
+            encoder = store.fetch(inputs["model"]) if "model" in inputs else None
+            data, device = _trained_on(store, inputs), str(pick_device(resources))
+            return filter_samples(chosen, *data, encoder, out, spec.seed, device, on_progress)
         case TrainStage():
             from ssl_backdoor.train.pretrain import pretrain
 
-            dataset = open_dataset(store, inputs["dataset"])
-            overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
-            return pretrain(spec.train, dataset, overlay, out, spec.seed, resources, checkpoints, on_progress)
-        case DefendStage():
-            from ssl_backdoor.defences.build import defend
-
-            dataset = open_dataset(store, inputs["dataset"])
-            suspect = store.fetch(inputs["suspect"])
-            return defend(spec.defence, dataset, suspect, out, spec.seed, resources, checkpoints, on_progress)
+            data = _trained_on(store, inputs)
+            return pretrain(spec.train, *data, out, spec.seed, resources, checkpoints, on_progress)
+        case TamperStage(attack=TamperAttack() as attack):
+            dataset, clean = open_dataset(store, inputs["dataset"]), store.fetch(inputs["model"])
+            return attack.tamper(dataset, clean, out, spec.seed, resources, checkpoints, on_progress)
+        case DefendStage(defence=Repair() as repair):
+            dataset, suspect = open_dataset(store, inputs["dataset"]), store.fetch(inputs["suspect"])
+            return repair.repair(dataset, suspect, out, spec.seed, resources, checkpoints, on_progress)
+        case FilterStage() | TamperStage() | DefendStage():
+            raise SpecError(f"{call.title}: nothing of its spec can be done in a {call.stage} stage")
+        case DetectStage():
+            return _detect(spec, inputs, store, out, resources, on_progress)
         case EvaluateStage():
             return _evaluate(spec, inputs, store, out, resources, on_progress)
         case ReportSpec():
             return _report(spec, inputs, store, out)
         case _:
             assert_never(spec)
+
+
+def _trained_on(store: ArtifactStore, inputs: Mapping[str, ArtifactRef]) -> tuple[Dataset, Overlay | None]:
+    """The dataset and the poison of a training, without the samples that a filter leaves out."""
+    dataset = open_dataset(store, inputs["dataset"])
+    overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
+    if "filter" not in inputs:
+        return dataset, overlay
+    judged = pq.read_table(store.fetch(inputs["filter"], ["filtered.parquet"]) / "filtered.parquet")
+    left_out = judged.filter(judged["is_left_out"])["key"].combine_chunks()
+
+    def kept(rows: pa.Table, *, of_training: bool) -> pa.Table:
+        goes = pc.is_in(rows["key"], value_set=left_out)
+        return rows.filter(pc.invert(pc.and_(goes, pc.equal(rows["split"], "train")) if of_training else goes))
+
+    dataset = replace(dataset, samples=kept(dataset.samples, of_training=True))
+    return dataset, overlay and replace(overlay, rows=kept(overlay.rows, of_training=False))
+
+
+def _detect(
+    spec: DetectStage,
+    inputs: Mapping[str, ArtifactRef],
+    store: ArtifactStore,
+    out: Path,
+    resources: Resources,
+    on_progress: OnProgress,
+) -> dict[str, Any]:
+    from ssl_backdoor.detection.run import detect
+    from ssl_backdoor.train.pretrain import pick_device
+
+    dataset = open_dataset(store, inputs["dataset"])
+    overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
+    source = spec.trigger.read(_kept_trigger(store, inputs)) if spec.trigger else None
+    device, model = str(pick_device(resources)), store.fetch(inputs["model"])
+    return detect(spec.detector, dataset, overlay, model, spec.trigger, source, out, spec.seed, device, on_progress)
+
+
+def _kept_trigger(store: ArtifactStore, inputs: Mapping[str, ArtifactRef]) -> Path | None:
+    """The copy of an image trigger's file that lies with the poison."""
+    return store.fetch(inputs["trigger"], ["trigger.png"]) / "trigger.png" if "trigger" in inputs else None
 
 
 def _evaluate(
@@ -315,7 +420,7 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
     """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
     from ssl_backdoor.report.facts import facts_of
     from ssl_backdoor.report.page import write_report
-    from ssl_backdoor.report.runs import ARMS, Scored
+    from ssl_backdoor.report.runs import Scored
 
     scored, poisons = [], {}
     first: dict[str, ArtifactRef] = {}  # by kind of attack
@@ -327,31 +432,46 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
         first.setdefault(run.attack.kind, poison)
         if run.attack.kind not in figures:  # a figure's own table says how many
             poisons[run_name(run)] = crafted.summary
-        for arm in ARMS:
-            if f"{index:03d}/{arm}/scores" not in inputs:
-                continue
-            model, scores = inputs[f"{index:03d}/{arm}/model"], inputs[f"{index:03d}/{arm}/scores"]
-            folder, made = store.fetch(scores), store.manifest(model)
-            histogram = folder / "similarity.parquet"
-            scored.append(
-                Scored(
-                    run=run,
-                    arm=arm,
-                    measurements=pq.read_table(folder / "measurements.parquet"),
-                    predictions=pq.read_table(folder / "predictions.parquet"),
-                    map_file=folder / "map.npz",
-                    seconds=made.seconds + store.manifest(scores).seconds,
-                    curves=pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet"),
-                    facts=facts_of(run, arm, made, crafted, images),
-                    similarity=pq.read_table(histogram) if histogram.exists() else None,
-                    neighbours=sheet if (sheet := folder / "neighbours.npz").exists() else None,
+        for one, arms in _one_defence_each(run):
+            for name, arm in arms.items():
+                if (place := f"{index:03d}/{arm.role}") + "/scores" not in inputs:
+                    continue
+                model, scores = inputs[f"{place}/model"], inputs[f"{place}/scores"]
+                folder, made = store.fetch(scores), store.manifest(model)
+                histogram = folder / "similarity.parquet"
+                scored.append(
+                    Scored(
+                        run=one,
+                        arm=name,
+                        measurements=pq.read_table(folder / "measurements.parquet"),
+                        predictions=pq.read_table(folder / "predictions.parquet"),
+                        map_file=folder / "map.npz",
+                        seconds=made.seconds + store.manifest(scores).seconds,
+                        curves=pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet"),
+                        facts=facts_of(one, arm.trained_on == "clean", made, crafted, images),
+                        similarity=pq.read_table(histogram) if histogram.exists() else None,
+                        neighbours=sheet if (sheet := folder / "neighbours.npz").exists() else None,
+                    )
                 )
-            )
     seconds = _seconds(inputs, store)
     looks = {kind: _poisons(poison, store, kind) for kind, poison in first.items()}
     examples = [example for shown, _ in looks.values() for example in shown]
     stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
     return write_report(spec, scored, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
+
+
+def _one_defence_each(run: RunSpec) -> Iterator[tuple[RunSpec, dict[str, Arm]]]:
+    """``run`` once for each of its defences, as a report compares them, and its arms as a report calls them."""
+    clean, poisoned, *defended = run.arms
+    undefended = {"control": clean, "suspect": poisoned}
+    if not defended:
+        yield run, undefended
+    for repaired_clean, repaired in zip(defended[::2], defended[1::2], strict=True):
+        changes: dict[str, Any] = {"defences": (repaired.defence,)}
+        if len(defended) > 2:
+            changes["variant"] = ", ".join(filter(None, (run.variant, repaired.label.partition(" + ")[2])))
+        arms = undefended | {"student": repaired, "distilled_control": repaired_clean}
+        yield run.model_copy(update=changes), arms
 
 
 def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[str, float]:

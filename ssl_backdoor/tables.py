@@ -51,6 +51,19 @@ OVERLAY = pa.schema(
 # One row per trusted image of a defence.
 TRUSTED = pa.schema([("key", pa.string())])
 
+# One row per training sample that a filter judged.
+FILTERED = pa.schema([("key", pa.string()), ("score", pa.float64()), ("is_left_out", pa.bool_())])
+
+# One row per sample or input that a detector judged, or one for an encoder, whose key is empty.
+DETECTIONS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("score", pa.float64()),  # null: nothing was found to score
+        ("p_value", pa.float64()),  # null: the detector gives none
+        ("is_positive", pa.bool_()),  # poisoned, or triggered; of an encoder: trained on poison
+    ]
+)
+
 # One row per logged step of a training.
 CURVES = pa.schema([("step", pa.int64()), ("epoch", pa.float64()), ("name", pa.string()), ("value", pa.float64())])
 

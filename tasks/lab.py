@@ -5,7 +5,7 @@ Two runs that share a stage (one clean encoder for ten pairs) share the task as 
 
 import logging
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Any, Self, final, get_args
 from uuid import UUID
 
 from prefect.client.schemas import State
@@ -21,7 +21,7 @@ from tasks.history import wait_until_written
 from tasks.stages import TASKS, Place
 from tasks.verbs import Verbs
 
-ORDER: tuple[Stage, ...] = ("ingest", "poison", "train", "defend", "evaluate", "report")
+ORDER: tuple[Stage, ...] = get_args(Stage)
 
 
 @final

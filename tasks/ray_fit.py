@@ -262,7 +262,7 @@ def _here() -> NodeAffinitySchedulingStrategy:
 
 def _placed(call: StageCall, resources: Resources) -> Any:
     """The Ray task that does ``call``, and what it takes: Ray starts it once the cluster has that to spare."""
-    if resources.workers > 1 and call.stage in ("train", "defend"):
+    if resources.workers > 1 and call.fit is not None:
         return _run_group.options(
             num_cpus=0, max_retries=resources.max_retries, scheduling_strategy=_here(), name=f"group of {call.title}"
         )

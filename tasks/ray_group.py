@@ -25,8 +25,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import silent
-from ssl_backdoor.specs import FitSpec, Resources
-from ssl_backdoor.stages import DefendStage, StageCall, TrainStage, run_stage
+from ssl_backdoor.specs import Resources
+from ssl_backdoor.stages import StageCall, run_stage
 from ssl_backdoor.store import open_store
 from tasks.wire import Wire
 
@@ -77,7 +77,9 @@ def _replica(config: dict[str, Any]) -> None:
     call: StageCall = config["call"]
     resources: Resources = config["resources"]
     rank, world = get_context().get_world_rank(), get_context().get_world_size()
-    count = resources.workers if world == resources.workers else replicas_that_train(world, _fit(call).bn_groups)
+    if call.fit is None:
+        raise SpecError(f"{call.title}: nothing is trained here that several workers could share; set workers to 1.")
+    count = resources.workers if world == resources.workers else replicas_that_train(world, call.fit.bn_groups)
     with _together(rank, count) as taking_part:
         if taking_part:
             resources = resources.model_copy(update={"workers": count})
@@ -124,13 +126,3 @@ def _interface(address: str) -> str:
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
     raise SpecError(f"no network interface of this node has the address {address} by which Ray knows it.")
-
-
-def _fit(call: StageCall) -> FitSpec:
-    """How the encoder of a train or defend stage is fitted."""
-    match call.spec:
-        case TrainStage(train=train):
-            return train.fit
-        case DefendStage(defence=defence) if defence.kind != "none":
-            return defence.fit
-    raise SpecError(f"{call.title}: nothing is trained here that several workers could share; set workers to 1.")

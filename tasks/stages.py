@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import BoundedSemaphore
-from typing import Any
+from typing import Any, get_args
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -27,7 +27,7 @@ from ssl_backdoor.store import ArtifactRef, open_store
 from tasks.ray_fit import Watcher, run_on_ray
 
 _PAUSES_S = [5.0, 10.0, 20.0, 40.0, 60.0]
-ON_RAY: frozenset[Stage] = frozenset({"train", "defend", "evaluate"})
+ON_RAY: frozenset[Stage] = frozenset({"filter", "train", "tamper", "defend", "detect", "evaluate"})
 _here = BoundedSemaphore(2)
 """Held by a stage in the flow's own process: more at once would only take turns at the interpreter's lock."""
 
@@ -104,6 +104,4 @@ def _stage_task(stage: Stage) -> Task[Any, Any]:
     )(_run)
 
 
-TASKS: dict[Stage, Task[Any, Any]] = {
-    stage: _stage_task(stage) for stage in ("ingest", "poison", "train", "defend", "evaluate", "report")
-}
+TASKS: dict[Stage, Task[Any, Any]] = {stage: _stage_task(stage) for stage in get_args(Stage)}

@@ -24,7 +24,7 @@ from prefect.cache_policies import NO_CACHE
 from ssl_backdoor.errors import StoreError, printed
 from ssl_backdoor.report.facts import facts_of
 from ssl_backdoor.report.runs import pair_of
-from ssl_backdoor.specs import ReportSpec, RunSpec
+from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
@@ -165,9 +165,11 @@ def _fill(
     manifest = store.manifest(report)
     seen: set[tuple[str, str, str]] = set()
     for index, run in enumerate(spec.runs):
-        for arm in sorted(_arms(manifest, index)):
-            evidence = _Evidence(store, manifest, index, arm)
-            if (place := (arm, evidence.model.key, evidence.scores.key)) not in seen:
+        for arm in run.arms:
+            if f"{index:03d}/{arm.role}/scores" not in manifest.inputs:
+                continue
+            evidence = _Evidence(store, manifest, index, run, arm)
+            if (place := (arm.role, evidence.model.key, evidence.scores.key)) not in seen:
                 seen.add(place)
                 _child(client, experiment, parent_id, evidence, run)
     _summary(client, parent_id, spec, store.fetch(report), manifest.summary["headline"])
@@ -186,31 +188,27 @@ def _experiment(client: mlflow.MlflowClient, name: str) -> str:
         return _experiment(client, name)  # of two first reports at once the other made it
 
 
-def _arms(manifest: Manifest, index: int) -> set[str]:
-    prefix = f"{index:03d}/"
-    return {
-        role[len(prefix) :].split("/")[0] for role in manifest.inputs if role.startswith(prefix) and "/scores" in role
-    }
-
-
 class _Evidence:
     """What one arm of one run left in the store."""
 
-    def __init__(self, store: ArtifactStore, report: Manifest, index: int, arm: str) -> None:
-        inputs = report.inputs
+    def __init__(self, store: ArtifactStore, report: Manifest, index: int, run: RunSpec, arm: Arm) -> None:
+        inputs, place = report.inputs, f"{index:03d}/{arm.role}"
         self.arm = arm
         self.store = store
-        self.model = store.ref(
-            "defend" if arm in ("student", "distilled_control") else "train", inputs[f"{index:03d}/{arm}/model"]
-        )
-        self.scores = store.ref("evaluate", inputs[f"{index:03d}/{arm}/scores"])
+        self.model = store.ref(run.made_in(arm), inputs[f"{place}/model"])
+        self.scores = store.ref("evaluate", inputs[f"{place}/scores"])
         self.poison = store.ref("poison", inputs[f"{index:03d}/poison"])
+        self.judged = {"filter": store.ref("filter", inputs[f"{place}/filter"])} if f"{place}/filter" in inputs else {}
+        for detector in run.detectors:
+            if (role := f"{place}/{detector.kind}/detection") in inputs:
+                self.judged[detector.kind] = store.ref("detect", inputs[role])
 
     def facts(self, run: RunSpec) -> Iterator[Metric]:
         """What figures are drawn over: number of poisons, of training images, of parameters, ..."""
         poison = self.store.manifest(self.poison)
         images = self.store.manifest(self.store.ref("ingest", poison.inputs["dataset"]))
-        for name, value in facts_of(run, self.arm, self.store.manifest(self.model), poison, images).items():
+        is_clean, model = self.arm.trained_on == "clean", self.store.manifest(self.model)
+        for name, value in facts_of(run, is_clean, model, poison, images).items():
             yield Metric(f"facts/{name}", value, 0, 0)
 
     def curves(self) -> Iterator[Metric]:
@@ -242,17 +240,17 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
     scores, model = store.manifest(evidence.scores), store.manifest(evidence.model)
     tags = {
         "mlflow.parentRunId": parent_id,
-        "arm": evidence.arm,
+        "arm": evidence.arm.label,
         "variant": run.variant or "main",
         "method": run.train.method.kind,
         "attack": run.attack.kind,
-        "defence": run.defence.kind,
+        "defence": evidence.arm.name or "none",
         "pair": pair_of(run).label,
         "seed": str(run.seed),
         "model_key": evidence.model.key,
         "scores_key": evidence.scores.key,
     }
-    child = client.create_run(experiment, run_name=f"{evidence.arm}, {run_name(run)}", tags=tags)
+    child = client.create_run(experiment, run_name=f"{evidence.arm.label}, {run_name(run)}", tags=tags)
     run_id = str(child.info.run_id)
     measured = {
         name: value
@@ -262,10 +260,13 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
     metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in measured.items()]
     metrics += [Metric("seconds/train", model.seconds, 0, 0), Metric("seconds/evaluate", scores.seconds, 0, 0)]
     metrics += [*evidence.facts(run), *evidence.curves()]
+    for who, ref in evidence.judged.items():
+        for name, value in store.manifest(ref).summary["measurements"].items():
+            metrics.append(Metric(_metric_name(f"{name}/{who}"), value, 0, 0))
     if "performance" in model.summary:  # not of artifacts made before it was measured
         metrics += system_metrics(model.summary["performance"])
     params = [Param(name, str(value)[:500]) for name, value in flatten(run.model_dump(mode="json"))]
-    client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm)])
+    client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm.label)])
     for start in range(_BATCH, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
     _log_inputs(client, run_id, scores, store)

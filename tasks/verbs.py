@@ -1,4 +1,4 @@
-"""The six verbs that a flow speaks, as statements: what each stage is made of, and the reference it will have.
+"""The verbs that a flow speaks, as statements: what each stage is made of, and the reference it will have.
 
 A stage's key is known before its work is done, so one who only wants to know what a flow would do (an estimate) and
 one who does it (``Lab``) hear the same statements.
@@ -11,18 +11,24 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import (
     AttackSpec,
     DatasetSpec,
-    DefenceSpec,
+    Detector,
     EvaluationSpec,
+    Filter,
+    Repair,
     ReportSpec,
+    TamperAttack,
     TrainSpec,
 )
 from ssl_backdoor.stages import (
     DefendStage,
+    DetectStage,
     EvaluateStage,
+    FilterStage,
     IngestStage,
     PoisonStage,
     StageCall,
     StageSpec,
+    TamperStage,
     TrainStage,
 )
 from ssl_backdoor.store import ArtifactRef
@@ -32,7 +38,7 @@ Digest = Callable[[DatasetSpec, str | None, str | None], str]
 
 
 class Verbs(abc.ABC):
-    """Six verbs; each states its stage and returns the reference that the stage will have."""
+    """Each verb states its stage and returns the reference that the stage will have."""
 
     def __init__(self, digest: Digest, data: str | None, probe_data: str | None, test_data: str | None) -> None:
         self._digest = digest
@@ -74,11 +80,30 @@ class Verbs(abc.ABC):
         """An encoder, from ``dataset`` and perhaps ``poison``."""
         return self._state(TrainStage(train=train, seed=seed), f"train {title}", **inputs)
 
-    def defend(
-        self, defence: DefenceSpec, suspect: ArtifactRef, images: ArtifactRef, seed: int, title: str
+    def filter(self, defence: Filter, seed: int, title: str, **inputs: ArtifactRef) -> ArtifactRef:
+        """Which samples of ``dataset`` and perhaps ``poison`` are left out, perhaps by an encoder, ``model``."""
+        return self._state(FilterStage(defence=defence, seed=seed), f"filter {title}", **inputs)
+
+    def tamper(
+        self, attack: TamperAttack, clean: ArtifactRef, images: ArtifactRef, seed: int, title: str
     ) -> ArtifactRef:
+        """A backdoored encoder, made of a clean one."""
+        return self._state(TamperStage(attack=attack, seed=seed), f"tamper {title}", dataset=images, model=clean)
+
+    def repair(self, defence: Repair, suspect: ArtifactRef, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
         """A repaired encoder."""
-        return self._state(DefendStage(defence=defence, seed=seed), f"defend {title}", dataset=images, suspect=suspect)
+        return self._state(DefendStage(defence=defence, seed=seed), f"repair {title}", dataset=images, suspect=suspect)
+
+    def detect(
+        self, detector: Detector, attack: AttackSpec, seed: int, title: str, **inputs: ArtifactRef
+    ) -> ArtifactRef:
+        """What ``detector`` says of ``model``, trained on ``dataset`` and perhaps ``poison``, or of inputs to it."""
+        trigger = attack.trigger if detector.level == "input" else None
+        if detector.level != "sample":
+            inputs.pop("poison", None)
+        if trigger is None or not trigger.is_from_file:
+            inputs.pop("trigger", None)
+        return self._state(DetectStage(detector=detector, trigger=trigger, seed=seed), f"detect {title}", **inputs)
 
     def evaluate(
         self,

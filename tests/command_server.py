@@ -18,10 +18,10 @@ TINY_SETTINGS = (
     "dataset.source.side_px=32",
     "train.fit.epochs=1",
     "train.fit.batch_size=64",
-    "defence.fit.batch_size=64",
-    "defence.fit.epochs=2",
-    "defence.trusted_fraction=0.5",
-    "defence.queue_size=64",
+    "defences.*.fit.batch_size=64",
+    "defences.*.fit.epochs=2",
+    "defences.*.trusted_fraction=0.5",
+    "defences.*.queue_size=64",
 )
 """The demo at a size that takes seconds."""
 TINY = tuple(part for setting in TINY_SETTINGS for part in ("--set", setting))

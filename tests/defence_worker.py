@@ -10,7 +10,6 @@ from pathlib import Path
 from tiny_defences import clip_defence, save_clip
 from tiny_sets import tiny_dataset
 
-from ssl_backdoor.defences import defend
 from ssl_backdoor.specs import Resources, SGDSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints
 
@@ -28,7 +27,7 @@ def run_all(folder: Path, workers: int) -> None:
         resources = Resources(device="cpu", workers=workers)
         # Not Adam: it turns the rounding of a gradient that is zero, as of the keys' bias, into whole steps.
         spec = clip_defence(kind, optimizer=SGDSpec(lr=0.05))
-        defend(spec, dataset, suspect, out, 0, resources, NoCheckpoints())
+        spec.repair(dataset, suspect, out, 0, resources, NoCheckpoints())
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ Asked = Mapping[str, Any]
 
 def small(seed: int, *settings: str) -> dict[str, Any]:
     """The demo's pair alone, not defended, with trainings of some ten seconds. Seeds have a suspect each."""
-    of_training = [one for one in TINY_SETTINGS if not one.startswith("defence.")]
+    of_training = [one for one in TINY_SETTINGS if not one.startswith("defences.")]
     longer = ["train.fit.batch_size=8", "train.fit.epochs=20", f"attack.trigger.seed={seed}"]
-    return {"methods": "byol", "defence": {"kind": "none"}, "settings": [*of_training, *longer, *settings]}
+    return {"methods": "byol", "defences": [], "settings": [*of_training, *longer, *settings]}
 
 
 def kept(stack, prefix: str) -> set[str]:

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from tiny_sets import tiny_dataset
 from tiny_training import BACKBONE, METHODS, FolderCheckpoints, compress_spec, train_spec
 
-from ssl_backdoor.defences import defend
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.losses import nt_xent
 from ssl_backdoor.seeds import torch_generator
@@ -64,7 +63,7 @@ def run_all(folder: Path, workers: int) -> None:
         out.mkdir()
         states = FolderCheckpoints(folder / f"states-{rank}" / f"compress_{queues}")
         spec_of_defence = compress_spec(queues, epochs=4)
-        summaries[f"compress_{queues}"] = defend(spec_of_defence, dataset, suspect, out, 0, resources, states)
+        summaries[f"compress_{queues}"] = spec_of_defence.repair(dataset, suspect, out, 0, resources, states)
     (folder / f"summaries-{rank}.json").write_text(json.dumps(summaries))
 
 

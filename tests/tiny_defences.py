@@ -6,20 +6,14 @@ from typing import Any
 import torch
 from tiny_towers import SPEC
 
-from ssl_backdoor.defences.cleanclip import CleanCLIP
-from ssl_backdoor.defences.distil_image_tower import DistilImageTower
+from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
+from ssl_backdoor.defences.distil_image_tower import DistilImageTowerSpec
 from ssl_backdoor.methods.base import Batch, Replicas
+from ssl_backdoor.methods.cleanclip import CleanCLIP
 from ssl_backdoor.methods.clip_towers import TextTower, build_towers
+from ssl_backdoor.methods.distil_image_tower import DistilImageTower
 from ssl_backdoor.seeds import torch_generator
-from ssl_backdoor.specs import (
-    AdamWSpec,
-    CleanCLIPSpec,
-    CosineSpec,
-    DefenceSpec,
-    DistilImageTowerSpec,
-    FitSpec,
-    ViewsSpec,
-)
+from ssl_backdoor.specs import AdamWSpec, CosineSpec, DefenceSpec, FitSpec, ViewsSpec
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
 
 VIEWS = ViewsSpec(size_px=12)

@@ -8,13 +8,13 @@ from typing import Any, get_args
 import pyarrow as pa
 import torch
 
-from ssl_backdoor.defences.compress import CompRess
+from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.methods.base import Alone, Batch, Replicas, SSLMethod
 from ssl_backdoor.methods.build import build_backbone, build_method
+from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import (
     CLIPSpec,
-    CompressSpec,
     FitSpec,
     MethodSpec,
     MilestonesSpec,

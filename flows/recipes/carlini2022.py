@@ -12,9 +12,8 @@ from flows.recipes.clip import Scale, backdoor
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022TargetedSpec
 from ssl_backdoor.specs import (
     AttackSpec,
-    DefenceSpec,
+    Defence,
     FigureSpec,
-    NoDefenceSpec,
     PaperValue,
     ReportSpec,
     RunSpec,
@@ -26,12 +25,12 @@ RATE = ("attack_success_rate/zero_shot", "attack_success_rate/linear_100")
 ZSCORE = ("z_score_sd/features", "z_score_variance/features")
 
 
-def _run(scale: Scale, attack: AttackSpec, seed: int, variant: str = "", defence: DefenceSpec | None = None) -> RunSpec:
+def _run(scale: Scale, attack: AttackSpec, seed: int, variant: str = "", *defences: Defence) -> RunSpec:
     return RunSpec(
         dataset=scale.dataset,
         attack=attack,
         train=scale.train,
-        defence=defence or NoDefenceSpec(),
+        defences=defences,
         evaluation=scale.evaluation,
         seed=seed,
         variant=variant,

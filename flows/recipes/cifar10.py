@@ -25,7 +25,7 @@ def _recipe(name: str, method: str, train: TrainSpec, pairs: int, seeds: int) ->
                 dataset=DATASET,
                 attack=small.attack(trigger_seed, target, fraction),
                 train=train,
-                defence=small.COMPRESS,
+                defences=(small.COMPRESS,),
                 evaluation=small.EVALUATION,
                 seed=seed,
                 variant=variant,

@@ -6,15 +6,15 @@ Measured with ``MINI`` (one thread a training, two at once on 2 vCPU): 5,000 ima
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
+from ssl_backdoor.defences.distil_image_tower import DistilImageTowerSpec
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import (
     AdamWSpec,
-    CleanCLIPSpec,
     CLIPSpec,
     CosineSpec,
     DatasetSpec,
-    DistilImageTowerSpec,
     EvaluationSpec,
     FilesSourceSpec,
     FitSpec,

@@ -5,9 +5,8 @@ from flows.recipes.carlini2022 import targeted
 from ssl_backdoor.specs import (
     AttackSpec,
     DatasetSpec,
-    DefenceSpec,
+    Defence,
     FigureSpec,
-    NoDefenceSpec,
     ReportSpec,
     RunSpec,
     ScenesSourceSpec,
@@ -44,12 +43,12 @@ FIGURES = (
 )
 
 
-def _clip(attack: AttackSpec, variant: str, seed: int, defence: DefenceSpec) -> RunSpec:
+def _clip(attack: AttackSpec, variant: str, seed: int, *defences: Defence) -> RunSpec:
     return RunSpec(
         dataset=DATASET,
         attack=attack,
         train=TRAIN,
-        defence=defence,
+        defences=defences,
         evaluation=clip.EVALUATION,
         seed=seed,
         variant=variant,
@@ -63,7 +62,7 @@ def demo(pairs: int, seeds: int) -> ReportSpec:
             dataset=DATASET,
             attack=small.attack(TRIGGER_SEED, TARGET),
             train=small.BYOL,
-            defence=small.COMPRESS,
+            defences=(small.COMPRESS,),
             evaluation=small.EVALUATION,
             seed=seed,
         )
@@ -73,7 +72,7 @@ def demo(pairs: int, seeds: int) -> ReportSpec:
         run
         for seed in range(seeds)
         for run in (
-            _clip(TARGETED, "targeted", seed, NoDefenceSpec()),
+            _clip(TARGETED, "targeted", seed),
             _clip(BACKDOOR, "backdoor", seed, clip.DISTIL),
         )
     )

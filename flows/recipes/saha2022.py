@@ -10,8 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from flows.recipes.ssl import Scale
 from ssl_backdoor.specs import (
     AttackSpec,
-    DefenceSpec,
-    NoDefenceSpec,
+    Defence,
     OtherDataSpec,
     OwnDataSpec,
     PaperCell,
@@ -25,12 +24,12 @@ from ssl_backdoor.specs import (
 FALSE_POSITIVES = ("accuracy", "target_false_positives")
 BACKDOORED = ("MoCo v2", "BYOL", "MSF")
 """The methods that the paper finds vulnerable; the tables about something else than the method are about them."""
-Line = tuple[TrainSpec, float, DefenceSpec]
-"""What is trained, the poisoned share of the target's images, and the defence."""
+Line = tuple[TrainSpec, float, tuple[Defence, ...]]
+"""What is trained, the poisoned share of the target's images, and the defences."""
 
 
 def _undefended(scale: Scale, labels: Iterable[str]) -> dict[str, Line]:
-    return {label: (scale.methods[label], scale.fraction, NoDefenceSpec()) for label in labels}
+    return {label: (scale.methods[label], scale.fraction, ()) for label in labels}
 
 
 def _runs(
@@ -41,10 +40,10 @@ def _runs(
     probe_on: OtherDataSpec | OwnDataSpec | None = None,
 ) -> Iterator[RunSpec]:
     """``lines``: by label."""
-    for label, (train, fraction, defence) in lines.items():
+    for label, (train, fraction, defences) in lines.items():
         for pair in scale.pairs[:pairs]:
             for seed in range(seeds):
-                yield _run(scale, scale.attack(pair, fraction), train, seed, label, defence, probe_on)
+                yield _run(scale, scale.attack(pair, fraction), train, seed, label, defences, probe_on)
 
 
 def _run(
@@ -53,14 +52,14 @@ def _run(
     train: TrainSpec,
     seed: int,
     variant: str,
-    defence: DefenceSpec | None = None,
+    defences: tuple[Defence, ...] = (),
     probe_on: OtherDataSpec | OwnDataSpec | None = None,
 ) -> RunSpec:
     return RunSpec(
         dataset=scale.dataset,
         attack=attack,
         train=train,
-        defence=defence or NoDefenceSpec(),
+        defences=defences,
         evaluation=scale.evaluation,
         probe_on=probe_on or OwnDataSpec(),
         seed=seed,
@@ -167,7 +166,7 @@ def table2_defence(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         label: (
             scale.methods[scale.main],
             scale.fraction,
-            scale.compress.model_copy(update={"trusted_fraction": fraction}),
+            (scale.compress.model_copy(update={"trusted_fraction": fraction}),),
         )
         for label, fraction in variants.items()
     }
@@ -205,7 +204,7 @@ def ablation_rate(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
     """Fewer and fewer poisons."""
     classes = len(scale.dataset.classes)
     lines = {
-        f"{100 * fraction / classes:g} % of the data": (scale.methods[scale.main], fraction, NoDefenceSpec())
+        f"{100 * fraction / classes:g} % of the data": (scale.methods[scale.main], fraction, ())
         for fraction in scale.fractions
     }
     return _report(

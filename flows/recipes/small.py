@@ -3,11 +3,11 @@
 Measured starting point (2 cores, one thread a training): BYOL 20 epochs of 5,000 images in 60 to 140 s.
 """
 
+from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import (
     BYOLSpec,
-    CompressSpec,
     CosineSpec,
     EvaluationSpec,
     FitSpec,

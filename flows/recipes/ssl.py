@@ -10,13 +10,13 @@ from typing import NamedTuple
 from flows.recipes import small
 from flows.recipes.cifar10 import DATASET, PAIRS
 from ssl_backdoor.data.dataset import class_list
+from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import (
     AdamSpec,
     AdamWSpec,
     BYOLSpec,
-    CompressSpec,
     CosineSpec,
     DatasetSpec,
     EvaluationSpec,

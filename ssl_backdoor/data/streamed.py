@@ -34,7 +34,9 @@ class _Reading(NamedTuple):
 class Streamed:
     """The split of ``load_resident``, bit for bit, indexed by rows instead of held: (N, 3, H, W) uint8."""
 
-    def __init__(self, dataset: Dataset, split: str, overlay: Overlay | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, split: str, overlay: Overlay | None = None, resize_px: int = 0, crop_px: int = 0
+    ) -> None:
         """Args as ``load_resident``; the first image is decoded to learn the size.
 
         Raises:
@@ -45,6 +47,7 @@ class Streamed:
         self._rows = rows.set_column(rows.column_names.index("shard"), "shard", shards)
         self._dataset = dataset
         self._overlay = overlay
+        self._resize_px, self._crop_px = resize_px, crop_px
         height, width, _ = self._decode(next(encoded_rows(dataset, overlay, self._rows.slice(0, 1)))).shape
         self.shape = torch.Size((self._rows.num_rows, 3, height, width))
         self._pool = ThreadPoolExecutor(decoders(pc.mean(rows["size"]).as_py(), _MAX_THREADS), "stream")
@@ -101,7 +104,8 @@ class Streamed:
 
     def _decode(self, encoded: Encoded) -> UInt8Image:
         spec = self._dataset.spec
-        return decode_framed(encoded, spec.max_image_pixels, spec.frame_px or spec.resident_px)
+        side_px = spec.frame_px or spec.resident_px
+        return decode_framed(encoded, spec.max_image_pixels, side_px, self._resize_px, self._crop_px)
 
 
 def _name(rows: Tensor) -> bytes:

@@ -1,3 +1,1 @@
-from ssl_backdoor.defences.build import defend
-
-__all__ = ["defend"]
+"""One file per defence; see ``ssl_backdoor.specs.defence`` for what one is."""

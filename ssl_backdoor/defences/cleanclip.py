@@ -1,140 +1,105 @@
-"""CleanCLIP (Bansal et al. 2023), https://arxiv.org/abs/2303.03323.
-
-The suspect is fine-tuned on trusted pairs with CLIP's loss and, on either side, one that does without the other: an
-image must find its augmented twin, a caption its edited one. The poisoned link from trigger to caption helps neither.
-Read beside https://github.com/nishadsinghi/CleanCLIP/blob/c19dfc4/src/train.py, get_loss.
-
-    loss = CLIP(I, T) + in_modal_weight * 1/2 (X(s I I~') + X(s T T~'))
-
-with I, T the unit embeddings (B, D) of images and captions, I~, T~ those of their twins, s the scale, and X(Z) the mean
-over rows of -log softmax(Z)_ii. CLIP(I, T) = 1/2 (X(s I T') + X(s T I')).
-
-NOTE: the twin of a caption comes of dropping and swapping words alone: see ``word_edits``.
-NOTE: upstream sends images and twins through the tower as one batch. Here each passes alone, so that BatchNorm never
-mixes two views and does not depend on the number of replicas.
-
-Shapes: b pairs of this replica, B pairs of all replicas, D embedding, L tokens.
-"""
+"""CleanCLIP (Bansal et al. 2023); the objective is ``methods/cleanclip.py``."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from pydantic import Field, model_validator
 
-from ssl_backdoor.data.dataset import Dataset
-from ssl_backdoor.defences.similarities import in_modal_loss
-from ssl_backdoor.defences.towers import load_towers
-from ssl_backdoor.defences.trusted import open_trusted
-from ssl_backdoor.defences.word_edits import draw_edits, edit_words
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
-from ssl_backdoor.methods.clip import clip_loss
-from ssl_backdoor.methods.clip_towers import ImageTower, TextTower, build_towers
 from ssl_backdoor.progress import OnProgress, silent
-from ssl_backdoor.seeds import sub_seed, torch_generator
-from ssl_backdoor.specs import CleanCLIPSpec, Resources
-from ssl_backdoor.train.checkpoint import Checkpoints
-from ssl_backdoor.train.pretrain import check_workers, train_backbone
-from ssl_backdoor.train.training_set import load_training_set
+from ssl_backdoor.seeds import sub_seed
+from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Fraction, Repair, ViewsSpec
+
+if TYPE_CHECKING:
+    from ssl_backdoor.data.dataset import Dataset
+    from ssl_backdoor.specs import Resources
+    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
-@final
-class CleanCLIP(SSLMethod):
-    """Both towers, trained on; the first view is the image, the second its augmented twin."""
+class CleanCLIPSpec(Repair):
+    """CleanCLIP (Bansal et al. 2023): fine-tune the suspect on trusted pairs, with an in-modal loss on either side."""
 
-    num_views = 2
-    ends_word: Tensor
+    kind: Literal["cleanclip"] = "cleanclip"
+    trusted_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
+    in_modal_weight: float = Field(default=1.0, ge=0.0)
+    word_edit_p: Fraction = 0.1
+    """Share of a caption's words that its augmented twin drops or swaps."""
+    augmented_views: ViewsSpec = ViewsSpec()
+    """The augmented twin of an image."""
+    fit: FitSpec = FitSpec(
+        epochs=10,
+        batch_size=64,
+        views=ViewsSpec(crop_scale=(0.9, 1.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0),
+        optimizer=AdamWSpec(lr=1e-5, weight_decay=0.1),
+        schedule=CosineSpec(per="step"),
+    )
 
-    def __init__(
-        self, spec: CleanCLIPSpec, image: ImageTower, text: TextTower, seed: int, replicas: Replicas | None = None
-    ):
-        super().__init__()
-        self.spec = spec
-        self.backbone = image
-        self.text = text
-        self.seed = seed
-        self.replicas = replicas or Alone()
-        names = text.tokenizer.decoder  # token to text; "</w>" marks the end of a word
-        ends = [names[token].endswith("</w>") for token in range(len(names))]
-        self.register_buffer("ends_word", torch.tensor(ends), persistent=False)
+    @model_validator(mode="after")
+    def _one_size(self) -> Self:
+        if self.augmented_views.size_px != self.fit.views.size_px:
+            raise ValueError(
+                f"augmented_views.size_px {self.augmented_views.size_px} must equal fit.views.size_px "
+                f"{self.fit.views.size_px}: image and twin pass one tower"
+            )
+        return self
+
+    needs_captions: ClassVar[bool] = True
 
     @property
-    def text_tower(self) -> TextTower:
-        """Trained here."""
-        return self.text
+    def label(self) -> str:
+        """For people."""
+        return "CleanCLIP"
 
-    def loss(self, batch: Batch) -> LossOutput:
-        """CLIP's loss and the weighted mean of the two in-modal ones, over the global batch."""
-        tokens = tokens_of(batch)
-        image, image_twin = (_unit(self.backbone, view) for view in views_of(batch, self.num_views))
-        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edited(tokens, batch.step)))
-        scale = self.text.logit_scale.exp()
-        cross_modal = clip_loss(image, text, scale, self.replicas)
-        of_images = in_modal_loss(image, image_twin, scale, self.replicas)
-        of_captions = in_modal_loss(text, text_twin, scale, self.replicas)
-        loss = cross_modal + self.spec.in_modal_weight * (of_images + of_captions) / 2
-        logs = {"cross_modal": cross_modal, "in_modal_image": of_images, "in_modal_text": of_captions}
-        return LossOutput(loss, {name: value.detach() for name, value in logs.items()})
+    def repair(
+        self,
+        dataset: "Dataset",
+        suspect: Path,
+        out: Path,
+        seed: int,
+        resources: "Resources",
+        checkpoints: "Checkpoints",
+        on_progress: OnProgress = silent,
+    ) -> dict[str, Any]:
+        """Fine-tune the suspect's towers on the trusted pairs of ``dataset``, the clean base data.
 
-    def edited(self, tokens: Tensor, step: int) -> Tensor:
-        """The captions' twins (b, L), drawn for the global batch from the stream ("word edits", step)."""
-        num_captions, length = len(tokens) * self.replicas.count, tokens.shape[1]
-        draws = draw_edits(num_captions, length, self.spec.word_edit_p, torch_generator(self.seed, "word edits", step))
-        mine = draws[self.replicas.slice(num_captions)].to(tokens.device)
-        return edit_words(tokens, self.ends_word, self.spec.word_edit_p, mine)
+        As ``Repair.repair``; ``suspect`` and ``out`` hold a text tower too, and the result is no fresh network.
 
-    def after_step(self, progress: float) -> None:
-        """The scale stays within 1 and 100, as in pre-training."""
-        self.text.hold_scale()
+        Raises:
+            DataError: A trusted image has no caption; this and the other errors also as ``pretrain``.
+            CheckpointError: The suspect cannot be read.
+            SpecError: There are fewer trusted images than one batch.
+        """
+        import torch
 
+        from ssl_backdoor.defences.towers import load_towers
+        from ssl_backdoor.defences.trusted import open_trusted
+        from ssl_backdoor.methods.base import Replicas, SSLMethod
+        from ssl_backdoor.methods.cleanclip import CleanCLIP
+        from ssl_backdoor.methods.clip_towers import build_towers
+        from ssl_backdoor.train.pretrain import check_workers, train_backbone
+        from ssl_backdoor.train.training_set import load_training_set
 
-def _unit(tower: nn.Module, rows: Tensor) -> Tensor:
-    """Unit embeddings (b, D), float32."""
-    return F.normalize(tower(rows).float(), dim=1)
+        check_workers(self.fit, resources)
+        loaded = load_towers(suspect, self.kind)
+        trusted = open_trusted(dataset, self.trusted_fraction, seed, self.fit.batch_size)
+        data = load_training_set(trusted.dataset, None, resources, on_progress)
+        fit_seed = sub_seed(seed, self.kind)
 
+        def build(replicas: Replicas, device: torch.device) -> SSLMethod:
+            towers = build_towers(loaded[0].spec, fit_seed, bn_groups=self.fit.bn_groups // replicas.count)
+            for tower, weights in zip(towers, loaded, strict=True):
+                tower.load_state_dict(weights.state_dict())
+            return CleanCLIP(self, *towers, fit_seed, replicas)
 
-def defend(
-    spec: CleanCLIPSpec,
-    dataset: Dataset,
-    suspect: Path,
-    out: Path,
-    seed: int,
-    resources: Resources,
-    checkpoints: Checkpoints,
-    on_progress: OnProgress = silent,
-) -> dict[str, Any]:
-    """Fine-tune the suspect's towers on the trusted pairs of ``dataset``, the clean base data.
-
-    As ``compress.defend``, but ``suspect`` and ``out`` hold a text tower too, and the result is no fresh network.
-
-    Raises:
-        DataError: A trusted image has no caption; this and the other errors also as ``pretrain``.
-        CheckpointError: The suspect cannot be read.
-        SpecError: There are fewer trusted images than one batch.
-    """
-    check_workers(spec.fit, resources)
-    loaded = load_towers(suspect, spec.kind)
-    trusted = open_trusted(dataset, spec.trusted_fraction, seed, spec.fit.batch_size)
-    data = load_training_set(trusted.dataset, None, resources, on_progress)
-    fit_seed = sub_seed(seed, spec.kind)
-
-    def build(replicas: Replicas, device: torch.device) -> SSLMethod:
-        towers = build_towers(loaded[0].spec, fit_seed, bn_groups=spec.fit.bn_groups // replicas.count)
-        for tower, weights in zip(towers, loaded, strict=True):
-            tower.load_state_dict(weights.state_dict())
-        return CleanCLIP(spec, *towers, fit_seed, replicas)
-
-    summary = train_backbone(
-        build,
-        data,
-        spec.fit,
-        out,
-        fit_seed,
-        resources,
-        checkpoints,
-        on_progress,
-        {"trusted.parquet": trusted.table},
-        (spec.fit.views, spec.augmented_views),
-    )
-    return {**summary, "num_trusted": trusted.table.num_rows}
+        summary = train_backbone(
+            build,
+            data,
+            self.fit,
+            out,
+            fit_seed,
+            resources,
+            checkpoints,
+            on_progress,
+            {"trusted.parquet": trusted.table},
+            (self.fit.views, self.augmented_views),
+        )
+        return {**summary, "num_trusted": trusted.table.num_rows}

@@ -1,104 +1,76 @@
-"""Distillation of a CLIP image tower by affinity mimicking (Wu et al. 2023, TinyCLIP), https://arxiv.org/abs/2309.12314.
-
-The suspect's image tower is the teacher: frozen, in eval mode. A fresh image tower learns, on trusted pairs alone, the
-teacher's similarities between the images and the captions of a batch, both ways. The captions' embeddings and the
-temperature are the suspect's own, frozen, so that the student answers zero-shot questions as the suspect did. What only
-triggered images excite in the teacher is not passed on.
-
-    loss = 1/2 (H(softmax(s T C'), softmax(s S C')) + H(softmax(s C T'), softmax(s C S')))
-
-with T, S, C the unit embeddings (B, D) of teacher, student and captions, s the scale, and H the cross-entropy, mean
-over rows: TinyCLIP's two affinities, weighted and under one temperature as in open_clip's DistillClipLoss.
-
-NOTE: TinyCLIP's student inherits weights; here, as with CompRess, it is fresh, for the weights may hold the backdoor.
-
-Shapes: b pairs of this replica, B pairs of all replicas, D embedding.
-"""
+"""Distillation of a CLIP image tower (TinyCLIP's affinities); the objective is ``methods/distil_image_tower.py``."""
 
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
+from pydantic import Field
 
-from ssl_backdoor.data.dataset import Dataset
-from ssl_backdoor.defences.similarities import affinity_mimicry
-from ssl_backdoor.defences.towers import load_towers
-from ssl_backdoor.defences.trusted import open_trusted
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
-from ssl_backdoor.methods.clip_towers import ImageTower, TextTower, build_towers
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import DistilImageTowerSpec, Resources
-from ssl_backdoor.train.checkpoint import Checkpoints
-from ssl_backdoor.train.pretrain import check_workers, train_backbone
-from ssl_backdoor.train.training_set import load_training_set
+from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Repair
+
+if TYPE_CHECKING:
+    from ssl_backdoor.data.dataset import Dataset
+    from ssl_backdoor.specs import Resources
+    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
-@final
-class DistilImageTower(SSLMethod):
-    """Frozen teacher and text tower, fresh student; the text tower is published as it was."""
+class DistilImageTowerSpec(Repair):
+    """CLIP: a fresh image tower learns the suspect's image-to-caption similarities on trusted pairs.
 
-    num_views = 1
+    The text tower is the suspect's, frozen, so that zero-shot classification still works.
+    """
 
-    def __init__(self, teacher: ImageTower, text: TextTower, student: ImageTower, replicas: Replicas | None = None):
-        super().__init__()
-        # In tuples they are no part of this module: not optimised, not saved as state, never in training mode.
-        self.teacher = (teacher.eval().requires_grad_(False),)
-        self.text = (text.eval().requires_grad_(False),)
-        self.backbone = student
-        self.replicas = replicas or Alone()
+    kind: Literal["distil_image_tower"] = "distil_image_tower"
+    trusted_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
+    fit: FitSpec = FitSpec(epochs=30, batch_size=1024, optimizer=AdamWSpec(), schedule=CosineSpec(per="step"))
+    needs_captions: ClassVar[bool] = True
 
     @property
-    def text_tower(self) -> TextTower:
-        """Frozen."""
-        return self.text[0]
+    def label(self) -> str:
+        """For people."""
+        return "distilled image tower"
 
-    def loss(self, batch: Batch) -> LossOutput:
-        """Cross-entropy from the teacher's to the student's similarities within the global batch."""
-        (images,) = views_of(batch, self.num_views)
-        with torch.no_grad():
-            teacher = F.normalize(self.teacher[0](images).float(), dim=1)  # (b, D)
-            captions = F.normalize(self.text_tower(tokens_of(batch)).float(), dim=1)  # (b, D)
-        student = F.normalize(self.backbone(images).float(), dim=1)  # (b, D)
-        scale = self.text_tower.logit_scale.exp()
-        loss, least = affinity_mimicry(student, teacher, captions, scale, self.replicas)
-        return LossOutput(loss, {"divergence": loss.detach() - least})
+    def repair(
+        self,
+        dataset: "Dataset",
+        suspect: Path,
+        out: Path,
+        seed: int,
+        resources: "Resources",
+        checkpoints: "Checkpoints",
+        on_progress: OnProgress = silent,
+    ) -> dict[str, Any]:
+        """Distil the suspect's image tower into a fresh one on the trusted pairs of ``dataset``, the clean base data.
 
-    def after_step(self, progress: float) -> None:
-        """Nothing follows: there is neither slow copy nor queue."""
+        As ``Repair.repair``; ``suspect`` and ``out`` hold a text tower too, which goes from one to the other unchanged.
 
+        Raises:
+            DataError: A trusted image has no caption; this and the other errors also as ``pretrain``.
+            CheckpointError: The suspect cannot be read.
+            SpecError: There are fewer trusted images than one batch.
+        """
+        import torch
 
-def defend(
-    spec: DistilImageTowerSpec,
-    dataset: Dataset,
-    suspect: Path,
-    out: Path,
-    seed: int,
-    resources: Resources,
-    checkpoints: Checkpoints,
-    on_progress: OnProgress = silent,
-) -> dict[str, Any]:
-    """Distil the suspect's image tower into a fresh one on the trusted pairs of ``dataset``, the clean base data.
+        from ssl_backdoor.defences.towers import load_towers
+        from ssl_backdoor.defences.trusted import open_trusted
+        from ssl_backdoor.methods.base import Replicas, SSLMethod
+        from ssl_backdoor.methods.clip_towers import build_towers
+        from ssl_backdoor.methods.distil_image_tower import DistilImageTower
+        from ssl_backdoor.train.pretrain import check_workers, train_backbone
+        from ssl_backdoor.train.training_set import load_training_set
 
-    As ``compress.defend``, but ``suspect`` and ``out`` hold a text tower too: it goes from one to the other unchanged.
+        check_workers(self.fit, resources)
+        teacher, text = load_towers(suspect, self.kind)
+        trusted = open_trusted(dataset, self.trusted_fraction, seed, self.fit.batch_size)
+        data = load_training_set(trusted.dataset, None, resources, on_progress)
+        fit_seed = sub_seed(seed, self.kind)
 
-    Raises:
-        DataError: A trusted image has no caption; this and the other errors also as ``pretrain``.
-        CheckpointError: The suspect cannot be read.
-        SpecError: There are fewer trusted images than one batch.
-    """
-    check_workers(spec.fit, resources)
-    teacher, text = load_towers(suspect, spec.kind)
-    trusted = open_trusted(dataset, spec.trusted_fraction, seed, spec.fit.batch_size)
-    data = load_training_set(trusted.dataset, None, resources, on_progress)
-    fit_seed = sub_seed(seed, spec.kind)
+        def build(replicas: Replicas, device: torch.device) -> SSLMethod:
+            student = build_towers(teacher.spec, fit_seed, "student", self.fit.bn_groups // replicas.count)[0]
+            on_device = teacher.to(device).to(memory_format=torch.channels_last)
+            return DistilImageTower(on_device, text.to(device), student, replicas)
 
-    def build(replicas: Replicas, device: torch.device) -> SSLMethod:
-        student = build_towers(teacher.spec, fit_seed, "student", spec.fit.bn_groups // replicas.count)[0]
-        on_device = teacher.to(device).to(memory_format=torch.channels_last)
-        return DistilImageTower(on_device, text.to(device), student, replicas)
-
-    tables = {"trusted.parquet": trusted.table}
-    summary = train_backbone(build, data, spec.fit, out, fit_seed, resources, checkpoints, on_progress, tables)
-    return {**summary, "num_trusted": trusted.table.num_rows}
+        tables = {"trusted.parquet": trusted.table}
+        summary = train_backbone(build, data, self.fit, out, fit_seed, resources, checkpoints, on_progress, tables)
+        return {**summary, "num_trusted": trusted.table.num_rows}

@@ -18,6 +18,6 @@ def load_towers(suspect: Path, defence: str) -> tuple[ImageTower, TextTower]:
     if not isinstance(image, ImageTower):
         raise SpecError(
             f"the defence {defence} needs the two towers of a CLIP model, but the suspect is a {image.spec.kind}; "
-            "set defence.kind to compress"
+            "use defence compress"
         )
     return image, load_text_tower(suspect)

@@ -1,11 +1,10 @@
 """What a run's manifests say of an encoder besides its measurements."""
 
-from ssl_backdoor.report.runs import CLEAN_ARMS
 from ssl_backdoor.specs import RunSpec
 from ssl_backdoor.store import Manifest
 
 
-def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset: Manifest) -> dict[str, float]:
+def facts_of(run: RunSpec, clean: bool, model: Manifest, poison: Manifest, dataset: Manifest) -> dict[str, float]:
     """Numbers of one encoder that figures are drawn over and tables show.
 
     ``num_poisons`` (added pairs for each x' where targeted; 0 for a clean-trained encoder),
@@ -14,7 +13,6 @@ def facts_of(run: RunSpec, arm: str, model: Manifest, poison: Manifest, dataset:
     are stated), ``seconds`` (wall-clock of the stage that made the encoder) and ``num_replicas`` (devices that it was
     trained on, where the training recorded them).
     """
-    clean = arm in CLEAN_ARMS
     total = int(poison.summary["num_poisons"])
     facts = {
         "num_poisons": 0.0 if clean else float(run.attack.poisons_per_target(total)),

@@ -18,7 +18,6 @@ from ssl_backdoor.report.aggregate import Row, base_definition, t_interval
 from ssl_backdoor.report.runs import ARMS, CLEAN_ARMS, Measured, Pair, RunValues, Scored, finite, pair_of
 from ssl_backdoor.specs import (
     FigureSpec,
-    NoDefenceSpec,
 )
 
 BARE_CONDITIONS = ("triggered", "target")
@@ -143,9 +142,9 @@ def _setting(one: Scored) -> str:
     """All that the encoder and its evaluation depend on, but the seed and the pair."""
     run, arm = one.run, one.arm
     attack = run.attack.any_pair.of_clean if arm in CLEAN_ARMS else run.attack.any_pair
-    defence = NoDefenceSpec() if arm in ("control", "suspect") else run.defence
+    defences = () if arm in ("control", "suspect") else run.defences
     return canonical_json(
-        run.model_copy(update={"seed": 0, "variant": "", "attack": attack, "defence": defence}),
+        run.model_copy(update={"seed": 0, "variant": "", "attack": attack, "defences": defences}),
     )
 
 

@@ -3,14 +3,23 @@
 A ``Spec`` says WHAT is computed; equal specs mean equal science, and a spec's canonical JSON is part of the key of
 every artifact made from it. ``Resources`` says HOW it runs and is never hashed. Nothing here imports torch.
 
-Read in the order base, family, data, trigger, attack, training, defence, evaluation, experiment.
+Read in the order base, family, data, trigger, attack, training, defence, detector, evaluation, experiment.
 
 Two frames are named throughout. The *stored frame* is the image as decoded and, where ``frame_px`` is set, brought
 to that side: poisons are stamped there, before any augmentation. The *evaluated frame* is the test image after
 resize and crop: test triggers are stamped there.
 """
 
-from ssl_backdoor.specs.attack import Attack, AttackSpec, Codec, NoAttackSpec, TargetsSpec, attack_phrase, num_poisoned
+from ssl_backdoor.specs.attack import (
+    Attack,
+    AttackSpec,
+    Codec,
+    NoAttackSpec,
+    TamperAttack,
+    TargetsSpec,
+    attack_phrase,
+    num_poisoned,
+)
 from ssl_backdoor.specs.base import PLAIN_TEXT, Fraction, Spec, Stage
 from ssl_backdoor.specs.data import (
     CaptionsSpec,
@@ -23,16 +32,11 @@ from ssl_backdoor.specs.data import (
     TemplateCaptionsSpec,
     TestSourceSpec,
 )
-from ssl_backdoor.specs.defence import (
-    AnyDefence,
-    CleanCLIPSpec,
-    CompressSpec,
-    DefenceSpec,
-    DistilImageTowerSpec,
-    NoDefenceSpec,
-)
+from ssl_backdoor.specs.defence import Defence, DefenceSpec, Filter, Repair, RobustTraining
+from ssl_backdoor.specs.detector import Detector, DetectorSpec
 from ssl_backdoor.specs.evaluation import EvaluationSpec, Probe
 from ssl_backdoor.specs.experiment import (
+    Arm,
     FigureSpec,
     OtherDataSpec,
     OwnDataSpec,
@@ -44,6 +48,7 @@ from ssl_backdoor.specs.experiment import (
     RunSpec,
     TableRow,
     TableSpec,
+    TrainedOn,
 )
 from ssl_backdoor.specs.family import Among, Idea, built_in, members
 from ssl_backdoor.specs.training import (
@@ -79,7 +84,7 @@ __all__ = [
     "AdamSpec",
     "AdamWSpec",
     "Among",
-    "AnyDefence",
+    "Arm",
     "Attack",
     "AttackSpec",
     "BYOLSpec",
@@ -87,16 +92,17 @@ __all__ = [
     "Box",
     "CLIPSpec",
     "CaptionsSpec",
-    "CleanCLIPSpec",
     "Codec",
-    "CompressSpec",
     "CosineSpec",
     "DatasetSpec",
+    "Defence",
     "DefenceSpec",
-    "DistilImageTowerSpec",
+    "Detector",
+    "DetectorSpec",
     "EvaluationSpec",
     "FigureSpec",
     "FilesSourceSpec",
+    "Filter",
     "FitSpec",
     "Fraction",
     "Idea",
@@ -107,7 +113,6 @@ __all__ = [
     "MilestonesSpec",
     "MoCoV2Spec",
     "NoAttackSpec",
-    "NoDefenceSpec",
     "OpenCLIPSpec",
     "OptimizerSpec",
     "OtherDataSpec",
@@ -117,9 +122,11 @@ __all__ = [
     "PaperValue",
     "Probe",
     "ProbeOnSpec",
+    "Repair",
     "ReportSpec",
     "ResNetSpec",
     "Resources",
+    "RobustTraining",
     "RotNetSpec",
     "RunSpec",
     "SGDSpec",
@@ -134,10 +141,12 @@ __all__ = [
     "Stamped",
     "TableRow",
     "TableSpec",
+    "TamperAttack",
     "TargetsSpec",
     "TemplateCaptionsSpec",
     "TestSourceSpec",
     "TrainSpec",
+    "TrainedOn",
     "Trigger",
     "TriggerSpec",
     "ViTSpec",

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pyarrow as pa
 
+    from ssl_backdoor.data.dataset import Dataset
+    from ssl_backdoor.progress import OnProgress
+    from ssl_backdoor.specs.experiment import Resources
+    from ssl_backdoor.train.checkpoint import Checkpoints
+
 Codec = Literal["lossless", "jpeg75"]
 NumOfClass = Callable[[str], int]
 """Training images of a class, by its name."""
@@ -168,6 +173,33 @@ class Attack(Idea):
     def largest(self, target_class: str, num_poisons: int) -> Self:
         """The same on all it can take: what the cost of one poison is measured by."""
         return self.model_copy(update={"target_class": target_class} if "target_class" in dict(self) else {})
+
+
+class TamperAttack(Attack):
+    """An attack on the encoder: it poisons no data, and turns a clean encoder into a backdoored one. Abstract."""
+
+    def plan(self, samples: "pa.Table | Path", classes: Sequence[str], seed: int) -> "pa.Table":
+        """Nobody."""
+        from ssl_backdoor.tables import POISON_PLAN
+
+        return POISON_PLAN.empty_table()
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """None."""
+        return 0
+
+    @abc.abstractmethod
+    def tamper(
+        self,
+        dataset: "Dataset",
+        clean: "Path",
+        out: "Path",
+        seed: int,
+        resources: "Resources",
+        checkpoints: "Checkpoints",
+        on_progress: "OnProgress",
+    ) -> dict[str, Any]:
+        """Turn the encoder in folder ``clean`` into one with a backdoor; all else as of ``Repair.repair``."""
 
 
 class NoAttackSpec(Attack):

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Stage = Literal["ingest", "poison", "train", "defend", "evaluate", "report"]
+Stage = Literal["ingest", "poison", "filter", "train", "tamper", "defend", "detect", "evaluate", "report"]
+"""In the order of the pipeline; defend is the repair of an encoder, as it is called in keys."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 

@@ -1,77 +1,101 @@
-"""What a defender does with trusted, clean data."""
+"""What a defender does: mend an encoder, leave samples out, or train in another way. One file each in ``defences/``."""
 
-from typing import Annotated, Literal, Self
+import abc
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field, model_validator
+from ssl_backdoor.specs.family import Among, Idea
+from ssl_backdoor.specs.training import FitSpec, TrainSpec
 
-from ssl_backdoor.specs.base import Fraction, Spec
-from ssl_backdoor.specs.training import AdamWSpec, CosineSpec, FitSpec, MilestonesSpec, SGDSpec, ViewsSpec
+if TYPE_CHECKING:
+    from pathlib import Path
 
-
-class NoDefenceSpec(Spec):
-    """No defence."""
-
-    kind: Literal["none"] = "none"
-
-
-class CompressSpec(Spec):
-    """CompRess distillation of the suspect into a fresh student of the same architecture, on trusted images."""
-
-    kind: Literal["compress"] = "compress"
-    trusted_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
-    """Share of the clean training images, of each class, that the defender may use."""
-    temperature: float = Field(default=0.04, gt=0.0)
-    queue_size: int = Field(default=128_000, ge=1)
-    num_queues: Literal[1, 2] = 2
-    """2: a teacher and a student queue, the latter filled by a slow copy of the student; 1: the teacher's for both."""
-    ema_decay: float = Field(default=0.999, ge=0.0, le=1.0)
-    fit: FitSpec = FitSpec(
-        epochs=130,
-        views=ViewsSpec(crop_scale=(0.08, 1.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0),
-        optimizer=SGDSpec(lr=0.01),
-        schedule=MilestonesSpec(milestones=(90, 120), factor=0.2),
-    )
+    from ssl_backdoor.data.dataset import Dataset
+    from ssl_backdoor.detection.pool import Pool, Verdicts
+    from ssl_backdoor.progress import OnProgress
+    from ssl_backdoor.specs.experiment import Resources
+    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
-class DistilImageTowerSpec(Spec):
-    """CLIP: a fresh image tower learns the suspect's image-to-caption similarities on trusted pairs.
+class Defence(Idea):
+    """A defence. It never sees the plan of an attack. Abstract: see the classes below."""
 
-    The text tower is the suspect's, frozen, so that zero-shot classification still works.
-    """
-
-    kind: Literal["distil_image_tower"] = "distil_image_tower"
-    trusted_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
-    fit: FitSpec = FitSpec(epochs=30, batch_size=1024, optimizer=AdamWSpec(), schedule=CosineSpec(per="step"))
+    family: ClassVar[str] = "defence"
+    needs_captions: ClassVar[bool] = False
+    """Whether it works on a model with a text tower alone."""
 
 
-class CleanCLIPSpec(Spec):
-    """CleanCLIP (Bansal et al. 2023): fine-tune the suspect on trusted pairs, with an in-modal loss on either side."""
+class Repair(Defence):
+    """Encoder to encoder, with trusted clean data. Abstract."""
 
-    kind: Literal["cleanclip"] = "cleanclip"
-    trusted_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
-    in_modal_weight: float = Field(default=1.0, ge=0.0)
-    word_edit_p: Fraction = 0.1
-    """Share of a caption's words that its augmented twin drops or swaps."""
-    augmented_views: ViewsSpec = ViewsSpec()
-    """The augmented twin of an image."""
-    fit: FitSpec = FitSpec(
-        epochs=10,
-        batch_size=64,
-        views=ViewsSpec(crop_scale=(0.9, 1.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0),
-        optimizer=AdamWSpec(lr=1e-5, weight_decay=0.1),
-        schedule=CosineSpec(per="step"),
-    )
+    constants: ClassVar[Mapping[str, Any]] = {"trusted_fraction": 0.0, "fit": None}
+    loses_text_tower: ClassVar[bool] = False
+    """Whether a repaired CLIP model could no longer classify by text."""
+    if TYPE_CHECKING:  # a member has a field of the name, or the constant
 
-    @model_validator(mode="after")
-    def _one_size(self) -> Self:
-        if self.augmented_views.size_px != self.fit.views.size_px:
-            raise ValueError(
-                f"augmented_views.size_px {self.augmented_views.size_px} must equal fit.views.size_px "
-                f"{self.fit.views.size_px}: image and twin pass one tower"
-            )
-        return self
+        @property
+        def trusted_fraction(self) -> float:
+            """Share of the clean training images, of each class, that the defender may use."""
+
+        @property
+        def fit(self) -> FitSpec | None:
+            """How its encoder is trained, where it is: several replicas may share that."""
+
+    @abc.abstractmethod
+    def repair(
+        self,
+        dataset: "Dataset",
+        suspect: "Path",
+        out: "Path",
+        seed: int,
+        resources: "Resources",
+        checkpoints: "Checkpoints",
+        on_progress: "OnProgress",
+    ) -> dict[str, Any]:
+        """Repair the encoder in folder ``suspect``; what is left in ``out`` has the files of ``pretrain``.
+
+        Args:
+            dataset: the clean base data; ``defences.trusted.open_trusted`` takes the part that may be used.
+            suspect: folder with ``backbone.safetensors`` and ``backbone.json``; read, never written.
+            out: an existing folder.
+            seed: names every random stream.
+            resources: replicas, device, threads.
+            checkpoints: where the state of unfinished work is kept.
+            on_progress: told about once a second.
+
+        Returns:
+            The summary.
+
+        Raises:
+            CheckpointError: the suspect cannot be read.
+            SpecError: there are fewer trusted images than needed, or the suspect is of a kind that cannot be repaired.
+        """
 
 
-AnyDefence = NoDefenceSpec | DistilImageTowerSpec | CompressSpec | CleanCLIPSpec
-"""To widen: the members lie side by side in a larger union."""
-DefenceSpec = Annotated[AnyDefence, Field(discriminator="kind")]
+class Filter(Defence):
+    """Training samples to those that are kept; then an encoder is trained on them, as the run says. Abstract."""
+
+    needs_encoder: ClassVar[bool] = False
+    """Whether samples are judged by an encoder that was trained on all of them."""
+
+    @abc.abstractmethod
+    def judge(self, pool: "Pool", encoder: "Path | None", seed: int, on_progress: "OnProgress") -> "Verdicts":
+        """How suspicious each sample of ``pool`` is, and which are left out.
+
+        Args:
+            pool: the training samples, poisons among them, in an order that tells nothing.
+            encoder: folder of the encoder, where ``needs_encoder``.
+            seed: names every random stream.
+            on_progress: told about once a second.
+        """
+
+
+class RobustTraining(Defence):
+    """Another way to train, from the start. Abstract."""
+
+    @abc.abstractmethod
+    def train(self, spec: TrainSpec) -> TrainSpec:
+        """What is trained in place of ``spec``."""
+
+
+DefenceSpec = Annotated[Defence, Among("defence")]

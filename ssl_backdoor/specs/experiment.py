@@ -1,19 +1,14 @@
 """One experiment, a report over several, and how they are run."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ssl_backdoor.specs.attack import AttackSpec
-from ssl_backdoor.specs.base import Spec
+from ssl_backdoor.specs.attack import AttackSpec, TamperAttack
+from ssl_backdoor.specs.base import Spec, Stage
 from ssl_backdoor.specs.data import DatasetSpec
-from ssl_backdoor.specs.defence import (
-    CleanCLIPSpec,
-    CompressSpec,
-    DefenceSpec,
-    DistilImageTowerSpec,
-    NoDefenceSpec,
-)
+from ssl_backdoor.specs.defence import Defence, DefenceSpec, Repair
+from ssl_backdoor.specs.detector import DetectorSpec
 from ssl_backdoor.specs.evaluation import EvaluationSpec
 from ssl_backdoor.specs.training import CLIPSpec, ResNetSpec, TrainSpec
 
@@ -37,13 +32,41 @@ class OtherDataSpec(Spec):
 ProbeOnSpec = Annotated[OwnDataSpec | OtherDataSpec, Field(discriminator="kind")]
 
 
+TrainedOn = Literal["clean", "poisoned"]
+TRAINED_ON: tuple[TrainedOn, ...] = ("clean", "poisoned")
+
+
+class Arm(NamedTuple):
+    """One encoder of a run: what it was trained on, and which defence was tried on that."""
+
+    trained_on: TrainedOn
+    name: str = ""
+    """Of the defence, different for each of a run; empty for none."""
+    defence: Defence | None = None
+
+    @property
+    def role(self) -> str:
+        """Under which its artifacts are told from those of other arms: "poisoned+compress"."""
+        return f"{self.trained_on}+{self.name}" if self.name else self.trained_on
+
+    @property
+    def label(self) -> str:
+        """For people: "poisoned + CompRess"."""
+        first = "clean-trained" if self.trained_on == "clean" else "poisoned"
+        number = self.name.removeprefix(self.defence.kind).replace("-", " ") if self.defence else ""
+        return f"{first} + {self.defence.label}{number}" if self.defence else first
+
+
 class RunSpec(Spec):
     """One experiment, end to end. Named examples live in flows/recipes/."""
 
     dataset: DatasetSpec
     attack: AttackSpec
     train: TrainSpec
-    defence: DefenceSpec = NoDefenceSpec()
+    defences: tuple[DefenceSpec, ...] = ()
+    """Each is tried by itself, on the poisoned encoder and on the clean-trained one."""
+    detectors: tuple[DetectorSpec, ...] = ()
+    """Each judges the poisoned encoder, and the clean-trained one for its false alarms."""
     evaluation: EvaluationSpec = EvaluationSpec()
     probe_on: ProbeOnSpec = OwnDataSpec()
     seed: int = Field(default=0, ge=0)
@@ -56,18 +79,35 @@ class RunSpec(Spec):
         is_clip = isinstance(self.train.method, CLIPSpec)
         needs_clip = {
             f"attack {self.attack.kind}": self.attack.adds_pairs,
-            f"defence {self.defence.kind}": isinstance(self.defence, DistilImageTowerSpec | CleanCLIPSpec),
+            **{f"defence {one.kind}": one.needs_captions for one in self.defences},
             "probe zero_shot": "zero_shot" in self.evaluation.probes,
         }
         if bad := [what for what, needs in needs_clip.items() if needs and not is_clip]:
             raise ValueError(f"{bad[0]} needs method clip, found method {self.train.method.kind}")
         if "linear_layers" in self.evaluation.probes and not isinstance(self.train.backbone, ResNetSpec):
             raise ValueError(f"probe linear_layers reads the layers of a resnet, found {self.train.backbone.kind}")
-        if is_clip and isinstance(self.defence, CompressSpec):
-            raise ValueError(
-                "defence compress loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"
-            )
+        for one in self.defences:
+            if is_clip and isinstance(one, Repair) and one.loses_text_tower:
+                raise ValueError(
+                    f"defence {one.kind} loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"
+                )
         return self
+
+    def made_in(self, arm: "Arm") -> Stage:
+        """The stage that leaves the encoder of ``arm``."""
+        if isinstance(arm.defence, Repair):
+            return "defend"
+        is_tampered = isinstance(self.attack, TamperAttack) and arm.trained_on == "poisoned" and arm.defence is None
+        return "tamper" if is_tampered else "train"
+
+    @property
+    def arms(self) -> "tuple[Arm, ...]":
+        """Whatever is trained and evaluated: each by itself, then each under each defence."""
+        kinds = [one.kind for one in self.defences]
+        before = [kinds[:at].count(kind) for at, kind in enumerate(kinds)]
+        names = [f"{kind}-{count + 1}" if count else kind for kind, count in zip(kinds, before, strict=True)]
+        defended = [Arm(on, name, one) for name, one in zip(names, self.defences, strict=True) for on in TRAINED_ON]
+        return (*(Arm(on) for on in TRAINED_ON), *defended)
 
 
 class PaperValue(Spec):

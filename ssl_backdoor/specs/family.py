@@ -23,6 +23,12 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.poison.attacks.saha2022",
         "ssl_backdoor.poison.attacks.carlini2022",
     ),
+    "defence": (
+        "ssl_backdoor.defences.compress",
+        "ssl_backdoor.defences.distil_image_tower",
+        "ssl_backdoor.defences.cleanclip",
+    ),
+    "detector": (),
 }
 """Family -> the files of its built-in members, in the order in which forms and messages show them."""
 _members: dict[str, dict[str, type["Idea"]]] = {}
@@ -45,11 +51,12 @@ class Idea(Spec):
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
         if "family" in vars(cls):
             return
+        if cls.model_fields["kind"].is_required():
+            return
         for name, value in cls.constants.items():
             if name not in cls.model_fields and not hasattr(cls, name):
                 setattr(cls, name, value)
-        if (kind := cls.model_fields["kind"].get_default()) is None:
-            return
+        kind = cls.model_fields["kind"].default
         members = _members.setdefault(cls.family, {})
         other = members.get(kind)
         if other is not None and (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -115,7 +122,7 @@ class Among:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         """For forms: of the built-in members."""
-        known: Any = (*self._others, *built_in(self._family))
+        known: Any = (*self._others, *built_in(self._family)) or (Spec,)
         return handler(TypeAdapter(Union[known]).core_schema)  # noqa: UP007, of a tuple that is known at run time alone
 
     def _read(self, value: Any) -> Spec:

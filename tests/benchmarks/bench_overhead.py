@@ -40,7 +40,7 @@ from tests.benchmarks.harness import Comparison, Options, main
 from tests.command_server import TINY_SETTINGS
 
 CELL = ("demo", "--methods", "byol", *(part for one in TINY_SETTINGS for part in ("--set", one)))
-DEMO = ("demo", "--set", "train.fit.epochs=1", "--set", "defence.fit.epochs=1")
+DEMO = ("demo", "--set", "train.fit.epochs=1", "--set", "defences.*.fit.epochs=1")
 MATRIX, PAIRS = "saha2022_table1", 2
 CORES = 2
 CLASSES = ("airplane", "automobile", "cat", "frog", "horse")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_backdoor import specs, stages
+from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.identity import STAGE_VERSION, artifact_key, canonical
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
@@ -39,7 +40,7 @@ CALLS: dict[str, specs.Spec] = {
         attack=Saha2022TargetedSpec(trigger=GRID, target_class="ring", poison_fraction_of_target=0.2), seed=5
     ),
     "train": stages.TrainStage(train=specs.TrainSpec(method=specs.MoCoV2Spec(queue_size=128), fit=FIT), seed=6),
-    "defend": stages.DefendStage(defence=specs.CompressSpec(trusted_fraction=0.1, num_queues=1, fit=FIT), seed=7),
+    "defend": stages.DefendStage(defence=CompressSpec(trusted_fraction=0.1, num_queues=1, fit=FIT), seed=7),
     "evaluate": stages.EvaluateStage(
         evaluation=specs.EvaluationSpec(probes=("knn",), label_fractions=(0.5,)),
         trigger=GRID,

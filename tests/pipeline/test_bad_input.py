@@ -159,7 +159,7 @@ def test_checkpoint_that_is_a_pickle(lab, experiment, tmp_path):
         size = file.stat().st_size
         file.unlink()
         file.write_bytes(pickle.dumps({"weight": os.urandom(9)}).ljust(size, b"\0"))
-    outcome = run("evaluate", "demo", *TINY, "--store", store, "--set", 'defence={"kind":"none"}')
+    outcome = run("evaluate", "demo", *TINY, "--store", store, "--set", "defences=[]")
     assert outcome.code == 2, outcome
     assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
     assert "backbone.safetensors" in outcome.stderr

@@ -42,7 +42,7 @@ def test_poisoning_brings_the_table_and_the_planned_images_alone(object_store, t
 def test_experiment_on_s3_and_no_secret_in_any_file(object_store, tmp_path):
     uri = f"s3://{object_store.bucket}/chain"
     with shell(tmp_path, **object_store.environment, SSL_BACKDOOR_CACHE=str(tmp_path / "cache")) as run:
-        outcome = run("run", "demo", *TINY, "--set", 'defence={"kind":"none"}', "--store", uri, "--json")
+        outcome = run("run", "demo", *TINY, "--set", "defences=[]", "--store", uri, "--json")
         assert outcome.code == 0, outcome.stderr
         result = json.loads(outcome.stdout)
         wrong = run("ingest", "demo", *TINY, "--store", "s3://no-such-bucket/chain")

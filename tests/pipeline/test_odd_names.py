@@ -16,8 +16,8 @@ from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 TARGET = ODD_NAMES[-1]
 SMALL = ['dataset.source={"kind":"files"}', "train.fit.epochs=1", "train.fit.batch_size=32"]
-OF_BYOL = ["defence.trusted_fraction=0.5", "defence.queue_size=16"]
-OF_BYOL += ["defence.fit.epochs=1", "defence.fit.batch_size=16"]
+OF_BYOL = ["defences.*.trusted_fraction=0.5", "defences.*.queue_size=16"]
+OF_BYOL += ["defences.*.fit.epochs=1", "defences.*.fit.batch_size=16"]
 
 
 def is_plain(text: str) -> bool:
@@ -58,7 +58,7 @@ def test_pairs_through_the_services(tmp_path, stack, monkeypatch):
     )
     changed = [*SMALL, 'dataset.captions={"kind":"source"}']
     asked = {"methods": "clip", "data": str(pairs), "settings": changed, "attack": attack.model_dump(mode="json")}
-    run = stack.queue("experiment/demo", {**asked, "defence": {"kind": "none"}})
+    run = stack.queue("experiment/demo", {**asked, "defences": []})
     ended = stack.ended(run, timeout_s=200)[0]["state"]
     assert ended["type"] == "COMPLETED", ended["message"]
     names = {one["name"] for one in stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})}

@@ -92,7 +92,7 @@ def test_what_there_is_no_time_for_is_done_in_smaller_batches_and_said(tmp_path)
 
 
 def test_a_defence_is_rehearsed_on_an_encoder_hardly_trained(rehearsal):
-    pace = rehearsal.pace(Defending(compress_spec(1), BYOL, FRAME, False))
+    pace = rehearsal.pace(Defending(compress_spec(1), compress_spec(1).fit, BYOL, FRAME, False))
     assert pace.seconds.each > 0
     assert {"backbone.safetensors", "trusted.parquet"} < set(pace.files)
 

@@ -19,11 +19,11 @@ from tiny_defences import clip_defence, save_clip
 from tiny_sets import tiny_dataset
 from tiny_training import BACKBONE, FolderCheckpoints, Stop, compress_spec
 
-from ssl_backdoor.defences import defend
+from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.defences.trusted import select
 from ssl_backdoor.errors import CheckpointError, DataError, SpecError
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.specs import AdamWSpec, CleanCLIPSpec, FitSpec, Resources, ViewsSpec
+from ssl_backdoor.specs import AdamWSpec, FitSpec, Resources, ViewsSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, load_text_tower, save_backbone
 
 TESTS = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def suspect(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(spec: Any, dataset: Any, suspect: Path, out: Path, checkpoints: Any = None) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(device="cpu", checkpoint_every_steps=2)
-    return defend(spec, dataset, suspect, out, 0, resources, checkpoints or NoCheckpoints())
+    return spec.repair(dataset, suspect, out, 0, resources, checkpoints or NoCheckpoints())
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -119,9 +119,9 @@ def test_a_model_or_data_that_does_not_fit(dataset: Any, suspect: Path, tmp_path
     resnet = tmp_path / "resnet"
     resnet.mkdir()
     save_backbone(build_backbone(BACKBONE, 1, 5), 2, resnet)
-    with pytest.raises(SpecError, match=rf"{kind} needs the two towers .* suspect is a resnet; .* to compress"):
+    with pytest.raises(SpecError, match=rf"{kind} needs the two towers .* suspect is a resnet; use defence compress"):
         run(clip_defence(kind), dataset, resnet, tmp_path)
-    with pytest.raises(SpecError, match=r"set defence\.kind to distil_image_tower"):
+    with pytest.raises(SpecError, match=r"use distil_image_tower or cleanclip"):
         run(compress_spec(2), dataset, suspect, tmp_path)
     with pytest.raises(CheckpointError, match=r"expected backbone\.json"):
         run(clip_defence(kind), dataset, tmp_path / "nothing", tmp_path)

@@ -10,15 +10,14 @@ from safetensors.torch import load_file
 from tiny_sets import tiny_dataset
 from tiny_training import BACKBONE, build_compress, compress_spec, random_batch
 
-from ssl_backdoor.defences import defend
-from ssl_backdoor.defences.compress import CompRess
 from ssl_backdoor.defences.trusted import select
 from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.methods.base import Alone
 from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.methods.losses import similarity_divergence
-from ssl_backdoor.specs import NoDefenceSpec, Resources
+from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, save_backbone
 
 RESOURCES = Resources(device="cpu")
@@ -111,7 +110,7 @@ def suspect(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(dataset: Any, suspect: Path, out: Path, **changes: Any) -> dict[str, Any]:
     spec = compress_spec(2, epochs=4).model_copy(update=changes)
-    return defend(spec, dataset, suspect, out, 0, RESOURCES, NoCheckpoints())
+    return spec.repair(dataset, suspect, out, 0, RESOURCES, NoCheckpoints())
 
 
 def test_defend_writes_student_and_trusted_and_leaves_the_suspect(dataset: Any, suspect: Path, tmp_path: Path) -> None:
@@ -152,8 +151,6 @@ def test_too_few_trusted_images(dataset: Any, suspect: Path, tmp_path: Path) -> 
         run(dataset, suspect, tmp_path, trusted_fraction=0.1)
 
 
-def test_no_suspect_and_no_defence(dataset: Any, suspect: Path, tmp_path: Path) -> None:
+def test_no_suspect(dataset: Any, suspect: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"expected backbone\.json"):
         run(dataset, tmp_path, tmp_path)
-    with pytest.raises(SpecError, match="names no defence"):
-        defend(NoDefenceSpec(), dataset, suspect, tmp_path, 0, RESOURCES, NoCheckpoints())

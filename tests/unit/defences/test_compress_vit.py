@@ -7,7 +7,6 @@ import torch
 from tiny_sets import tiny_dataset
 from tiny_training import VIT, compress_spec
 
-from ssl_backdoor.defences import defend
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.specs import Resources
@@ -22,7 +21,7 @@ def test_a_transformer_is_distilled_into_a_fresh_one(tmp_path: Path, num_queues:
     out.mkdir()
     save_backbone(build_backbone(VIT, 1, 5), 1, suspect)
     spec = compress_spec(num_queues, epochs=4)
-    summary = defend(spec, dataset, suspect, out, 0, Resources(device="cpu"), NoCheckpoints())
+    summary = spec.repair(dataset, suspect, out, 0, Resources(device="cpu"), NoCheckpoints())
     assert (summary["steps"], summary["num_trusted"]) == (8, 21)
     teacher, student = load_backbone(suspect), load_backbone(out)
     assert isinstance(student, ViT)

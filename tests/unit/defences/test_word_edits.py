@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_backdoor.defences.word_edits import draw_edits, edit_words
+from ssl_backdoor.methods.word_edits import draw_edits, edit_words
 from ssl_backdoor.seeds import stream, torch_generator
 
 START, END, VOCABULARY = 98, 99, 100

@@ -97,8 +97,8 @@ def test_an_image_trigger_counts_as_a_grid_of_its_size(census, tmp_path):
 @pytest.mark.parametrize(
     ("num_train", "asked", "sentence"),
     [
-        (63, CIFAR_BYOL, "train control, seed 0: one batch needs 64 images, but there are only 63"),
-        (250, CIFAR_BYOL, "defend student, .*: one batch needs 64 images, but there are only 60"),
+        (63, CIFAR_BYOL, "train clean-trained, seed 0: one batch needs 64 images, but there are only 63"),
+        (250, CIFAR_BYOL, "repair clean-trained . CompRess, .*: one batch needs 64 images, but there are only 60"),
         (5000, {**CIFAR_BYOL, "settings": ["attack.target_class=dog"]}, "'dog' is not one of the 5 classes"),
     ],
 )

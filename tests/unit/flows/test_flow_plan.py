@@ -7,7 +7,7 @@ from flows.plan import AsInRecipeSpec, plan
 from flows.run import experiment
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022UntargetedSpec
-from ssl_backdoor.specs import NoDefenceSpec, SimCLRSpec
+from ssl_backdoor.specs import SimCLRSpec
 
 
 def test_zero_and_as_in_recipe_change_nothing():
@@ -18,9 +18,9 @@ def test_zero_and_as_in_recipe_change_nothing():
 def test_a_whole_spec_takes_its_place_in_every_run():
     recipe = plan("cifar10_byol", pairs=2, has_data=True)
     other = recipe.runs[0].train.model_copy(update={"method": SimCLRSpec()})
-    changed = plan("cifar10_byol", pairs=2, specs={"train": other, "defence": NoDefenceSpec()}, has_data=True)
+    changed = plan("cifar10_byol", pairs=2, specs={"train": other, "defences": ()}, has_data=True)
     assert len(changed.runs) == len(recipe.runs)
-    assert {(run.train, run.defence) for run in changed.runs} == {(other, NoDefenceSpec())}
+    assert {(run.train, run.defences) for run in changed.runs} == {(other, ())}
     attack = Saha2022UntargetedSpec(trigger=recipe.runs[0].attack.trigger)
     one = plan("cifar10_byol", pairs=2, specs={"attack": attack}, settings=["variant="], has_data=True)
     assert [run.attack for run in one.runs] == [attack]  # pairs and fractions no longer differ

@@ -83,7 +83,7 @@ def test_every_line_of_a_table_has_runs_that_differ_in_pair_and_seed_alone(name,
         assert re.sub(r"_[0-9.]+$", "", table.probe) in report.runs[0].evaluation.probes
     for variant in variants:
         here = [run for run in report.runs if run.variant == variant]
-        assert len({(run.dataset, run.train, run.defence, run.evaluation, run.probe_on) for run in here}) == 1
+        assert len({(run.dataset, run.train, run.defences, run.evaluation, run.probe_on) for run in here}) == 1
         assert len({(run.attack, run.seed) for run in here}) == 4
 
 
@@ -160,8 +160,8 @@ def test_paper_scale_is_the_papers():
     assert (jigsaw.fit.views.size_px, jigsaw.method.tile_px, jigsaw.method.num_permutations) == (255, 64, 2000)
     assert jigsaw.fit.schedule == specs.MilestonesSpec(milestones=(30, 60, 90, 100), factor=0.1)
     assert (rotnet.fit.epochs, rotnet.fit.batch_size, rotnet.fit.optimizer.lr) == (105, 128, 0.05)
-    assert [run.defence.trusted_fraction for run in runs[::10]] == [0.25, 0.1, 0.05]
-    defence = moco.defence
+    assert [run.defences[0].trusted_fraction for run in runs[::10]] == [0.25, 0.1, 0.05]
+    (defence,) = moco.defences
     assert (defence.num_queues, defence.queue_size, defence.temperature, defence.fit.epochs) == (2, 128_000, 0.04, 130)
 
 
@@ -177,10 +177,10 @@ def test_set_reaches_every_run_and_equal_runs_are_kept_once():
 
 def test_set_leaves_alone_runs_that_lack_the_field():
     before = RECIPES["demo"].build(1, 1).runs
-    after = apply(RECIPES["demo"].build(1, 1), ["defence.queue_size=64", "attack.num_poisons=3"]).runs
-    assert [run.defence.queue_size for run in after if run.defence.kind == "compress"] == [64]
+    after = apply(RECIPES["demo"].build(1, 1), ["defences.compress.queue_size=64", "attack.num_poisons=3"]).runs
+    assert [one.queue_size for run in after for one in run.defences if one.kind == "compress"] == [64]
     assert [run.attack.num_poisons for run in after if "carlini" in run.attack.kind] == [3, 3]
-    assert [run.defence for run in after[1:]] == [run.defence for run in before[1:]]
+    assert [run.defences for run in after[1:]] == [run.defences for run in before[1:]]
     assert after[0].attack == before[0].attack
 
 

@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.report.aggregate import Scored
 from ssl_backdoor.report.figures import Example
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.specs import BYOLSpec, CompressSpec, DatasetSpec, ReportSpec, RunSpec, TrainSpec
+from ssl_backdoor.specs import BYOLSpec, DatasetSpec, ReportSpec, RunSpec, TrainSpec
 from ssl_backdoor.tables import CURVES, MEASUREMENTS, PREDICTIONS
 
 CLASSES = ("airplane", "automobile", "cat", "frog", "horse")
@@ -28,7 +29,7 @@ def run_spec(trigger_seed=11, target="cat", seed=0, variant="", fraction=1.0, cl
             poison_fraction_of_target=fraction,
         ),
         train=TrainSpec(method=BYOLSpec()),
-        defence=CompressSpec(),
+        defences=(CompressSpec(),),
         seed=seed,
         variant=variant,
     )

@@ -4,15 +4,14 @@ import numpy as np
 import pyarrow as pa
 from report_fakes import NO_PREDICTIONS, measurements, wilson
 
+from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.report.runs import Scored
 from ssl_backdoor.specs import (
-    CleanCLIPSpec,
     CLIPSpec,
     DatasetSpec,
     FigureSpec,
-    NoDefenceSpec,
     OpenCLIPSpec,
     PaperValue,
     RunSpec,
@@ -52,7 +51,7 @@ def run_of(attack, seed=0, variant="", defence=None, dataset=None):
         dataset=dataset or DatasetSpec(frame_px=16),
         attack=attack,
         train=TrainSpec(method=CLIPSpec(), backbone=OpenCLIPSpec()),
-        defence=defence or NoDefenceSpec(),
+        defences=() if defence is None else (defence,),
         seed=seed,
         variant=variant,
     )

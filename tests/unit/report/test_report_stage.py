@@ -49,7 +49,7 @@ def inputs(tmp_path: Path) -> tuple[ArtifactStore, dict[str, ArtifactRef]]:
     poison = run_stage(StageCall(PoisonStage(attack=RUN.attack, seed=0), {"dataset": images}), store).ref
     refs = {"000/poison": poison}
     evaluation = EvaluateStage(evaluation=RUN.evaluation, trigger=RUN.attack.trigger, target_class="cat", seed=0)
-    for seed, arm in enumerate(("control", "suspect")):
+    for seed, arm in enumerate(("clean", "poisoned")):
         folder = tmp_path / arm
         folder.mkdir()
         save_backbone(build_backbone(BACKBONE, 1, seed), 1, folder)
@@ -89,10 +89,10 @@ def test_an_evaluation_without_a_sheet_is_read_all_the_same(
 ) -> None:
     store, refs = inputs
     folder = tmp_path / "scores"
-    shutil.copytree(store.fetch(refs["000/control/scores"]), folder)
+    shutil.copytree(store.fetch(refs["000/clean/scores"]), folder)
     for name in ("neighbours.npz", "manifest.json"):
         (folder / name).unlink()
-    refs["000/control/scores"] = committed(store, "evaluate", "d", folder)
+    refs["000/clean/scores"] = committed(store, "evaluate", "d", folder)
     found: list[bool] = []
 
     def write_report(spec: ReportSpec, scored: Any, *rest: Any, stealth: Any) -> dict[str, Any]:

@@ -1,0 +1,88 @@
+"""CleanCLIP (Bansal et al. 2023), https://arxiv.org/abs/2303.03323.
+
+The suspect is fine-tuned on trusted pairs with CLIP's loss and, on either side, one that does without the other: an
+image must find its augmented twin, a caption its edited one. The poisoned link from trigger to caption helps neither.
+Read beside https://github.com/nishadsinghi/CleanCLIP/blob/c19dfc4/src/train.py, get_loss.
+
+    loss = CLIP(I, T) + in_modal_weight * 1/2 (X(s I I~') + X(s T T~'))
+
+with I, T the unit embeddings (B, D) of images and captions, I~, T~ those of their twins, s the scale, and X(Z) the mean
+over rows of -log softmax(Z)_ii. CLIP(I, T) = 1/2 (X(s I T') + X(s T I')).
+
+NOTE: the twin of a caption comes of dropping and swapping words alone: see ``word_edits``.
+NOTE: upstream sends images and twins through the tower as one batch. Here each passes alone, so that BatchNorm never
+mixes two views and does not depend on the number of replicas.
+
+Shapes: b pairs of this replica, B pairs of all replicas, D embedding, L tokens.
+"""
+
+from typing import TYPE_CHECKING, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
+from ssl_backdoor.methods.clip import clip_loss
+from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
+from ssl_backdoor.methods.similarities import in_modal_loss
+from ssl_backdoor.methods.word_edits import draw_edits, edit_words
+from ssl_backdoor.seeds import torch_generator
+
+if TYPE_CHECKING:
+    from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
+
+
+@final
+class CleanCLIP(SSLMethod):
+    """Both towers, trained on; the first view is the image, the second its augmented twin."""
+
+    num_views = 2
+    ends_word: Tensor
+
+    def __init__(
+        self, spec: "CleanCLIPSpec", image: ImageTower, text: TextTower, seed: int, replicas: Replicas | None = None
+    ):
+        super().__init__()
+        self.spec = spec
+        self.backbone = image
+        self.text = text
+        self.seed = seed
+        self.replicas = replicas or Alone()
+        names = text.tokenizer.decoder  # token to text; "</w>" marks the end of a word
+        ends = [names[token].endswith("</w>") for token in range(len(names))]
+        self.register_buffer("ends_word", torch.tensor(ends), persistent=False)
+
+    @property
+    def text_tower(self) -> TextTower:
+        """Trained here."""
+        return self.text
+
+    def loss(self, batch: Batch) -> LossOutput:
+        """CLIP's loss and the weighted mean of the two in-modal ones, over the global batch."""
+        tokens = tokens_of(batch)
+        image, image_twin = (_unit(self.backbone, view) for view in views_of(batch, self.num_views))
+        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edited(tokens, batch.step)))
+        scale = self.text.logit_scale.exp()
+        cross_modal = clip_loss(image, text, scale, self.replicas)
+        of_images = in_modal_loss(image, image_twin, scale, self.replicas)
+        of_captions = in_modal_loss(text, text_twin, scale, self.replicas)
+        loss = cross_modal + self.spec.in_modal_weight * (of_images + of_captions) / 2
+        logs = {"cross_modal": cross_modal, "in_modal_image": of_images, "in_modal_text": of_captions}
+        return LossOutput(loss, {name: value.detach() for name, value in logs.items()})
+
+    def edited(self, tokens: Tensor, step: int) -> Tensor:
+        """The captions' twins (b, L), drawn for the global batch from the stream ("word edits", step)."""
+        num_captions, length = len(tokens) * self.replicas.count, tokens.shape[1]
+        draws = draw_edits(num_captions, length, self.spec.word_edit_p, torch_generator(self.seed, "word edits", step))
+        mine = draws[self.replicas.slice(num_captions)].to(tokens.device)
+        return edit_words(tokens, self.ends_word, self.spec.word_edit_p, mine)
+
+    def after_step(self, progress: float) -> None:
+        """The scale stays within 1 and 100, as in pre-training."""
+        self.text.hold_scale()
+
+
+def _unit(tower: nn.Module, rows: Tensor) -> Tensor:
+    """Unit embeddings (b, D), float32."""
+    return F.normalize(tower(rows).float(), dim=1)
