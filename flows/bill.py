@@ -83,7 +83,11 @@ class Bill:
             case DefendStage():
                 asked += self._fetch(inputs["suspect"])
             case EvaluateStage(evaluation=evaluation, trigger=trigger):
-                text = ("text.safetensors", "text.json") if "zero_shot" in evaluation.probes else ()
+                text = (
+                    ("text.safetensors", "text.json")
+                    if any(probe.needs_text_tower for probe in evaluation.probes)
+                    else ()
+                )
                 asked += MANIFEST + self._fetch(inputs["model"], "backbone.safetensors", "backbone.json", *text)
                 if trigger is not None and trigger.is_from_file:
                     asked += self._fetch(inputs["poison"], "trigger.png")

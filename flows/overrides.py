@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ReportSpec, ResNetSpec, RunSpec, Spec, TableSpec
+from ssl_backdoor.specs import ReportSpec, RunSpec, Spec, TableSpec
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
@@ -48,24 +48,15 @@ def _tables_of(
     tables: Sequence[TableSpec], before: Sequence[RunSpec], after: Sequence[RunSpec]
 ) -> tuple[TableSpec, ...]:
     """``tables`` without those of probes that are no longer computed, and one like the first for each new probe."""
-    old, new = ({name: None for run in runs for name in _probe_names(run)} for runs in (before, after))
+    old, new = (
+        {name: None for run in runs for name in run.evaluation.probe_names(run.train.backbone)}
+        for runs in (before, after)
+    )
     kept = [table for table in tables if table.probe in new]
     for name in [name for name in new if tables and name not in old]:
         stem = tables[0].name.removesuffix(tables[0].probe)
         kept.append(tables[0].model_copy(update={"name": f"{stem}{name}", "probe": name, "paper": ()}))
     return tuple(kept)
-
-
-def _probe_names(run: RunSpec) -> Iterator[str]:
-    """The probes of ``run`` as measurements name them: those on part of the labels by the part, in per cent."""
-    spec, backbone = run.evaluation, run.train.backbone
-    for probe in spec.probes:
-        if probe in ("knn", "zero_shot"):
-            yield probe
-            continue
-        layers = range(len(backbone.stages) + 1) if isinstance(backbone, ResNetSpec) else ()
-        heads = [f"linear_layer{index}" for index in layers] if probe == "linear_layers" else [probe]
-        yield from (f"{head}_{100 * fraction:g}" for head in heads for fraction in spec.label_fractions)
 
 
 def replace(report: ReportSpec, specs: Mapping[str, Spec | tuple[Spec, ...]]) -> ReportSpec:

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs.family import Idea, every_member, forget
+from ssl_backdoor.specs.family import BUILT_IN, Idea, every_member, forget
 
 GROUP = "ssl_backdoor.plugins"
 """Entry points of installed packages: each names a module, which every run of the command and of a worker loads."""
@@ -88,7 +88,8 @@ def _load(plugin: Plugin) -> ModuleType:
             f"({type(error).__name__}: {error}): mend it, or leave it out."
         ) from error
     _loaded[plugin.module] = plugin
-    for member in set(every_member()) - before:
+    own = {module for modules in BUILT_IN.values() for module in modules}  # which a plug-in may have imported first
+    for member in [one for one in every_member() if one not in before and one.__module__ not in own]:
         text = plugin.text if member.__module__ == plugin.module and plugin.file else _text_of(member)
         member.source_sha256 = hashlib.sha256(text.encode()).hexdigest()
     return module

@@ -99,7 +99,7 @@ class Evaluating(NamedTuple):
 
     def num_scored(self, num_train: int, num_test: int) -> int:
         """Training images where a probe learns, and test images under each condition."""
-        learns = any(probe != "zero_shot" for probe in self.evaluation.probes)
+        learns = any(probe.learns for probe in self.evaluation.probes)
         return num_train * learns + num_test * (1 if self.trigger is None else 3)
 
 

@@ -412,7 +412,7 @@ def _evaluate(
 
 def _model_files(evaluation: EvaluationSpec, held: Container[str]) -> list[str]:
     """What a model's evaluation reads of it; where there is no text tower, evaluate() says so."""
-    text = ("text.safetensors", "text.json") if "zero_shot" in evaluation.probes else ()
+    text = ("text.safetensors", "text.json") if any(probe.needs_text_tower for probe in evaluation.probes) else ()
     return ["backbone.safetensors", "backbone.json", *(name for name in text if name in held)]
 
 
@@ -447,7 +447,7 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
                         predictions=pq.read_table(folder / "predictions.parquet"),
                         map_file=folder / "map.npz",
                         seconds=made.seconds + store.manifest(scores).seconds,
-                        curves=pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet"),
+                        curves=_curves(store, model),
                         facts=facts_of(one, arm.trained_on == "clean", made, crafted, images),
                         similarity=pq.read_table(histogram) if histogram.exists() else None,
                         neighbours=sheet if (sheet := folder / "neighbours.npz").exists() else None,
@@ -460,12 +460,19 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
     return write_report(spec, scored, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
 
 
+def _curves(store: ArtifactStore, model: ArtifactRef) -> pa.Table | None:
+    """Those of the training that made the encoder; None of a repair that trains nothing."""
+    if "curves.parquet" not in store.manifest(model).files:
+        return None
+    return pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet")
+
+
 def _one_defence_each(run: RunSpec) -> Iterator[tuple[RunSpec, dict[str, Arm]]]:
     """``run`` once for each of its defences, as a report compares them, and its arms as a report calls them."""
     clean, poisoned, *defended = run.arms
     undefended = {"control": clean, "suspect": poisoned}
-    if not defended:
-        yield run, undefended
+    if len(defended) != 2:
+        yield run.model_copy(update={"defences": ()}), undefended
     for repaired_clean, repaired in zip(defended[::2], defended[1::2], strict=True):
         changes: dict[str, Any] = {"defences": (repaired.defence,)}
         if len(defended) > 2:

@@ -212,7 +212,9 @@ class _Evidence:
             yield Metric(f"facts/{name}", value, 0, 0)
 
     def curves(self) -> Iterator[Metric]:
-        """Training curves, thinned."""
+        """Training curves, thinned; none of a repair that trains nothing."""
+        if "curves.parquet" not in self.store.manifest(self.model).files:
+            return
         table = pq.read_table(self.store.fetch(self.model, ["curves.parquet"]) / "curves.parquet").to_pydict()
         by_name: dict[str, list[tuple[int, float]]] = {}
         for step, name, value in zip(table["step"], table["name"], table["value"], strict=True):

@@ -39,7 +39,7 @@ def _run(scale: Scale, attack: AttackSpec, seed: int, variant: str = "", *defenc
 
 def _shown(scale: Scale, *measures: str) -> tuple[str, ...]:
     """The measures whose probes the scale trains."""
-    linear = "linear" in scale.evaluation.probes
+    linear = any(probe.kind == "linear" for probe in scale.evaluation.probes)
     return tuple(measure for measure in measures if linear or "/linear" not in measure)
 
 

@@ -8,7 +8,7 @@ then the same ones triggered; with a trigger neighbours.npz, see ``write_neighbo
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,7 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.evaluate import probes
 from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_features
-from ssl_backdoor.evaluate.fine_tune import fine_tuned_readings
-from ssl_backdoor.evaluate.layers import Reading, layer_readings
+from ssl_backdoor.evaluate.layers import Reading
 from ssl_backdoor.evaluate.metrics import (
     Measurement,
     measure_features,
@@ -32,20 +31,20 @@ from ssl_backdoor.evaluate.metrics import (
 )
 from ssl_backdoor.evaluate.neighbours import write_neighbours
 from ssl_backdoor.evaluate.probes import NamedProbe
+from ssl_backdoor.evaluate.read import EvaluationInputs
 from ssl_backdoor.evaluate.retrieval import measure_retrieval
 from ssl_backdoor.evaluate.similarity import similarity_table
 from ssl_backdoor.evaluate.targets import score_targets
-from ssl_backdoor.evaluate.zero_shot import class_embeddings, zero_shot
 from ssl_backdoor.methods.clip_towers import TextTower
 from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import EvaluationSpec, TargetsSpec, TriggerSpec
+from ssl_backdoor.specs.probe import FeatureProbe, OwnFeaturesProbe, TextProbe
 from ssl_backdoor.tables import PREDICTIONS
 from ssl_backdoor.train.checkpoint import TEXT_WEIGHTS, load_backbone, load_text_tower
 
 _MAP_IMAGES = 300
-_OTHER_READINGS = (layer_readings, fine_tuned_readings)
 
 
 def evaluate(
@@ -80,16 +79,18 @@ def evaluate(
     _check_split(dataset, "test")
     conditions = _conditions(spec, trigger, trigger_file)
     chosen = choose_targets(dataset.samples, dataset.classes, targets, seed) if targets else None
-    text_tower = _text_tower(model, device) if "zero_shot" in spec.probes else None
+    text_tower = _text_tower(model, device) if any(probe.needs_text_tower for probe in spec.probes) else None
     backbone = load_backbone(model).to(device).to(memory_format=torch.channels_last)
     train = _clean_training_features(spec, dataset, backbone, seed, on_progress)
-    others = [read(backbone, dataset, conditions, spec, seed, on_progress) for read in _OTHER_READINGS]
+    inputs = EvaluationInputs(backbone, dataset, conditions, spec, seed, on_progress)
+    others = [probe.read(inputs) for probe in spec.probes if isinstance(probe, OwnFeaturesProbe)]
     named = _probes(spec, dataset.classes, train, text_tower, seed, device)
     test = split_features(backbone, dataset, "test", conditions, spec, seed, on_progress)
     readings = chain((Reading(test, named),), *others)
     predictions, scored = _read(readings, len(dataset.classes), chosen, device, on_progress)
     rows = [*measure_predictions(predictions, dataset.classes, target_label), *_similarities(test)]
     rows += measure_targets(scored) if scored is not None else ()
+    rows += [row for metric in spec.metrics for row in metric.measure(predictions, dataset.classes, target_label)]
     if text_tower:
         rows += measure_retrieval(text_tower, test.values["clean"], labelled(dataset, "test")["caption"].to_pylist())
     tables = {"predictions": predictions, "measurements": measurements_table(rows), "targets": scored}
@@ -148,7 +149,7 @@ def _clean_training_features(
     spec: EvaluationSpec, dataset: Dataset, backbone: nn.Module, seed: int, on_progress: OnProgress
 ) -> Features | None:
     """None where no probe of the spec learns."""
-    if all(probe == "zero_shot" for probe in spec.probes):
+    if not any(probe.learns for probe in spec.probes):
         return None
     _check_split(dataset, "train")
     return split_features(backbone, dataset, "train", [Condition("clean")], spec, seed, on_progress)
@@ -162,10 +163,11 @@ def _probes(
     seed: int,
     device: str,
 ) -> list[NamedProbe]:
-    """Every probe of the spec on the backbone's features: those that learn from the training images, then zero_shot."""
+    """Every probe of the spec on the backbone's features: those that learn, then those of the text tower."""
     named = _trained_probes(spec, train, len(classes), seed, device) if train else []
     if text_tower:
-        named.append(NamedProbe("zero_shot", zero_shot(class_embeddings(text_tower, classes, spec.prompts))))
+        of_text = [probe for probe in spec.probes if isinstance(probe, TextProbe)]
+        named += [NamedProbe(probe.kind, probe.scores(text_tower, classes)) for probe in of_text]
     return named
 
 
@@ -180,22 +182,14 @@ def _trained_probes(
     }
     named = []
     for probe in spec.probes:
-        if probe == "knn":
-            named.append(NamedProbe("knn", probes.knn(clean, labels, num_classes, spec.knn_neighbours)))
+        if not isinstance(probe, FeatureProbe):
+            continue
+        if not probe.uses_label_fractions:
+            named.append(NamedProbe(probe.kind, probe.fit(clean, labels, num_classes, seed)))
             continue
         for fraction, rows in subsets.items():
-            match probe:
-                case "linear":
-                    scores = probes.linear(clean[rows], labels[rows], num_classes, spec.linear_l2)
-                case "linear_sgd":
-                    scores = probes.linear_sgd(clean[rows], labels[rows], num_classes, seed)
-                case "linear_adam":
-                    scores = probes.linear_adam(clean[rows], labels[rows], num_classes, seed)
-                case "linear_layers" | "fine_tune" | "zero_shot":
-                    continue  # they read other features
-                case _:
-                    assert_never(probe)
-            named.append(NamedProbe(f"{probe}_{100 * fraction:g}", scores))
+            scores = probe.fit(clean[rows], labels[rows], num_classes, seed)
+            named.append(NamedProbe(f"{probe.kind}_{100 * fraction:g}", scores))
     return named
 
 

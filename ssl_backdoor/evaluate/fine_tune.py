@@ -25,6 +25,7 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.features import Condition, labelled, split_features
 from ssl_backdoor.evaluate.layers import Reading
 from ssl_backdoor.evaluate.probes import NamedProbe, Scores, labelled_subset
+from ssl_backdoor.evaluate.read import EvaluationInputs
 from ssl_backdoor.methods.base import Backbone
 from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.progress import OnProgress, Progress
@@ -44,24 +45,16 @@ CROP_SCALE = (0.08, 1.0)
 _MAX_BYTES = 8 << 30
 
 
-def fine_tuned_readings(
-    backbone: Backbone,
-    dataset: Dataset,
-    conditions: Sequence[Condition],
-    spec: EvaluationSpec,
-    seed: int,
-    on_progress: OnProgress,
-) -> Iterator[Reading]:
-    """A copy of ``backbone`` fine-tuned on each label fraction, with its head as probe ``fine_tune_{percent}``.
+def fine_tuned_readings(inputs: EvaluationInputs) -> Iterator[Reading]:
+    """A copy of the backbone fine-tuned on each label fraction, with its head as probe ``fine_tune_{percent}``.
 
-    Nothing where the spec does not ask for fine_tune. ``backbone`` stays as it is. The labelled images are held at the
+    The labelled images are held at the
     evaluated frame: uint8, 8 GiB at most. What is refused is refused before anything is trained.
 
     Raises:
         SpecError: the labelled images could take more than 8 GiB.
     """
-    if "fine_tune" not in spec.probes:
-        return iter(())
+    backbone, dataset, conditions, spec, seed, on_progress = inputs
     table = labelled(dataset, "train")
     subsets = {
         fraction: table.take(pa.array(labelled_subset(table["key"], table["label"].to_numpy(), fraction, seed)))

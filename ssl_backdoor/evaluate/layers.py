@@ -19,6 +19,7 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_features
 from ssl_backdoor.evaluate.probes import NamedProbe, labelled_subset, linear_on_map
+from ssl_backdoor.evaluate.read import EvaluationInputs
 from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.progress import OnProgress, Progress
 from ssl_backdoor.specs import EvaluationSpec
@@ -60,24 +61,16 @@ def pooled(maps: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(maps, side).flatten(1)
 
 
-def layer_readings(
-    backbone: nn.Module,
-    dataset: Dataset,
-    conditions: Sequence[Condition],
-    spec: EvaluationSpec,
-    seed: int,
-    on_progress: OnProgress,
-) -> Iterator[Reading]:
-    """Stem and layers of ``backbone`` in turn, with a probe ``linear_layer{index}_{percent}`` for each label fraction.
+def layer_readings(inputs: EvaluationInputs) -> Iterator[Reading]:
+    """Stem and layers of the backbone in turn, with a probe ``linear_layer{index}_{percent}`` for each label fraction.
 
-    Nothing where the spec does not ask for linear_layers. The images are read once more for each layer, so that the
+    The images are read once more for each layer, so that the
     features of one are held at a time: float32, 8 GiB at most. What is refused is refused before anything is read.
 
     Raises:
-        SpecError: ``backbone`` is not a ResNet, or its features could take more than 8 GiB.
+        SpecError: the backbone is not a ResNet, or its features could take more than 8 GiB.
     """
-    if "linear_layers" not in spec.probes:
-        return iter(())
+    backbone, dataset, conditions, spec, seed, on_progress = inputs
     if not isinstance(backbone, ResNet):
         raise SpecError(
             "The probe linear_layers reads the layers of a ResNet, and this backbone is of class "

@@ -3,7 +3,7 @@
 A ``Spec`` says WHAT is computed; equal specs mean equal science, and a spec's canonical JSON is part of the key of
 every artifact made from it. ``Resources`` says HOW it runs and is never hashed. Nothing here imports torch.
 
-Read in the order base, family, data, trigger, attack, training, defence, detector, evaluation, experiment.
+Read in the order base, family, data, trigger, attack, training, defence, detector, probe, evaluation, experiment.
 
 Two frames are named throughout. The *stored frame* is the image as decoded and, where ``frame_px`` is set, brought
 to that side: poisons are stamped there, before any augmentation. The *evaluated frame* is the test image after
@@ -34,7 +34,7 @@ from ssl_backdoor.specs.data import (
 )
 from ssl_backdoor.specs.defence import Defence, DefenceSpec, Filter, Repair, RobustTraining
 from ssl_backdoor.specs.detector import Detector, DetectorSpec
-from ssl_backdoor.specs.evaluation import EvaluationSpec, Probe
+from ssl_backdoor.specs.evaluation import EvaluationSpec
 from ssl_backdoor.specs.experiment import (
     Arm,
     FigureSpec,
@@ -51,6 +51,7 @@ from ssl_backdoor.specs.experiment import (
     TrainedOn,
 )
 from ssl_backdoor.specs.family import Among, Idea, built_in, members
+from ssl_backdoor.specs.probe import FeatureProbe, Metric, OwnFeaturesProbe, Probe, ProbeSpec, TextProbe
 from ssl_backdoor.specs.training import (
     AdamSpec,
     AdamWSpec,
@@ -100,6 +101,7 @@ __all__ = [
     "Detector",
     "DetectorSpec",
     "EvaluationSpec",
+    "FeatureProbe",
     "FigureSpec",
     "FilesSourceSpec",
     "Filter",
@@ -110,6 +112,7 @@ __all__ = [
     "MAESpec",
     "MSFSpec",
     "MethodSpec",
+    "Metric",
     "MilestonesSpec",
     "MoCoV2Spec",
     "NoAttackSpec",
@@ -117,11 +120,13 @@ __all__ = [
     "OptimizerSpec",
     "OtherDataSpec",
     "OwnDataSpec",
+    "OwnFeaturesProbe",
     "OwnTestSpec",
     "PaperCell",
     "PaperValue",
     "Probe",
     "ProbeOnSpec",
+    "ProbeSpec",
     "Repair",
     "ReportSpec",
     "ResNetSpec",
@@ -145,6 +150,7 @@ __all__ = [
     "TargetsSpec",
     "TemplateCaptionsSpec",
     "TestSourceSpec",
+    "TextProbe",
     "TrainSpec",
     "TrainedOn",
     "Trigger",

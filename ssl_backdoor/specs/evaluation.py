@@ -1,12 +1,15 @@
-"""Which probes read a frozen encoder."""
+"""How an encoder is evaluated."""
 
-from typing import Literal, Self
+from collections.abc import Iterator
+from typing import Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from ssl_backdoor.specs.base import Spec
+from ssl_backdoor.specs.probe import MetricSpec, ProbeSpec
+from ssl_backdoor.specs.training import BackboneSpec
 
-Probe = Literal["knn", "linear", "linear_sgd", "linear_adam", "linear_layers", "fine_tune", "zero_shot"]
+STANDARD_PROBES = ("knn", "linear", "linear_sgd")
 
 
 class EvaluationSpec(Spec):
@@ -16,19 +19,14 @@ class EvaluationSpec(Spec):
     """Shorter side before the centre crop; 0 leaves the image as it is held."""
     crop_px: int = Field(default=0, ge=0)
     """Side of the centre crop: the evaluated frame; 0 leaves the image as it is held."""
-    probes: tuple[Probe, ...] = ("knn", "linear", "linear_sgd")
-    """linear: the common head, to compare methods: converged L-BFGS on normalised, standardised features. The heads of
-    Saha et al.'s code, a method's own: linear_sgd, of MoCo v2, MSF and distilled students (40 epochs of SGD, same
-    features); linear_adam, of BYOL (500 epochs of Adam, features as they are); linear_layers, of Jigsaw and RotNet (SGD
-    on the stem and on each layer of a ResNet; probes linear_layer0_100, linear_layer1_100, ...); fine_tune, of MAE (the
-    whole encoder learns, 100 epochs of AdamW; its features and neighbours are still the frozen encoder's).
-    knn: the knn_neighbours nearest training images vote; all labels.
-    zero_shot: CLIP's text tower, prompts averaged; with it come retrieval and, for targets, the rank of y'."""
-    prompts: Literal["imagenet80", "simple7"] = "imagenet80"
-    """Templates of zero_shot, from open_clip: CLIP's 80 for ImageNet, or the 7 that do nearly as well."""
+    probes: tuple[ProbeSpec, ...] = Field(
+        default_factory=lambda: TypeAdapter(tuple[ProbeSpec, ...]).validate_python(STANDARD_PROBES)
+    )
+    """By their kinds: knn, linear, linear_sgd, linear_adam, linear_layers, fine_tune, zero_shot; linear is the common
+    head, to compare methods, the others are those that methods were published with."""
+    metrics: tuple[MetricSpec, ...] = ()
+    """Of every probe's predictions, besides accuracy, false positives and success."""
     label_fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
-    knn_neighbours: int = Field(default=20, ge=1)
-    linear_l2: float = Field(default=1e-4, ge=0.0)
     unseen_trigger_seed: int = Field(default=9_999, ge=0)
     """Seed of a grid trigger that no encoder was trained on: the in-model control."""
 
@@ -36,4 +34,12 @@ class EvaluationSpec(Spec):
     def _fractions_in_range(self) -> Self:
         if bad := [f for f in self.label_fractions if not 0.0 < f <= 1.0]:
             raise ValueError(f"label_fractions must lie in (0, 1], found {bad}")
+        kinds = [one.kind for one in self.probes]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"each probe is given once, found {', '.join(twice)} several times")
         return self
+
+    def probe_names(self, backbone: BackboneSpec) -> Iterator[str]:
+        """Of all predictions."""
+        for probe in self.probes:
+            yield from probe.names(backbone, self.label_fractions)

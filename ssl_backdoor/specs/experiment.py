@@ -67,7 +67,7 @@ class RunSpec(Spec):
     """Each is tried by itself, on the poisoned encoder and on the clean-trained one."""
     detectors: tuple[DetectorSpec, ...] = ()
     """Each judges the poisoned encoder, and the clean-trained one for its false alarms."""
-    evaluation: EvaluationSpec = EvaluationSpec()
+    evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     probe_on: ProbeOnSpec = OwnDataSpec()
     seed: int = Field(default=0, ge=0)
     variant: str = ""
@@ -80,12 +80,13 @@ class RunSpec(Spec):
         needs_clip = {
             f"attack {self.attack.kind}": self.attack.adds_pairs,
             **{f"defence {one.kind}": one.needs_captions for one in self.defences},
-            "probe zero_shot": "zero_shot" in self.evaluation.probes,
+            **{f"probe {one.kind}": one.needs_text_tower for one in self.evaluation.probes},
         }
         if bad := [what for what, needs in needs_clip.items() if needs and not is_clip]:
             raise ValueError(f"{bad[0]} needs method clip, found method {self.train.method.kind}")
-        if "linear_layers" in self.evaluation.probes and not isinstance(self.train.backbone, ResNetSpec):
-            raise ValueError(f"probe linear_layers reads the layers of a resnet, found {self.train.backbone.kind}")
+        for probe in self.evaluation.probes:
+            if probe.needs_resnet and not isinstance(self.train.backbone, ResNetSpec):
+                raise ValueError(f"probe {probe.kind} reads the layers of a resnet, found {self.train.backbone.kind}")
         for one in self.defences:
             if is_clip and isinstance(one, Repair) and one.loses_text_tower:
                 raise ValueError(

@@ -29,6 +29,8 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.defences.cleanclip",
     ),
     "detector": (),
+    "probe": ("ssl_backdoor.evaluate.standard_probes",),
+    "metric": (),
 }
 """Family -> the files of its built-in members, in the order in which forms and messages show them."""
 _members: dict[str, dict[str, type["Idea"]]] = {}
@@ -77,7 +79,7 @@ def members(family: str) -> dict[str, type[Idea]]:
     for module in BUILT_IN[family]:
         importlib.import_module(module)
     first = built_in(family)
-    return {one.model_fields["kind"].default: one for one in first} | _members[family]
+    return {one.model_fields["kind"].default: one for one in first} | _members.get(family, {})
 
 
 def built_in(family: str) -> tuple[type[Idea], ...]:

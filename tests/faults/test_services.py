@@ -117,7 +117,7 @@ def test_prefect_restarted_in_the_middle_loses_no_result(stack):
 
 def test_a_run_without_mlflow_ends_well_and_a_lost_mlflow_database_is_refilled_each_report_once(stack):
     kill(stack, "mlflow")
-    (run,) = finish(stack, small(44, "evaluation.knn_neighbours=7"))
+    (run,) = finish(stack, small(44, "evaluation.probes.knn.neighbours=7"))
     assert "not in MLflow yet" in run["state"]["message"]
     drop_database(stack, "mlflow")
     assert stack("up")[0] == 0

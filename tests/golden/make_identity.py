@@ -9,6 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
 from ssl_backdoor import specs, stages
 from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.identity import STAGE_VERSION, artifact_key, canonical
@@ -59,15 +62,13 @@ def defaults() -> dict[str, dict[str, Any]]:
         if issubclass(cls, specs.Spec) and not inspect.isabstract(cls)
     } | {cls for family in BUILT_IN for cls in specs.built_in(family)}
     return {
-        cls.__name__: {
-            name: _plain(field.get_default()) for name, field in cls.model_fields.items() if not field.is_required()
-        }
+        cls.__name__: {name: _default(field) for name, field in cls.model_fields.items() if not field.is_required()}
         for cls in sorted(classes, key=lambda cls: cls.__name__)
     }
 
 
-def _plain(value: Any) -> Any:
-    return json.loads(value.model_dump_json()) if isinstance(value, specs.Spec) else json.loads(json.dumps(value))
+def _default(field: FieldInfo) -> Any:
+    return to_jsonable_python(field.get_default(call_default_factory=True, validated_data={}))
 
 
 def keys() -> dict[str, str]:

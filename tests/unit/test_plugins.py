@@ -73,6 +73,16 @@ def test_an_edited_file_makes_other_keys(tint: Path):
     assert "source_sha256" not in str(canonical(Saha2022UntargetedSpec(trigger=GridTriggerSpec(size_px=3))))
 
 
+def test_a_built_in_idea_has_no_digest_though_a_plug_in_imports_it_first(tint: Path):
+    tint.write_text("import ssl_backdoor.evaluate.standard_probes" + TINT)
+    code = (
+        "import sys; from ssl_backdoor import plugins, specs; from ssl_backdoor.identity import canonical;"
+        "plugins.load(sys.argv[1]); print(canonical(specs.EvaluationSpec(probes=['knn'])))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tint)], capture_output=True, text=True)
+    assert done.stdout == "{'probes': [{'kind': 'knn'}]}\n", done.stderr
+
+
 def test_another_process_reads_a_call_without_the_file(tint: Path, tmp_path: Path):
     plugins.load(str(tint))
     call = StageCall(PoisonStage(attack=with_tint(), seed=0), title="with a tint")

@@ -18,7 +18,7 @@ from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resour
 
 FRAME = DatasetSpec(frame_px=12)
 TRIGGER = GridTriggerSpec(size_px=4)
-EVALUATION = EvaluationSpec(probes=("knn",), knn_neighbours=3)
+EVALUATION = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3},))
 BYOL = train_spec("byol")
 SIDE_PX = 24
 

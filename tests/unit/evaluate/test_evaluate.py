@@ -26,7 +26,7 @@ from ssl_backdoor.tables import MEASUREMENTS, PREDICTIONS
 from ssl_backdoor.train.checkpoint import save_backbone
 
 TRIGGER = GridTriggerSpec(size_px=5)
-SPEC = EvaluationSpec(label_fractions=(0.5, 1.0), knn_neighbours=3)
+SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "linear_sgd"), label_fractions=(0.5, 1.0))
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from ssl_backdoor.tables import SIMILARITY, TARGETS
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
 
 CLASSES = ("bird", "cat", "dog", "fire_truck")
-SPEC = EvaluationSpec(probes=("knn", "linear", "zero_shot"), label_fractions=(1.0,), knn_neighbours=3)
+SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "zero_shot"), label_fractions=(1.0,))
 TARGETS_SPEC = TargetsSpec(num_targets=5)
 
 

@@ -97,7 +97,7 @@ def test_the_stage_fetches_the_text_tower_and_passes_the_targets(
     inputs: tuple[ArtifactStore, dict[str, ArtifactRef]],
 ) -> None:
     store, refs = inputs
-    evaluation = EvaluationSpec(probes=("zero_shot",), prompts="simple7")
+    evaluation = EvaluationSpec(probes=({"kind": "zero_shot", "prompts": "simple7"},))
     stage = EvaluateStage(evaluation=evaluation, trigger=None, target_class="", targets=FOUR, seed=2)
     ref = run_stage(StageCall(stage, refs), store).ref
     targets = pq.read_table(store.fetch(ref) / "targets.parquet")

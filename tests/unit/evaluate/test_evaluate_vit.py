@@ -22,7 +22,7 @@ def measure(folder: Path, **changes: int) -> dict[str, float]:
     model = folder / "model"
     model.mkdir()
     save_backbone(build_backbone(VIT, 1, 0), 1, model)
-    spec = EvaluationSpec(probes=("knn", "linear"), label_fractions=(1.0,), knn_neighbours=3, **changes)
+    spec = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear"), label_fractions=(1.0,), **changes)
     arguments: dict[str, Any] = {"trigger": TRIGGER, "trigger_file": None, "target_label": 1, "seed": 0}
     summary = evaluate(spec, dataset, model, out=folder / "out", **arguments)
     values: dict[str, float] = summary["measurements"]

@@ -17,6 +17,7 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate import fine_tune as module
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.fine_tune import fine_tune, fine_tuned_readings
+from ssl_backdoor.evaluate.read import EvaluationInputs
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.progress import Progress, silent
@@ -102,7 +103,7 @@ def test_scores_stand_beside_the_frozen_probes_and_the_model_stays(
     model.mkdir()
     save_backbone(build_backbone(VIT, 1, 0), 1, model)
     weights = {name: value.clone() for name, value in load_backbone(model).state_dict().items()}
-    spec = SPEC.model_copy(update={"probes": ("knn", "fine_tune"), "knn_neighbours": 3})
+    spec = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "fine_tune"), label_fractions=(0.5, 1.0))
     summary = evaluate(
         spec,
         dataset,
@@ -131,12 +132,7 @@ def test_a_loaded_backbone_which_is_frozen_learns_too(tmp_path: Path, monkeypatc
     assert not [name for name, value in before.named_parameters() if torch.equal(named[name], value)]
 
 
-def test_nothing_is_done_where_nothing_is_asked(dataset: Dataset) -> None:
-    spec = EvaluationSpec(probes=("knn",))
-    assert not list(fine_tuned_readings(build_backbone(VIT, 1, 0), dataset, [], spec, 0, silent))
-
-
 def test_too_many_images_are_refused_before_any_training(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_MAX_BYTES", 1000)
     with pytest.raises(SpecError, match=r"fine_tune would hold .* lower evaluation\.label_fractions"):
-        fine_tuned_readings(build_backbone(VIT, 1, 0), dataset, [], SPEC, 0, silent)
+        fine_tuned_readings(EvaluationInputs(build_backbone(VIT, 1, 0), dataset, [], SPEC, 0))

@@ -17,10 +17,11 @@ from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.features import Condition, labelled
 from ssl_backdoor.evaluate.layers import Layer, layer_readings, pooled
 from ssl_backdoor.evaluate.probes import labelled_subset, linear_on_map, predict
+from ssl_backdoor.evaluate.read import EvaluationInputs
 from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.progress import Progress, silent
+from ssl_backdoor.progress import Progress
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.train.checkpoint import save_backbone
@@ -88,7 +89,7 @@ def test_the_stem_is_read_before_its_max_pool() -> None:
 def test_each_layer_gives_a_probe_a_fraction(dataset: Dataset, tmp_path: Path) -> None:
     save_backbone(resnet(), 1, tmp_path)
     heard: list[Progress] = []
-    spec = SPEC.model_copy(update={"probes": ("knn", "linear_layers")})
+    spec = EvaluationSpec(probes=("knn", "linear_layers"), label_fractions=(0.5, 1.0))
     evaluate(
         spec,
         dataset,
@@ -116,7 +117,7 @@ def test_a_probe_learns_on_its_layer_and_its_share_of_the_labels(dataset: Datase
     half = labelled_subset(samples["key"], samples["label"].to_numpy(), 0.5, 3)
     everything = np.arange(samples.num_rows)
     with torch.inference_mode():
-        for index, reading in enumerate(layer_readings(backbone, dataset, CONDITIONS, SPEC, 3, silent)):
+        for index, reading in enumerate(layer_readings(EvaluationInputs(backbone, dataset, CONDITIONS, SPEC, 3))):
             full = SPEC.model_copy(update={"label_fractions": (1.0,)})
             train = layers.split_features(Layer(backbone, index), dataset, "train", CONDITIONS[:1], full, 3)
             clean = train.values["clean"]
@@ -138,28 +139,23 @@ def test_only_the_labelled_share_is_read(dataset: Dataset, monkeypatch: pytest.M
 
     monkeypatch.setattr(layers, "split_features", counted)
     spec = SPEC.model_copy(update={"label_fractions": (0.25, 0.125)})
-    next(iter(layer_readings(resnet(), dataset, CONDITIONS, spec, 0, silent)))
+    next(iter(layer_readings(EvaluationInputs(resnet(), dataset, CONDITIONS, spec, 0))))
     assert counts == [6, 18]
 
 
 # -------------------------------------------------------------------------- what is not done
 
 
-def test_layers_are_read_only_when_asked(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "Layer", None)
-    assert list(layer_readings(resnet(), dataset, CONDITIONS, EvaluationSpec(), 0, silent)) == []
-
-
 def test_other_backbones_are_refused_before_anything_is_read(dataset: Dataset) -> None:
     elsewhere = replace(dataset, folder=dataset.folder / "gone")
     with pytest.raises(SpecError, match="and this backbone is of class ImageTower: leave linear_layers out"):
-        layer_readings(tiny_towers()[0], elsewhere, CONDITIONS, SPEC, 0, silent)
+        layer_readings(EvaluationInputs(tiny_towers()[0], elsewhere, CONDITIONS, SPEC, 0))
 
 
 def test_features_over_the_limit_are_refused(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """24 training images, and 18 test images under each of two conditions."""
     monkeypatch.setattr(layers, "_MAX_BYTES", 60 * 4 * 9216)
-    layer_readings(resnet(), dataset, CONDITIONS, SPEC, 0, silent)
+    layer_readings(EvaluationInputs(resnet(), dataset, CONDITIONS, SPEC, 0))
     monkeypatch.setattr(layers, "_MAX_BYTES", 60 * 4 * 9216 - 1)
     with pytest.raises(SpecError, match=r"of 60 images, over the limit.*lower evaluation\.label_fractions"):
-        layer_readings(resnet(), dataset, CONDITIONS, SPEC, 0, silent)
+        layer_readings(EvaluationInputs(resnet(), dataset, CONDITIONS, SPEC, 0))

@@ -109,7 +109,7 @@ def test_where_no_probe_learns_the_neighbours_are_other_test_images(dataset: Dat
     save_backbone(image_tower, 1, tmp_path)
     save_text_tower(text_tower, tmp_path)
     no_train = replace(dataset, samples=dataset.samples.filter(pc.equal(dataset.samples["split"], "test")))
-    spec = EvaluationSpec(probes=("zero_shot",), prompts="simple7", crop_px=16)
+    spec = EvaluationSpec(probes=({"kind": "zero_shot", "prompts": "simple7"},), crop_px=16)
     arrays = run(no_train, tmp_path, tmp_path / "out", spec=spec)
     assert arrays is not None
     assert arrays["neighbours"].shape == (6, 6, 16, 16, 3)

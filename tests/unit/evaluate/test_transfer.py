@@ -15,7 +15,7 @@ from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import save_backbone
 
-SPEC = EvaluationSpec(probes=("knn", "linear", "linear_layers"), label_fractions=(1.0,), knn_neighbours=3)
+SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "linear_layers"), label_fractions=(1.0,))
 OTHER = ("circle", "line", "ring", "square")
 
 

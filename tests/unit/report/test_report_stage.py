@@ -26,7 +26,7 @@ RUN = RunSpec(
     dataset=DatasetSpec(frame_px=24),
     attack=Saha2022TargetedSpec(trigger=GridTriggerSpec(size_px=6), target_class="cat", poison_fraction_of_target=1.0),
     train=TrainSpec(method=BYOLSpec(), backbone=BACKBONE),
-    evaluation=EvaluationSpec(probes=("knn",), knn_neighbours=3),
+    evaluation=EvaluationSpec(probes=({"kind": "knn", "neighbours": 3},)),
 )
 
 
