@@ -101,13 +101,14 @@ def _estimate(options: argparse.Namespace) -> int:
     report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
     store = open_store(options.store or settings.default_store())
     with stdout_reserved():
-        from flows.estimate import Wish, estimate, lines
+        from flows.estimate.command import EstimateOptions, estimate
+        from flows.estimate.render import render
 
-        wish = Wish(
+        asked = EstimateOptions(
             options.devices, options.data, options.probe_data, options.test_data, options.images, options.seconds
         )
-        told = estimate(report, store, wish)
-    _print(told, lines, options.json)
+        result = estimate(report, store, asked)
+    _print(result, render, options.json)
     return 0
 
 

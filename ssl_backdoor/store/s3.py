@@ -56,15 +56,18 @@ from ssl_backdoor.store.base import (
     superseded,
     warn_skipped,
 )
-from ssl_backdoor.store.s3_requests import PART_BYTES
 from ssl_backdoor.threads import side_by_side
 
 _TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
 _BODY_TRIES = 3  # of an answer's body, where the client itself tries no more
 _TIMEOUT_S = 20.0  # without a byte
+_PART_BYTES = 8 << 20  # from this size on an object is transferred in parts of it
 _TRANSFER = TransferConfig(
-    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=_BODY_TRIES
+    multipart_threshold=_PART_BYTES,
+    multipart_chunksize=_PART_BYTES,
+    max_concurrency=4,
+    num_download_attempts=_BODY_TRIES,
 )
 _CONFLICT_TRIES = 5
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)

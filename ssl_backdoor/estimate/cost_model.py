@@ -1,0 +1,96 @@
+"""What a stage costs as a linear function of its amount of work, for each kind of stage."""
+
+from typing import NamedTuple
+
+from ssl_backdoor.specs import (
+    AttackSpec,
+    CleanCLIPSpec,
+    CompressSpec,
+    DatasetSpec,
+    DistilImageTowerSpec,
+    EvaluationSpec,
+    TargetsSpec,
+    TrainSpec,
+    TriggerSpec,
+)
+
+
+class IngestKind(NamedTuple):
+    """A unit is an image that is kept; reading it from its source comes on top."""
+
+    frame: DatasetSpec
+
+
+class PoisonKind(NamedTuple):
+    """A unit is a row of the plan."""
+
+    attack: AttackSpec
+    frame: DatasetSpec
+
+
+class TrainKind(NamedTuple):
+    """A unit is a step."""
+
+    train: TrainSpec
+    frame: DatasetSpec
+    is_streamed: bool
+    """Images are decoded as steps need them, not kept in memory."""
+
+
+class DefendKind(NamedTuple):
+    """A unit is a step."""
+
+    defence: DistilImageTowerSpec | CompressSpec | CleanCLIPSpec
+    train: TrainSpec
+    """Of the suspect."""
+    frame: DatasetSpec
+    is_streamed: bool
+
+
+class EvaluateKind(NamedTuple):
+    """A unit is an image that is scored: ``num_scored``."""
+
+    evaluation: EvaluationSpec
+    trigger: TriggerSpec | None
+    targets: TargetsSpec | None
+    train: TrainSpec
+    """Of any encoder of the same architecture."""
+    frame: DatasetSpec
+
+    def num_scored(self, num_train: int, num_test: int) -> int:
+        """Training images where a probe learns, and test images under each condition."""
+        learns = any(probe != "zero_shot" for probe in self.evaluation.probes)
+        return num_train * learns + num_test * (1 if self.trigger is None else 3)
+
+
+StageKind = IngestKind | PoisonKind | TrainKind | DefendKind | EvaluateKind
+"""Stages of one kind differ only in how many units of work they are."""
+
+
+class LinearCost(NamedTuple):
+    """``fixed``, and ``per_unit`` for every unit of work."""
+
+    fixed: float
+    per_unit: float
+
+    def at(self, units: float) -> float:
+        """The cost of so many units."""
+        return self.fixed + self.per_unit * units
+
+    @classmethod
+    def through(cls, few: float, cost_of_few: float, many: float, cost_of_many: float) -> "LinearCost":
+        """The line through two sizes of the same work; a smaller cost of more work is noise and counts as no growth."""
+        per_unit = max(0.0, cost_of_many - cost_of_few) / (many - few) if many > few else 0.0
+        return cls(max(0.0, cost_of_many - per_unit * many), per_unit)
+
+
+class CostModel(NamedTuple):
+    """What a stage of one kind takes by its units."""
+
+    seconds: LinearCost
+    num_bytes: LinearCost
+    """Size of its artifact."""
+    note: str = ""
+    """In what the measured work differs from the real work, if in anything."""
+    cpu_frac: float = 1.0
+    """CPU seconds over seconds. Where a stage computes on the CPU the rest went to other processes."""
