@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows import settings
-from flows.arguments import MANY_RUNS, Command, parse
-from flows.endings import leaving_nothing
+from flows.terminal.arguments import MANY_RUNS, Command, parse
+from flows.terminal.reaper import run_and_reap_children
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError, printed, visible
 from ssl_backdoor.specs import Stage
 from tasks import own_server
@@ -33,7 +33,7 @@ class _Terminated(KeyboardInterrupt):
 
 def program() -> None:
     """Entry point."""
-    leaving_nothing(main)
+    run_and_reap_children(main)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def _terminated(*_: object) -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flows.console import stdout_reserved
+    from flows.terminal.console import stdout_reserved
 
     started = time.perf_counter()
     with stdout_reserved():
@@ -95,7 +95,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from flows.console import stdout_reserved
+    from flows.terminal.console import stdout_reserved
     from ssl_backdoor.store import open_store
 
     report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
@@ -133,9 +133,9 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     is_slow = own_server.is_slow()
     own_server.begin()
-    from flows.console import progress_shown
     from flows.matrix import IncompleteError
     from flows.run import experiment, heard_by, matrix
+    from flows.terminal.console import progress_shown
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import connect_ahead, disconnect
 
@@ -163,7 +163,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
         page, missing = error.page, error.missing
     finally:
         disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
-    from flows.results import describe
+    from flows.commands.results import describe
 
     return describe(report, page, store, options.until) | {"missing": list(missing)}
 
@@ -195,7 +195,7 @@ def _agreed(num_runs: int) -> bool:
 
 
 def _warm(until: Stage, is_first: bool) -> None:
-    importlib.import_module("flows.results")
+    importlib.import_module("flows.commands.results")
     if until == "report":
         from tasks.tracking import open_ahead
 
@@ -216,7 +216,7 @@ def _recipes(_: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from flows.results import resolve
+    from flows.commands.results import resolve
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     manifest = store.manifest(ref)
@@ -226,7 +226,7 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from flows.results import resolve
+    from flows.commands.results import resolve
     from ssl_backdoor.poison.export import export
     from ssl_backdoor.stages import open_dataset, open_overlay
 
@@ -242,7 +242,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _reindex(options: argparse.Namespace) -> int:
-    from flows.results import reindex
+    from flows.commands.results import reindex
 
     for line in reindex(options.store or settings.default_store()):
         print(visible(line), flush=True)
@@ -250,18 +250,18 @@ def _reindex(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from flows.housekeeping import slow_told
-    from flows.status import lines, status
+    from flows.commands.gc import slow_told
+    from flows.commands.status import lines, status
 
     _print(status(_existing_store(options.store), slow_told("ssl-backdoor status")), lines, options.json)
     return 0
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from flows.housekeeping import Wish, collect, lines, slow_told
+    from flows.commands.gc import GcOptions, collect, lines, slow_told
 
-    wish = Wish(options.delete, options.unreached, options.older_than, options.forget)
-    _print(collect(_existing_store(options.store), wish, slow_told("ssl-backdoor gc")), lines, options.json)
+    asked = GcOptions(options.delete, options.unreached, options.older_than, options.forget)
+    _print(collect(_existing_store(options.store), asked, slow_told("ssl-backdoor gc")), lines, options.json)
     return 0
 
 
@@ -297,13 +297,13 @@ def _env(options: argparse.Namespace) -> int:
 
 
 def _browse(_: argparse.Namespace) -> int:
-    from flows.browse import browse
+    from flows.commands.browse import browse
 
     return browse()
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from flows.doctor import examine
+    from flows.commands.doctor import examine
 
     findings = examine(options.store or settings.default_store())
     for finding in findings:

@@ -20,12 +20,12 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings
-from flows.console import told
 from flows.matrix import IncompleteError, every_cell
 from flows.overrides import describe
 from flows.pipeline import every_run
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
+from flows.terminal.console import told
 from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
 from ssl_backdoor.events import LOG, tell
 from ssl_backdoor.specs import (

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
-from flows.arguments import CALIBRATION_S
-from flows.console import progress_shown
 from flows.estimate.schedule import Job, makespan_s
 from flows.estimate.workload import StageWork, Workload, plan_stages
+from flows.terminal.arguments import CALIBRATION_S
+from flows.terminal.console import progress_shown
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.errors import SpecError, UserError
 from ssl_backdoor.estimate.cost_model import CostModel, IngestKind, LinearCost, StageKind

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
-from flows.units import bytes_text, count_text
+from flows.terminal.units import bytes_text, count_text
 from tasks.ray_calibration import CPU_PREFIX
 
 _BUSY_BELOW = 0.8

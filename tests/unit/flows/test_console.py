@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flows.console import Lines, progress_shown
+from flows.terminal.console import Lines, progress_shown
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import LOG, about, tell
 from ssl_backdoor.progress import Progress

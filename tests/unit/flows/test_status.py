@@ -8,9 +8,10 @@ from collections import namedtuple
 
 import pytest
 
-from flows import doctor, servers, settings
-from flows.status import lines, status
-from flows.units import bytes_text, duration_text
+from flows import settings
+from flows.commands import doctor, servers
+from flows.commands.status import lines, status
+from flows.terminal.units import bytes_text, duration_text
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import contents, open_store
 from ssl_backdoor.store.survey import contents_of

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flows.units import bytes_text, count_text, duration_text
+from flows.terminal.units import bytes_text, count_text, duration_text
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
@@ -19,7 +19,7 @@ _SHOWN = 40
 _SLOW_S = 2.0
 
 
-class Wish(NamedTuple):
+class GcOptions(NamedTuple):
     """What a cleaning may take."""
 
     delete: bool = False
@@ -32,8 +32,8 @@ class Wish(NamedTuple):
     """Reports, by their keys' beginnings, that count for none."""
 
 
-def collect(store: ArtifactStore, wish: Wish, on_progress: OnProgress = silent) -> dict[str, Any]:
-    """Find what is of no use in ``store``, and delete it where ``wish`` says so; what was found, as plain JSON data.
+def collect(store: ArtifactStore, options: GcOptions, on_progress: OnProgress = silent) -> dict[str, Any]:
+    """Find what is of no use in ``store``, and delete it where ``options`` says so; what was found, as plain JSON data.
 
     Raises:
         SpecError: a report to forget is not there or not one alone; or artifacts that no report reaches are asked for
@@ -41,22 +41,22 @@ def collect(store: ArtifactStore, wish: Wish, on_progress: OnProgress = silent) 
         StoreError: the store cannot be read or written.
     """
     found = survey(store, on_progress)
-    forgotten = [_report(found, key) for key in wish.forget]
+    forgotten = [_report(found, key) for key in options.forget]
     rubbish_days, work_days = RUBBISH_DAYS, WORK_DAYS
-    if wish.older_than_days is not None:
-        rubbish_days = work_days = wish.older_than_days
+    if options.older_than_days is not None:
+        rubbish_days = work_days = options.older_than_days
     useless = garbage(found, rubbish_days * _DAY_S, work_days * _DAY_S, forgotten)
     doubt = uncertain(found)
-    if doubt and (wish.unreached or forgotten):
+    if doubt and (options.unreached or forgotten):
         raise SpecError(f"What reports reach is not known: {doubt}.")
-    chosen = [*useless.rubbish, *(useless.unreached if wish.unreached else ())]
-    if wish.delete:
+    chosen = [*useless.rubbish, *(useless.unreached if options.unreached else ())]
+    if options.delete:
         gone = []
         for item in sweep(store, chosen):
             gone.append(item)
             on_progress(Progress(len(gone), len(chosen), "deleted"))
         chosen = gone
-    return _told(store, found, useless, chosen, wish)
+    return _told(store, found, useless, chosen, options)
 
 
 def lines(told: Mapping[str, Any]) -> Iterator[str]:
@@ -98,14 +98,16 @@ def _report(found: Survey, key: str) -> ArtifactRef:
     return reports[0]
 
 
-def _told(store: ArtifactStore, found: Survey, useless: Garbage, chosen: Sequence[Item], wish: Wish) -> dict[str, Any]:
+def _told(
+    store: ArtifactStore, found: Survey, useless: Garbage, chosen: Sequence[Item], options: GcOptions
+) -> dict[str, Any]:
     return {
         "store": store.root,
-        "deleted": wish.delete,
+        "deleted": options.delete,
         "files": sum(item.files for item in chosen),
         "bytes": sum(item.bytes for item in chosen),
         "items": [_plain(item) for item in chosen],
-        "unreached": [] if wish.unreached else [_plain(item) for item in useless.unreached],
+        "unreached": [] if options.unreached else [_plain(item) for item in useless.unreached],
         "young": [_plain(item) for item in useless.young],
         "unreadable": {f"{ref.stage}/{ref.key}": reason for ref, reason in found.unreadable.items()},
         "unknown": [entry.name for entry in found.strangers],

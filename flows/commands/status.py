@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from flows import servers, settings
-from flows.units import bytes_text, count_text, duration_text
+from flows import settings
+from flows.commands import servers
+from flows.terminal.units import bytes_text, count_text, duration_text
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import Stage

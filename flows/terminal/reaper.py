@@ -1,8 +1,8 @@
-"""How a shell ends: it alone hears that it shall, and nothing that it started outlives it: Prefect's server, Ray.
+"""Signal handling and clean-up of the process tree for the command line, by a Linux subreaper.
 
-Three processes, on Linux: the one that the terminal knows; one that watches; and the shell itself, which the watching
-one began. What the shell's own children leave is handed to the watching one by the kernel, whatever it calls itself and
-whatever is left of its environment (Ray's agents write their titles over theirs): none can get out of its sight.
+Three processes: the one that the terminal knows; a watcher, which is the subreaper; and the command itself, a child of
+the watcher. The kernel makes the watcher the parent of every orphan that the command leaves (Prefect's server, Ray), so
+that none escapes, even where it wrote a title over its environment as Ray's agents do.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _KILLED_S = 10.0
 _POLL_S = 0.1
 
 
-def leaving_nothing(command: Callable[[], None]) -> None:
+def run_and_reap_children(command: Callable[[], None]) -> None:
     """Run ``command`` where no signal to this process's group comes; this process hands it on those that end it.
 
     Ctrl-C at a terminal and `timeout` signal a whole group: Prefect's server and Ray would be gone before the flow.
