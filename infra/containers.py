@@ -13,8 +13,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+
+import psutil
 
 from infra.stack import config as configuration
 from infra.stack import http, ports, processes, web
@@ -131,13 +134,10 @@ def _raylets(mark: str = "") -> set[processes.Process]:
     """Ray's nodes on this machine that carry ``mark``: another may join at the same time, and is not ours to end."""
     found = set()
     for pid, each in processes.snapshot().items():
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue  # it ended meanwhile, or is somebody else's
-        if name.strip() == "raylet" and mark.encode() in environment:
-            found.add(each.process)
+        with suppress(psutil.Error):  # it ended meanwhile, or is somebody else's
+            node = psutil.Process(pid)
+            if node.name() == "raylet" and mark in node.environ().get(_MARK, ""):
+                found.add(each.process)
     return found
 
 

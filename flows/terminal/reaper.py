@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _HEARD = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}  # what is handed on, and as what
@@ -124,13 +123,9 @@ def _has_children() -> bool:
 
 def descendants(pid: int) -> set[int]:
     """All processes below ``pid``, now."""
-    children: dict[int, list[int]] = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdecimal():
-            with suppress(OSError):  # it has ended meanwhile
-                parent = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-                children.setdefault(int(parent), []).append(int(place.name))
-    found = list(children.get(pid, ()))
-    for process in found:
-        found += children.get(process, ())
-    return set(found)
+    import psutil  # not at the start of every command
+
+    try:
+        return {process.pid for process in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
