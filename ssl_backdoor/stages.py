@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
-from ssl_backdoor.errors import SpecError, printed
+from ssl_backdoor.errors import SpecError, printed, translate_os_errors
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
@@ -38,7 +38,7 @@ from ssl_backdoor.specs import (
     TrainSpec,
     TriggerSpec,
 )
-from ssl_backdoor.store import ArtifactRef, ArtifactStore, explained
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
 NUM_LOOKED_AT = 50  # poisons of each attack, at most, that a report compares with their originals
 
@@ -154,7 +154,7 @@ def run_stage(
     if (found := store.find(call.stage, call.key)) is not None:
         return Finished(found, reused=True)
     started = time.perf_counter()
-    room = explained(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", full_alone=True)
+    room = translate_os_errors(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", only_full=True)
     with _told(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
         summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
         if not _is_leader():

@@ -50,7 +50,7 @@ _IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and pr
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Turn MLflow's errors into one sentence: its own repeat the server's address with the password in it.
 
     Raises:
@@ -65,7 +65,7 @@ def _explained() -> Iterator[None]:
 
 
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
-@_explained()
+@_translate_errors()
 def record(report: ArtifactRef, store: ArtifactStore) -> str:
     """Write ``report`` to MLflow unless it is there already; where people read its parent run.
 
@@ -96,7 +96,7 @@ def _make_database(file: Path) -> None:
         os.link(made, file)
 
 
-@_explained()
+@_translate_errors()
 def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
     """Write ``report`` to MLflow unless it is there already; return the parent run's id.
 
