@@ -275,8 +275,8 @@ def _evaluate(
     resources: Resources,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
+    from ssl_backdoor.device import pick_device
     from ssl_backdoor.evaluate.evaluate import evaluate
-    from ssl_backdoor.train.pretrain import pick_device
 
     dataset = open_dataset(store, inputs["dataset"])
     if spec.target_class and spec.target_class not in dataset.classes:
