@@ -242,9 +242,10 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _reindex(options: argparse.Namespace) -> int:
-    from flows.commands.results import reindex
+    from ssl_backdoor.store import open_store
+    from tasks.tracking import reindex
 
-    for line in reindex(options.store or settings.default_store()):
+    for line in reindex(open_store(options.store or settings.default_store())):
         print(visible(line), flush=True)
     return 0
 

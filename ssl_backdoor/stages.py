@@ -1,8 +1,8 @@
 """Each stage as one pure statement: (spec, input refs) -> ArtifactRef.
 
-``run_stage`` decides reuse: an artifact whose manifest exists is returned, else the stage's
-body runs in a scratch folder and its files are committed, manifest last. Flows, Ray workers, the command line and
-notebooks all come through here.
+``run_stage`` returns the artifact if it exists, which ``find_finished`` alone decides; else the stage's body runs in a
+scratch folder and its files are committed, manifest last. Flows, Ray workers, the command line and notebooks all come
+through here.
 """
 
 import os
@@ -142,6 +142,16 @@ def run_name(run: RunSpec) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def find_finished(call: StageCall, store: ArtifactStore) -> Finished | None:
+    """The call's artifact where ``store`` has one to reuse: the only place that decides it. Nothing is made.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    ref = store.find(call.stage, call.key)
+    return None if ref is None else Finished(ref, reused=True)
+
+
 def run_stage(
     call: StageCall, store: ArtifactStore, resources: Resources | None = None, on_progress: OnProgress = silent
 ) -> Finished:
@@ -151,8 +161,8 @@ def run_stage(
         UserError: the spec, data or store cannot be used; nothing is committed.
         TrainingError: the optimisation failed; its last checkpoint stays in the store.
     """
-    if (found := store.find(call.stage, call.key)) is not None:
-        return Finished(found, reused=True)
+    if (finished := find_finished(call, store)) is not None:
+        return finished
     started = time.perf_counter()
     room = translate_os_errors(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", only_full=True)
     with _told(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
