@@ -176,7 +176,7 @@ def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec"
     """
     report = _plan(options, asked, has_data=options.data is not None)
     if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
-        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes.")
+        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes")
     return report
 
 
@@ -232,9 +232,9 @@ def _export(options: argparse.Namespace) -> int:
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     if ref.stage not in ("ingest", "poison"):
-        raise SpecError(f"export takes an ingest or a poison artifact, found {ref.stage}/{ref.key[:12]}.")
+        raise SpecError(f"export takes an ingest or a poison artifact, found {ref.stage}/{ref.key[:12]}")
     if options.out.exists():
-        raise SpecError(f"--out must not exist yet, found {str(options.out)!r}.")
+        raise SpecError(f"--out must not exist yet, found {str(options.out)!r}")
     base = ref if ref.stage == "ingest" else store.ref("ingest", store.manifest(ref).inputs["dataset"])
     overlay = open_overlay(store, ref) if ref.stage == "poison" else None
     print(json.dumps(export(open_dataset(store, base), overlay, options.out)))
@@ -277,7 +277,7 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
 
     is_folder = uri is not None and ("://" not in uri or uri.lower().startswith("file://"))
     if uri is not None and is_folder and not folder_of(uri).is_dir():
-        raise SpecError(f"Expected a store at {uri!r}, found no folder there; give another --store.")
+        raise SpecError(f"expected a store at {uri!r}, found no folder there; give another --store")
     return open_store(uri or settings.default_store())
 
 

@@ -290,7 +290,7 @@ def _evaluate(
 
     dataset = open_dataset(store, inputs["dataset"])
     if spec.target_class and spec.target_class not in dataset.classes:
-        raise SpecError(f"target_class {spec.target_class!r} is not one of the classes {', '.join(dataset.classes)}.")
+        raise SpecError(f"target_class {spec.target_class!r} is not one of the classes {', '.join(dataset.classes)}")
     return evaluate(
         spec.evaluation,
         dataset,

@@ -47,7 +47,7 @@ def run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire)
     if fewest * resources.threads > cpus:
         raise SpecError(
             f"{fewest} workers of {resources.threads} threads need {fewest * resources.threads} CPUs, the Ray cluster "
-            f"has {cpus}: give fewer workers or threads, or a larger cluster."
+            f"has {cpus}: give fewer workers or threads, or a larger cluster"
         )
     replicas: Any = resources.workers if fewest == resources.workers else (fewest, resources.workers)
     use_gpu = resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= fewest
@@ -123,7 +123,7 @@ def _interface(address: str) -> str:
                 continue  # an interface without an IPv4 address
             if socket.inet_ntoa(answer[20:24]) == address:
                 return name
-    raise SpecError(f"no network interface of this node has the address {address} by which Ray knows it.")
+    raise SpecError(f"no network interface of this node has the address {address} by which Ray knows it")
 
 
 def _fit(call: StageCall) -> FitSpec:
@@ -133,4 +133,4 @@ def _fit(call: StageCall) -> FitSpec:
             return train.fit
         case DefendStage(defence=defence) if defence.kind != "none":
             return defence.fit
-    raise SpecError(f"{call.title}: nothing is trained here that several workers could share; set workers to 1.")
+    raise SpecError(f"{call.title}: nothing is trained here that several workers could share; set workers to 1")

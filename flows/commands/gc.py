@@ -48,7 +48,7 @@ def collect(store: ArtifactStore, options: GcOptions, on_progress: OnProgress = 
     useless = garbage(found, rubbish_days * _DAY_S, work_days * _DAY_S, forgotten)
     doubt = uncertain(found)
     if doubt and (options.unreached or forgotten):
-        raise SpecError(f"What reports reach is not known: {doubt}.")
+        raise SpecError(f"what reports reach is not known: {doubt}")
     chosen = [*useless.rubbish, *(useless.unreached if options.unreached else ())]
     if options.delete:
         gone = []
@@ -94,7 +94,7 @@ def _report(found: Survey, key: str) -> ArtifactRef:
         ref for ref in found.artifacts if ref.stage == "report" and ref.key.startswith(key.removeprefix("report/"))
     ]
     if len(reports) != 1:
-        raise SpecError(f"Expected one report whose key begins with {key!r}, found {len(reports)}.")
+        raise SpecError(f"expected one report whose key begins with {key!r}, found {len(reports)}")
     return reports[0]
 
 

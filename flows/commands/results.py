@@ -23,12 +23,12 @@ def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
     store = open_store(store_uri)
     stage, separator, prefix = text.rpartition("/")[0].rpartition("/")[2], "/" in text, text.rpartition("/")[2]
     if not separator or stage not in get_args(Stage):
-        raise SpecError(f"Expected STAGE/KEY with a stage of {', '.join(get_args(Stage))}; found {text!r}.")
+        raise SpecError(f"expected STAGE/KEY with a stage of {', '.join(get_args(Stage))}; found {text!r}")
     keys = store.keys(cast(Stage, stage), prefix)
     if len(keys) != 1:
         found = "none" if not keys else f"{len(keys)}: {', '.join(key[:12] for key in keys[:4])}"
         raise SpecError(
-            f"Expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, found {found}."
+            f"expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, found {found}"
         )
     return store, store.ref(cast(Stage, stage), keys[0])
 

@@ -63,7 +63,7 @@ def estimate(report: ReportSpec, store: ArtifactStore, options: EstimateOptions)
         UserError: what a run would refuse; or a server that this shell names does not answer.
     """
     if options.num_images and options.data:
-        raise SpecError("--images is for data that are not there yet: leave it or --data out.")
+        raise SpecError("--images is for data that are not there yet: leave it or --data out")
     began_s = time.perf_counter()
     try:
         with progress_shown() as listen:

@@ -42,12 +42,12 @@ def choose(name: str, size: Size | None = None) -> Recipe:
     """
     recipe = RECIPES.get(name)
     if recipe is None:
-        raise SpecError(f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}.")
+        raise SpecError(f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}")
     if isinstance(recipe, Sized):
         return recipe.paper if size == "paper" else recipe.mini
     if size is not None:
         two = ", ".join(one for one, sized in RECIPES.items() if isinstance(sized, Sized))
-        raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}.")
+        raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}")
     return recipe
 
 

@@ -168,7 +168,7 @@ def stop(folder: Path, service: str | None, leader: Process | None, number: sign
         killed |= left
         _wait_gone(left, _AFTER_LEADER_S)
     pids = ", ".join(str(each.pid) for each in sorted(left, key=lambda each: each.pid))
-    raise ServiceError(f"Processes of {service or 'the stack'} do not end, even killed: {pids}.")
+    raise ServiceError(f"processes of {service or 'the stack'} do not end, even killed: {pids}")
 
 
 def _wait_gone(processes: Iterable[Process], timeout_s: float) -> None:

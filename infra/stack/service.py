@@ -51,7 +51,7 @@ def program(name: str) -> str:
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent))
     if found is None:
-        raise UserError(f"The program {name} is not installed beside {sys.executable}: make setup.")
+        raise UserError(f"the program {name} is not installed beside {sys.executable}: make setup")
     return found
 
 

@@ -145,7 +145,7 @@ def test_a_forgotten_report_goes_with_what_it_alone_reaches(store, chain):
 @pytest.mark.parametrize("key", ["0", "report/0", ""])
 def test_a_report_to_forget_must_be_one(store, chain, key):
     assert not any(key_of(name).startswith("0") for name in ("page", "second"))
-    with pytest.raises(SpecError, match="Expected one report whose key begins with"):
+    with pytest.raises(SpecError, match="expected one report whose key begins with"):
         collect(store, GcOptions(forget=[key]))
 
 
@@ -255,7 +255,7 @@ def test_links_are_never_followed(store, folder, chain, tmp_path):
     assert sorted(told["unknown"]) == sorted(links)
     assert (attempt / "precious").read_text() == "precious"
     assert all((folder / name).is_symlink() for name in links)
-    with pytest.raises(SpecError, match=r"^What reports reach is not known: .* found a link at "):
+    with pytest.raises(SpecError, match=r"^what reports reach is not known: .* found a link at "):
         collect(store, EVERYTHING)
     assert set(survey(store).artifacts) == set(chain.values())
 
@@ -277,7 +277,7 @@ def test_an_unreadable_manifest_is_named_and_makes_nothing_unreached(store, fold
     assert (told["items"], told["unreached"]) == ([], [])
     assert list(told["unreadable"]) == [f"report/{key_of('page')}"]
     assert any(line.startswith("left: expected a whole manifest") for line in lines(told))
-    with pytest.raises(SpecError, match="What reports reach is not known: expected a whole manifest"):
+    with pytest.raises(SpecError, match="what reports reach is not known: expected a whole manifest"):
         collect(store, EVERYTHING)
     assert len(below(folder)) == 3 * len(chain)
 
