@@ -74,10 +74,10 @@ def _terminated(*_: object) -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flows.terminal.console import stdout_reserved
+    from flows.terminal.console import reserve_stdout
 
     started = time.perf_counter()
-    with stdout_reserved():
+    with reserve_stdout():
         result = _execute(options)
     seconds = round(time.perf_counter() - started, 1)
     if options.json:
@@ -95,12 +95,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from flows.terminal.console import stdout_reserved
+    from flows.terminal.console import reserve_stdout
     from ssl_backdoor.store import open_store
 
     report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
     store = open_store(options.store or settings.default_store())
-    with stdout_reserved():
+    with reserve_stdout():
         from flows.estimate.command import EstimateOptions, estimate
         from flows.estimate.render import render
 
@@ -134,8 +134,8 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     is_slow = own_server.is_slow()
     own_server.begin()
     from flows.matrix import IncompleteError
-    from flows.run import experiment, heard_by, matrix
-    from flows.terminal.console import progress_shown
+    from flows.run import experiment, matrix, report_progress_to
+    from flows.terminal.console import show_progress
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import connect_ahead, disconnect
 
@@ -147,7 +147,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     missing: tuple[str, ...] = ()
     try:
-        with progress_shown() as display, heard_by(display):
+        with show_progress() as display, report_progress_to(display):
             page = (matrix if report.tables else experiment)(
                 **asked,
                 methods=options.methods or "",
@@ -251,18 +251,20 @@ def _reindex(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from flows.commands.gc import slow_told
-    from flows.commands.status import lines, status
+    from flows.commands.gc import report_slow_progress
+    from flows.commands.status import render, status
 
-    _print(status(_existing_store(options.store), slow_told("ssl-backdoor status")), lines, options.json)
+    _print(status(_existing_store(options.store), report_slow_progress("ssl-backdoor status")), render, options.json)
     return 0
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from flows.commands.gc import GcOptions, collect, lines, slow_told
+    from flows.commands.gc import GcOptions, collect, render, report_slow_progress
 
     asked = GcOptions(options.delete, options.unreached, options.older_than, options.forget)
-    _print(collect(_existing_store(options.store), asked, slow_told("ssl-backdoor gc")), lines, options.json)
+    _print(
+        collect(_existing_store(options.store), asked, report_slow_progress("ssl-backdoor gc")), render, options.json
+    )
     return 0
 
 
@@ -281,8 +283,8 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
     return open_store(uri or settings.default_store())
 
 
-def _print(told: dict[str, Any], lines: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
-    print(json.dumps(told, allow_nan=False) if is_json else visible("\n".join(lines(told))))
+def _print(result: dict[str, Any], render: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
+    print(json.dumps(result, allow_nan=False) if is_json else visible("\n".join(render(result))))
 
 
 def _env(options: argparse.Namespace) -> int:

@@ -56,33 +56,35 @@ def collect(store: ArtifactStore, options: GcOptions, on_progress: OnProgress = 
             gone.append(item)
             on_progress(Progress(len(gone), len(chosen), "deleted"))
         chosen = gone
-    return _told(store, found, useless, chosen, options)
+    return _result(store, found, useless, chosen, options)
 
 
-def lines(told: Mapping[str, Any]) -> Iterator[str]:
-    """What ``collect`` told, for people; the last line says it all."""
-    yield from _listing("deleted" if told["deleted"] else "would go", told["items"])
-    yield from _listing("no report was made from these; they go with --unreached", told["unreached"])
-    if young := told["young"]:
+def render(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of what ``collect`` returned; the last one sums up."""
+    yield from _listing("deleted" if result["deleted"] else "would go", result["items"])
+    yield from _listing("no report was made from these; they go with --unreached", result["unreached"])
+    if young := result["young"]:
         amount = f"{count_text(len(young), 'thing')}, {bytes_text(sum(one['bytes'] for one in young))}"
         yield f"kept: {amount}, not old enough (--older-than): a run may need them"
-    for reason in told["unreadable"].values():
+    for reason in result["unreadable"].values():
         yield f"left: {reason}"
-    for name in told["unknown"][:_SHOWN]:
+    for name in result["unknown"][:_SHOWN]:
         yield f"left, not of this store: {name}"
-    if len(told["unknown"]) > _SHOWN:
-        yield f"left, not of this store: {len(told['unknown']) - _SHOWN:,} more"
-    yield _summary(told)
+    if len(result["unknown"]) > _SHOWN:
+        yield f"left, not of this store: {len(result['unknown']) - _SHOWN:,} more"
+    yield _summary(result)
 
 
-def slow_told(what: str, every_s: float = _SLOW_S, clock: Callable[[], float] = time.monotonic) -> OnProgress:
+def report_slow_progress(
+    what: str, every_s: float = _SLOW_S, clock: Callable[[], float] = time.monotonic
+) -> OnProgress:
     """A listener that says on stderr how far ``what`` is, once it takes longer than ``every_s``, and then so often."""
-    told_s = clock()
+    reported_s = clock()
 
     def listen(progress: Progress) -> None:
-        nonlocal told_s
-        if clock() - told_s >= every_s:
-            told_s = clock()
+        nonlocal reported_s
+        if clock() - reported_s >= every_s:
+            reported_s = clock()
             of = f" of {progress.total:,}" if progress.total else ""
             print(f"{what}: {progress.done:,}{of} {progress.unit}", file=sys.stderr, flush=True)
 
@@ -98,7 +100,7 @@ def _report(found: Survey, key: str) -> ArtifactRef:
     return reports[0]
 
 
-def _told(
+def _result(
     store: ArtifactStore, found: Survey, useless: Garbage, chosen: Sequence[Item], options: GcOptions
 ) -> dict[str, Any]:
     return {
@@ -115,8 +117,8 @@ def _told(
 
 
 def _plain(item: Item) -> dict[str, Any]:
-    told = {"name": item.name, "reason": item.reason, "files": item.files, "bytes": item.bytes}
-    return {**told, "age_s": round(item.age_s)}
+    plain = {"name": item.name, "reason": item.reason, "files": item.files, "bytes": item.bytes}
+    return {**plain, "age_s": round(item.age_s)}
 
 
 def _listing(title: str, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -131,10 +133,10 @@ def _listing(title: str, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{bytes_text(sum(one['bytes'] for one in rest)):>10}  in {len(rest):,} more (--json names them)"
 
 
-def _summary(told: Mapping[str, Any]) -> str:
-    items = told["items"]
-    amount = f"{count_text(len(items), 'thing')}, {count_text(told['files'], 'file')}, {bytes_text(told['bytes'])}"
-    if told["deleted"]:
+def _summary(result: Mapping[str, Any]) -> str:
+    items = result["items"]
+    amount = f"{count_text(len(items), 'thing')}, {count_text(result['files'], 'file')}, {bytes_text(result['bytes'])}"
+    if result["deleted"]:
         return f"deleted {amount}" if items else "nothing to delete"
     return f"{amount} would go: --delete removes them" if items else "nothing to delete"
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, get_args
 from flows.estimate.schedule import Job, makespan_s
 from flows.estimate.workload import StageWork, Workload, plan_stages
 from flows.terminal.arguments import CALIBRATION_S
-from flows.terminal.console import progress_shown
+from flows.terminal.console import show_progress
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.errors import SpecError, UserError
 from ssl_backdoor.estimate.cost_model import CostModel, IngestKind, LinearCost, StageKind
@@ -66,7 +66,7 @@ def estimate(report: ReportSpec, store: ArtifactStore, options: EstimateOptions)
         raise SpecError("--images is for data that are not there yet: leave it or --data out")
     began_s = time.perf_counter()
     try:
-        with progress_shown() as listen:
+        with show_progress() as listen:
             stored, workload = _workload(report, store, options, listen)
             todo = {ref: work for ref, work in workload.stages.items() if ref not in stored}
             start_s = _startup_s()

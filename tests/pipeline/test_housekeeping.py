@@ -16,7 +16,7 @@ from deployed import drop_database, kill
 from services import wait_until
 from stack_shell import ROOT, Stack, running_stack
 
-from flows.commands.gc import GcOptions, collect, lines
+from flows.commands.gc import GcOptions, collect, render
 from infra.stack import ports
 from ssl_backdoor.store import open_store
 from ssl_backdoor.store.garbage import garbage, sweep
@@ -102,7 +102,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     assert not client.list_multipart_uploads(Bucket=object_store.bucket, Prefix=prefix).get("Uploads")
     assert told["unknown"] == ["notes/mine.txt"]
     assert all((store.fetch(ref) / "hello.txt").read_text() == "hello" for ref in chain.values())
-    assert list(lines(collect(store, EVERYTHING)))[-1] == "nothing to delete"
+    assert list(render(collect(store, EVERYTHING)))[-1] == "nothing to delete"
 
 
 def test_the_servers_clock_counts_not_this_machines(store, object_store, prefix, monkeypatch):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import store_worker
 
-from flows.commands.gc import GcOptions, collect, lines, slow_told
+from flows.commands.gc import GcOptions, collect, render, report_slow_progress
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
@@ -106,7 +106,7 @@ def test_without_delete_nothing_changes(store, folder, chain, later):
         "unfinished: no manifest names it",
         "no report was made from it",
     }
-    assert list(lines(told))[-1] == (f"2 things, 5 files, {told['bytes']} B would go: --delete removes them")
+    assert list(render(told))[-1] == (f"2 things, 5 files, {told['bytes']} B would go: --delete removes them")
     json.dumps(told, allow_nan=False)
 
 
@@ -122,7 +122,7 @@ def test_finished_artifacts_go_only_where_asked_for_and_only_the_unreached(store
     for name in ("images", "encoder", "page"):
         assert (store.fetch(chain[name]) / "hello.txt").read_text() == "hello"
     again = collect(store, GcOptions(delete=True, unreached=True))
-    assert list(lines(again)) == ["nothing to delete"]
+    assert list(render(again)) == ["nothing to delete"]
 
 
 def test_young_artifacts_stay_for_the_report_that_is_still_to_come(store, chain, later):
@@ -235,7 +235,7 @@ def test_what_is_not_the_stores_is_left_and_named(store, folder, chain):
     assert told["items"] == []  # the lonely artifact stays, whole, with what somebody put beside its files
     assert below(folder) == before
     assert (folder / mine[-1]).is_dir()
-    assert f"left, not of this store: {mine[0]}" in lines(told)
+    assert f"left, not of this store: {mine[0]}" in render(told)
 
 
 def test_links_are_never_followed(store, folder, chain, tmp_path):
@@ -276,7 +276,7 @@ def test_an_unreadable_manifest_is_named_and_makes_nothing_unreached(store, fold
     told = collect(store, GcOptions(delete=True, older_than_days=0))
     assert (told["items"], told["unreached"]) == ([], [])
     assert list(told["unreadable"]) == [f"report/{key_of('page')}"]
-    assert any(line.startswith("left: expected a whole manifest") for line in lines(told))
+    assert any(line.startswith("left: expected a whole manifest") for line in render(told))
     with pytest.raises(SpecError, match="what reports reach is not known: expected a whole manifest"):
         collect(store, EVERYTHING)
     assert len(below(folder)) == 3 * len(chain)
@@ -301,7 +301,7 @@ def test_an_interrupted_removal_leaves_nothing_half_visible_and_is_taken_up(stor
     (left,) = [path for path in (folder / "train").iterdir() if path.name.startswith(".")]
     assert [one["reason"] for one in collect(store, EVERYTHING)["items"]] == ["unfinished: no manifest names it"]
     assert not left.exists()
-    assert list(lines(collect(store, EVERYTHING))) == ["nothing to delete"]
+    assert list(render(collect(store, EVERYTHING))) == ["nothing to delete"]
 
 
 def test_a_run_that_was_about_to_reuse_it_says_so_and_the_next_makes_it_anew(store):
@@ -319,7 +319,7 @@ def test_a_run_that_was_about_to_reuse_it_says_so_and_the_next_makes_it_anew(sto
 
 def test_progress_is_told_only_where_it_takes_long(capsys):
     now_s = 100.0
-    listen = slow_told("looking", clock=lambda: now_s)
+    listen = report_slow_progress("looking", clock=lambda: now_s)
     listen(Progress(1, 9, "manifests"))
     now_s = 102.5
     listen(Progress(2000, 0, "files"))
