@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows import settings
-from flows.arguments import MANY_RUNS, Command, parse
-from flows.endings import leaving_nothing
+from flows.terminal.arguments import MANY_RUNS, Command, parse
+from flows.terminal.reaper import run_and_reap_children
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError, printed, visible
 from ssl_backdoor.specs import Stage
 from tasks import own_server
@@ -33,7 +33,7 @@ class _Terminated(KeyboardInterrupt):
 
 def program() -> None:
     """Entry point."""
-    leaving_nothing(main)
+    run_and_reap_children(main)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,10 +74,10 @@ def _terminated(*_: object) -> NoReturn:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from flows.console import stdout_reserved
+    from flows.terminal.console import reserve_stdout
 
     started = time.perf_counter()
-    with stdout_reserved():
+    with reserve_stdout():
         result = _execute(options)
     seconds = round(time.perf_counter() - started, 1)
     if options.json:
@@ -95,19 +95,20 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _estimate(options: argparse.Namespace) -> int:
-    from flows.console import stdout_reserved
+    from flows.terminal.console import reserve_stdout
     from ssl_backdoor.store import open_store
 
     report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
     store = open_store(options.store or settings.default_store())
-    with stdout_reserved():
-        from flows.estimate import Wish, estimate, lines
+    with reserve_stdout():
+        from flows.estimate.command import EstimateOptions, estimate
+        from flows.estimate.render import render
 
-        wish = Wish(
+        asked = EstimateOptions(
             options.devices, options.data, options.probe_data, options.test_data, options.images, options.seconds
         )
-        told = estimate(report, store, wish)
-    _print(told, lines, options.json)
+        result = estimate(report, store, asked)
+    _print(result, render, options.json)
     return 0
 
 
@@ -139,9 +140,9 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     is_slow = own_server.is_slow()
     own_server.begin()
-    from flows.console import progress_shown
     from flows.matrix import IncompleteError
-    from flows.run import experiment, heard_by, matrix
+    from flows.run import experiment, matrix, report_progress_to
+    from flows.terminal.console import show_progress
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import connect_ahead, disconnect
 
@@ -153,7 +154,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     missing: tuple[str, ...] = ()
     try:
-        with progress_shown() as display, heard_by(display):
+        with show_progress() as display, report_progress_to(display):
             page = (matrix if report.tables else experiment)(
                 **asked,
                 methods=options.methods or "",
@@ -169,7 +170,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
         page, missing = error.page, error.missing
     finally:
         disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
-    from flows.results import describe
+    from flows.commands.results import describe
 
     return describe(report, page, store, options.until) | {"missing": list(missing)}
 
@@ -182,7 +183,7 @@ def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec"
     """
     report = _plan(options, asked, has_data=options.data is not None)
     if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
-        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes.")
+        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes")
     return report
 
 
@@ -201,7 +202,7 @@ def _agreed(num_runs: int) -> bool:
 
 
 def _warm(until: Stage, is_first: bool) -> None:
-    importlib.import_module("flows.results")
+    importlib.import_module("flows.commands.results")
     if until == "report":
         from tasks.tracking import open_ahead
 
@@ -222,7 +223,7 @@ def _recipes(_: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from flows.results import resolve
+    from flows.commands.results import resolve
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     manifest = store.manifest(ref)
@@ -232,15 +233,15 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from flows.results import resolve
+    from flows.commands.results import resolve
     from ssl_backdoor.poison.export import export
     from ssl_backdoor.stages import open_dataset, open_overlay
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     if ref.stage not in ("ingest", "poison"):
-        raise SpecError(f"export takes an ingest or a poison artifact, found {ref.stage}/{ref.key[:12]}.")
+        raise SpecError(f"export takes an ingest or a poison artifact, found {ref.stage}/{ref.key[:12]}")
     if options.out.exists():
-        raise SpecError(f"--out must not exist yet, found {str(options.out)!r}.")
+        raise SpecError(f"--out must not exist yet, found {str(options.out)!r}")
     base = ref if ref.stage == "ingest" else store.ref("ingest", store.manifest(ref).inputs["dataset"])
     overlay = open_overlay(store, ref) if ref.stage == "poison" else None
     print(json.dumps(export(open_dataset(store, base), overlay, options.out)))
@@ -248,26 +249,29 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _reindex(options: argparse.Namespace) -> int:
-    from flows.results import reindex
+    from ssl_backdoor.store import open_store
+    from tasks.tracking import reindex
 
-    for line in reindex(options.store or settings.default_store()):
+    for line in reindex(open_store(options.store or settings.default_store())):
         print(visible(line), flush=True)
     return 0
 
 
 def _status(options: argparse.Namespace) -> int:
-    from flows.housekeeping import slow_told
-    from flows.status import lines, status
+    from flows.commands.gc import report_slow_progress
+    from flows.commands.status import render, status
 
-    _print(status(_existing_store(options.store), slow_told("ssl-backdoor status")), lines, options.json)
+    _print(status(_existing_store(options.store), report_slow_progress("ssl-backdoor status")), render, options.json)
     return 0
 
 
 def _gc(options: argparse.Namespace) -> int:
-    from flows.housekeeping import Wish, collect, lines, slow_told
+    from flows.commands.gc import GcOptions, collect, render, report_slow_progress
 
-    wish = Wish(options.delete, options.unreached, options.older_than, options.forget)
-    _print(collect(_existing_store(options.store), wish, slow_told("ssl-backdoor gc")), lines, options.json)
+    asked = GcOptions(options.delete, options.unreached, options.older_than, options.forget)
+    _print(
+        collect(_existing_store(options.store), asked, report_slow_progress("ssl-backdoor gc")), render, options.json
+    )
     return 0
 
 
@@ -282,12 +286,12 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
 
     is_folder = uri is not None and ("://" not in uri or uri.lower().startswith("file://"))
     if uri is not None and is_folder and not folder_of(uri).is_dir():
-        raise SpecError(f"Expected a store at {uri!r}, found no folder there; give another --store.")
+        raise SpecError(f"expected a store at {uri!r}, found no folder there; give another --store")
     return open_store(uri or settings.default_store())
 
 
-def _print(told: dict[str, Any], lines: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
-    print(json.dumps(told, allow_nan=False) if is_json else visible("\n".join(lines(told))))
+def _print(result: dict[str, Any], render: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
+    print(json.dumps(result, allow_nan=False) if is_json else visible("\n".join(render(result))))
 
 
 def _env(options: argparse.Namespace) -> int:
@@ -303,13 +307,13 @@ def _env(options: argparse.Namespace) -> int:
 
 
 def _browse(_: argparse.Namespace) -> int:
-    from flows.browse import browse
+    from flows.commands.browse import browse
 
     return browse()
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from flows.doctor import examine
+    from flows.commands.doctor import examine
 
     findings = examine(options.store or settings.default_store())
     for finding in findings:

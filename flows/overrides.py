@@ -29,7 +29,7 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     for setting in settings:
         path, separator, text = setting.partition("=")
         if not separator or not path:
-            raise SpecError(f"--set expects path=value (such as train.fit.epochs=3), found {setting!r}.")
+            raise SpecError(f"--set expects path=value (such as train.fit.epochs=3), found {setting!r}")
         if not any(have := [_problem(run, path) is None for run in runs]):
             raise SpecError(f"--set {path}: {_problem(runs[0], path)}")
         value = _value(text)
@@ -86,7 +86,7 @@ def only_methods(report: ReportSpec, methods: str) -> ReportSpec:
     known = sorted({run.train.method.kind for run in report.runs})
     if not asked or not set(asked) <= set(known):
         wrong = ", ".join(name for name in asked if name not in known) or "none"
-        raise SpecError(f"--methods expects some of {','.join(known)} (those of {report.recipe}), found {wrong}.")
+        raise SpecError(f"--methods expects some of {','.join(known)} (those of {report.recipe}), found {wrong}")
     runs = tuple(run for run in report.runs if run.train.method.kind in asked)
     return of_runs(report, runs)
 
@@ -119,7 +119,7 @@ def with_list(setting: str) -> str:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise SpecError(
-            f"--set expects a readable file or {' or '.join(CLASS_LISTS)} after @, found {name!r} ({reason})."
+            f"--set expects a readable file or {' or '.join(CLASS_LISTS)} after @, found {name!r} ({reason})"
         ) from error
     return f"{path}={json.dumps([line.strip() for line in lines if line.strip() and not line.startswith('#')])}"
 
@@ -129,7 +129,7 @@ def _value(text: str) -> Any:
         if text[1:] not in CLASS_LISTS:
             raise SpecError(
                 f"a setting expects {' or '.join(CLASS_LISTS)} after @, found {text[1:]!r:.80}: only the command line "
-                "reads files, give the list itself."
+                "reads files, give the list itself"
             )
         return list(class_list(text[1:]))
     try:

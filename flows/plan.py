@@ -36,16 +36,16 @@ def plan(
     chosen = choose(recipe, size)
     pairs, seeds = pairs or chosen.pairs, seeds or chosen.seeds
     if pairs > chosen.max_pairs:
-        raise SpecError(f"{recipe} has {chosen.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}.")
+        raise SpecError(f"{recipe} has {chosen.max_pairs} pair(s), fixed beforehand; found --pairs {pairs}")
     if seeds > MAX_SEEDS:
-        raise SpecError(f"{MAX_SEEDS} seeds are the most, found --seeds {seeds}.")
+        raise SpecError(f"{MAX_SEEDS} seeds are the most, found --seeds {seeds}")
     if chosen.needs_data and not has_data:
-        raise SpecError(f"{recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images.")
+        raise SpecError(f"{recipe} needs --data PATH: a folder, an archive, WebDataset shards or a table of images")
     report = chosen.build(pairs, seeds)
     if methods is not None:
         report = only_methods(report, methods)
     given = {name: spec for name, spec in (specs or {}).items() if not isinstance(spec, AsInRecipeSpec)}
     report = apply(replace(report, given), settings)
     if has_data and not any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs):
-        raise SpecError(f"{recipe} draws its own images and would not look at those given: leave --data out.")
+        raise SpecError(f"{recipe} draws its own images and would not look at those given: leave --data out")
     return report

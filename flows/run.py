@@ -20,12 +20,12 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings
-from flows.console import told
 from flows.matrix import IncompleteError, every_cell
 from flows.overrides import describe
 from flows.pipeline import every_run
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
+from flows.terminal.console import log_flow_run
 from ssl_backdoor import plugins
 from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
 from ssl_backdoor.events import LOG, tell
@@ -62,7 +62,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
 @contextmanager
-def heard_by(listener: Listener) -> Iterator[None]:
+def report_progress_to(listener: Listener) -> Iterator[None]:
     """``listener`` hears of the progress of flows inside the block, in place of a log and Prefect's page."""
     token = _listener.set(listener)
     try:
@@ -72,7 +72,7 @@ def heard_by(listener: Listener) -> Iterator[None]:
 
 
 def _read_as(union: Any) -> BeforeValidator:
-    """Read a spec by its ``kind``, so that a mistake is told of the one that was meant; {} is as in the recipe."""
+    """Read a spec by its ``kind``, so that an error names the one that was meant; {} is as in the recipe."""
     known: TypeAdapter[Any] = TypeAdapter(union)
 
     def read(value: Any) -> Any:
@@ -81,7 +81,7 @@ def _read_as(union: Any) -> BeforeValidator:
         try:
             return known.validate_python(value)
         except ValidationError as error:
-            raise PydanticCustomError("spec", "{told}", {"told": describe(error)}) from error
+            raise PydanticCustomError("spec", "{message}", {"message": describe(error)}) from error
 
     return BeforeValidator(read)
 
@@ -169,7 +169,7 @@ def _listening() -> Iterator[Listener]:
         yield named
         return
     try:
-        with told(UUID(flow_run.id)) as listener:
+        with log_flow_run(UUID(flow_run.id)) as listener:
             yield listener
     finally:
         disconnect()
@@ -185,7 +185,7 @@ def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
     except PrefectException:
         raise
     except Exception as error:
-        with told(UUID(flow_run.id)):  # as any other line without the values of secrets
+        with log_flow_run(UUID(flow_run.id)):  # as any other line without the values of secrets
             LOG.error("unexpected", exc_info=error)
         return Failed(message=sentence(error), data=error)
 
@@ -194,9 +194,9 @@ def _tell_unknown(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
     """End in one sentence what Prefect did not begin: it compares names, without a word, before it calls a flow."""
     known = flow.parameters.properties
     if unknown := sorted(flow_run.parameters.keys() - known.keys()):
-        told = printed(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
+        message = printed(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
         with get_client(sync_client=True) as client:
-            client.set_flow_run_state(flow_run.id, Failed(message=told), force=True)
+            client.set_flow_run_state(flow_run.id, Failed(message=message), force=True)
 
 
 class _ClosedFlow(Flow[..., Any]):

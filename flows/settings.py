@@ -32,7 +32,7 @@ def kept_by_stack(part: Literal["ports", "environment"]) -> dict[str, Any] | Non
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(
             f"{str(file)!r} cannot be read as a stack's configuration ({type(error).__name__}): "
-            "restore it, or set SSL_BACKDOOR_HOME to another home."
+            "restore it, or set SSL_BACKDOOR_HOME to another home"
         ) from error
 
 
@@ -45,8 +45,8 @@ def of_stack() -> dict[str, str]:
     found = kept_by_stack("environment")
     if found is None:
         raise StoreError(
-            f"No services were set up under {str(HOME)!r}: run `make up` first, or set SSL_BACKDOOR_HOME to where they "
-            "are."
+            f"no services were set up under {str(HOME)!r}: run `make up` first, or set SSL_BACKDOOR_HOME to where they "
+            "are"
         )
     return found
 
@@ -75,5 +75,5 @@ def embed() -> None:
         home.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(
-            f"The home folder {str(HOME)!r} cannot be made ({error.strerror}): set SSL_BACKDOOR_HOME to another."
+            f"the home folder {str(HOME)!r} cannot be made ({error.strerror}): set SSL_BACKDOOR_HOME to another"
         ) from error

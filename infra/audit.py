@@ -60,7 +60,7 @@ def read_accepted(file: Path, today: datetime.date) -> set[str]:
     for entry in tomllib.loads(file.read_text(encoding="utf-8")).get("accepted", []):
         until = entry.get("until")
         if not (entry.get("id") and entry.get("reason") and type(until) is datetime.date):
-            raise SpecError(f"{file.name}: an entry needs id, reason and until = YYYY-MM-DD, found {entry}.")
+            raise SpecError(f"{file.name}: an entry needs id, reason and until = YYYY-MM-DD, found {entry}")
         if today <= until:
             accepted.add(str(entry["id"]))
     return accepted
@@ -75,7 +75,7 @@ def _ask(pins: Path, limit_s: float) -> list[Mapping[str, Any]]:
     """
     program = shutil.which("pip-audit", path=f"{os.environ['PATH']}:{Path(sys.executable).parent}")
     if program is None:
-        raise UserError("The program pip-audit is not installed: make setup.")
+        raise UserError("the program pip-audit is not installed: make setup")
     command = [program, "--requirement", str(pins), "--no-deps", "--disable-pip", "--format", "json"]
     command += ["--progress-spinner", "off", "--timeout", str(_SOCKET_S)]
     try:

@@ -13,8 +13,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
+
+import psutil
 
 from infra.stack import config as configuration
 from infra.stack import http, ports, processes, web
@@ -52,7 +55,7 @@ def write_secrets(path: Path) -> None:
     fresh = configuration.new(path.parent, PORTS).secrets
     missing = {name.upper(): value for name, value in fresh.items() if name.upper() not in known}
     if not missing:
-        raise UserError(f"{str(path)!r} is there: the volumes hold its passwords. To begin anew remove both.")
+        raise UserError(f"{str(path)!r} is there: the volumes hold its passwords; to begin anew remove both")
     kept += "" if kept.endswith("\n") or not kept else "\n"
     configuration.write_private(path, kept + "".join(f"{name}={value}\n" for name, value in missing.items()))
 
@@ -110,12 +113,12 @@ def beside_ray(command: Sequence[str]) -> int:
         child.wait(_GRACE_S)
     except subprocess.TimeoutExpired:
         child.kill()
-    raise ServiceError(f"The Ray node beside {command[0]!r} was lost; both have ended.")
+    raise ServiceError(f"the Ray node beside {command[0]!r} was lost; both have ended")
 
 
 def _join(address: str) -> processes.Process:
     if not address:
-        raise UserError("RAY_ADDRESS names no cluster: set it to the HOST:PORT of Ray's head.")
+        raise UserError("RAY_ADDRESS names no cluster: set it to the HOST:PORT of Ray's head")
     mark = token_hex(16)
     flags = ["--num-cpus=0", "--num-gpus=0", f"--object-store-memory={NODE_BYTES}"]
     flags += ["--disable-usage-stats", "--log-color=false"]
@@ -123,7 +126,7 @@ def _join(address: str) -> processes.Process:
     joined = subprocess.run(command, env={**os.environ, _MARK: mark})
     nodes = _raylets(mark)
     if joined.returncode != 0 or not nodes:
-        raise ServiceError(f"No node could join the Ray cluster at {address}: see the lines above.")
+        raise ServiceError(f"no node could join the Ray cluster at {address}: see the lines above")
     return nodes.pop()
 
 
@@ -131,20 +134,17 @@ def _raylets(mark: str = "") -> set[processes.Process]:
     """Ray's nodes on this machine that carry ``mark``: another may join at the same time, and is not ours to end."""
     found = set()
     for pid, each in processes.snapshot().items():
-        try:
-            name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace")
-            environment = Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            continue  # it ended meanwhile, or is somebody else's
-        if name.strip() == "raylet" and mark.encode() in environment:
-            found.add(each.process)
+        with suppress(psutil.Error):  # it ended meanwhile, or is somebody else's
+            node = psutil.Process(pid)
+            if node.name() == "raylet" and mark in node.environ().get(_MARK, ""):
+                found.add(each.process)
     return found
 
 
 def _service(name: str) -> Service:
     found = {each.name: each for each in SERVICES}
     if name not in found:
-        raise UserError(f"There is no service {name!r}: expected one of {', '.join(found)}.")
+        raise UserError(f"there is no service {name!r}: expected one of {', '.join(found)}")
     return found[name]
 
 
@@ -164,7 +164,7 @@ def _run(arguments: Sequence[str]) -> int:
         case ["beside-ray", *command] if command:
             return beside_ray(command)
         case _:
-            raise UserError(f"expected secrets, prepare, finish, healthy, deploy or beside-ray, found {arguments}.")
+            raise UserError(f"expected secrets, prepare, finish, healthy, deploy or beside-ray, found {arguments}")
     return 0
 
 

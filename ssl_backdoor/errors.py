@@ -10,10 +10,24 @@ SslBackdoorError
 └── TrainingError        the optimisation itself failed (a non-finite loss)
 """
 
+import errno
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 CREDENTIALS = re.compile(r"(?<=://)[^/\s]+@")
 """User and password in an address, up to the last @ before its path: a password may hold one that is not quoted."""
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_ADVICE = {
+    errno.ENOSPC: "disk full; free some space or choose another place",
+    errno.EDQUOT: "disk full (quota); free some space or choose another place",
+    errno.EFBIG: "a file grew too large for this place or for this user's limit (ulimit -f); choose another place",
+    errno.EACCES: "not writable or readable for this user; choose another place or mend its rights",
+    errno.EPERM: "not writable or readable for this user; choose another place or mend its rights",
+    errno.EROFS: "not writable (a read-only file system); choose another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
+    errno.EEXIST: "a file stands where a folder is needed; choose another place",
+}
 
 
 class SslBackdoorError(Exception):
@@ -46,6 +60,21 @@ class CheckpointError(UserError):
 
 class TrainingError(SslBackdoorError):
     """Training cannot go on; the message names the step."""
+
+
+@contextmanager
+def translate_os_errors(place: str, *, only_full: bool = False) -> Iterator[None]:
+    """Turn an OSError inside the block into a StoreError about ``place``, with one sentence of advice.
+
+    With ``only_full`` only one that says that the disk is full: where others may come from elsewhere.
+    """
+    try:
+        yield
+    except OSError as error:
+        if only_full and error.errno not in _FULL:
+            raise
+        reason = _ADVICE.get(error.errno or 0, f"{error.strerror or error}; choose another place")
+        raise StoreError(f"cannot use {place}: {reason}") from error
 
 
 def sentence(error: BaseException) -> str:

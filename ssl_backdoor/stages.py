@@ -1,8 +1,8 @@
 """Each stage as one pure statement: (spec, input refs) -> ArtifactRef.
 
-``run_stage`` decides reuse: an artifact whose manifest exists is returned, else the stage's
-body runs in a scratch folder and its files are committed, manifest last. Flows, Ray workers, the command line and
-notebooks all come through here.
+``run_stage`` returns the artifact if it exists, which ``find_finished`` alone decides; else the stage's body runs in a
+scratch folder and its files are committed, manifest last. Flows, Ray workers, the command line and notebooks all come
+through here.
 """
 
 import os
@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
-from ssl_backdoor.errors import SpecError, printed
+from ssl_backdoor.errors import SpecError, printed, translate_os_errors
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.plugins import Carried
@@ -47,7 +47,7 @@ from ssl_backdoor.specs import (
     TrainSpec,
     TriggerSpec,
 )
-from ssl_backdoor.store import ArtifactRef, ArtifactStore, explained
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
 NUM_LOOKED_AT = 50  # poisons of each attack, at most, that a report compares with their originals
 
@@ -206,6 +206,16 @@ def run_name(run: RunSpec) -> str:
     return ", ".join(part for part in parts if part)
 
 
+def find_finished(call: StageCall, store: ArtifactStore) -> Finished | None:
+    """The call's artifact where ``store`` has one to reuse: the only place that decides it. Nothing is made.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    ref = store.find(call.stage, call.key)
+    return None if ref is None else Finished(ref, reused=True)
+
+
 def run_stage(
     call: StageCall, store: ArtifactStore, resources: Resources | None = None, on_progress: OnProgress = silent
 ) -> Finished:
@@ -215,10 +225,10 @@ def run_stage(
         UserError: the spec, data or store cannot be used; nothing is committed.
         TrainingError: the optimisation failed; its last checkpoint stays in the store.
     """
-    if (found := store.find(call.stage, call.key)) is not None:
-        return Finished(found, reused=True)
+    if (finished := find_finished(call, store)) is not None:
+        return finished
     started = time.perf_counter()
-    room = explained(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", full_alone=True)
+    room = translate_os_errors(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", only_full=True)
     with _told(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
         summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
         if not _is_leader():
@@ -313,7 +323,7 @@ def _body(
             return poison(spec.attack, open_catalogue(store, inputs["dataset"]), out, spec.seed, on_progress)
         case FilterStage(defence=Filter() as chosen):
             from ssl_backdoor.detection.run import filter_samples
-            from ssl_backdoor.train.pretrain import pick_device
+            from ssl_backdoor.device import pick_device
 
             encoder = store.fetch(inputs["model"]) if "model" in inputs else None
             data, device = _trained_on(store, inputs), str(pick_device(resources))
@@ -367,7 +377,7 @@ def _detect(
     on_progress: OnProgress,
 ) -> dict[str, Any]:
     from ssl_backdoor.detection.run import detect
-    from ssl_backdoor.train.pretrain import pick_device
+    from ssl_backdoor.device import pick_device
 
     dataset = open_dataset(store, inputs["dataset"])
     overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
@@ -389,12 +399,12 @@ def _evaluate(
     resources: Resources,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
+    from ssl_backdoor.device import pick_device
     from ssl_backdoor.evaluate.evaluate import evaluate
-    from ssl_backdoor.train.pretrain import pick_device
 
     dataset = open_dataset(store, inputs["dataset"])
     if spec.target_class and spec.target_class not in dataset.classes:
-        raise SpecError(f"target_class {spec.target_class!r} is not one of the classes {', '.join(dataset.classes)}.")
+        raise SpecError(f"target_class {spec.target_class!r} is not one of the classes {', '.join(dataset.classes)}")
     return evaluate(
         spec.evaluation,
         dataset,

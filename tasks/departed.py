@@ -10,10 +10,10 @@ import socket
 import sys
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -25,6 +25,8 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Crashed, Scheduled
+
+from tasks.process_identity import boot_id, start_ticks
 
 _PROCESS = "ssl_backdoor.process"
 _UNFINISHED = FlowRunFilter(
@@ -82,11 +84,10 @@ def _last_state(run: FlowRun) -> State[Any] | None:
 def _named(pid: int) -> str | None:
     """A process by a name that no other ever has: host, boot, pid, start. None where it is gone, or not on Linux."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
+        ticks = start_ticks(pid)
+        return None if ticks is None else f"{socket.gethostname()}/{boot_id()}/{pid}/{ticks}"
+    except (psutil.Error, OSError):
         return None
-    return None if fields[0] in "ZX" else f"{socket.gethostname()}/{boot}/{pid}/{fields[19]}"
 
 
 def main(pool: str, before_s: float) -> None:

@@ -104,7 +104,7 @@ def _check_closed() -> None:
     if not is_token_auth_enabled() or not all(ipaddress.ip_address(one).is_loopback for one in addresses):
         raise TrainingError(
             f"Ray {ray.__version__} started on {', '.join(addresses)}, or without a token: expected loopback and a "
-            "token. Use the version of infra/constraints.txt."
+            "token; use the version of infra/constraints.txt"
         )
 
 
@@ -122,7 +122,7 @@ def _make_folder() -> tuple[Path, IO[bytes]]:
     suffix_bytes = len(os.sep + _PREFIX + "12345678")
     place = next((one for one in places if len(os.fsencode(one)) + suffix_bytes <= _MAX_FOLDER_BYTES), None)
     if place is None:
-        raise UserError(f"{places[0]!r} is too long a name for the sockets of Ray: set TMPDIR to a shorter one.")
+        raise UserError(f"{places[0]!r} is too long a name for the sockets of Ray: set TMPDIR to a shorter one")
     _remove_abandoned(Path(place))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
     lock = (folder / "lock").open("wb")

@@ -29,7 +29,7 @@ def is_json() -> bool:
     """
     asked = os.environ.get(_FORMAT, "lines")
     if asked not in ("json", "lines"):
-        raise SpecError(f"{_FORMAT} must be lines or json, found {asked!r}.")
+        raise SpecError(f"{_FORMAT} must be lines or json, found {asked!r}")
     return asked == "json"
 
 

@@ -19,7 +19,7 @@ _NEEDED = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_SERVE
 def _setting(name: str) -> str:
     if value := os.environ.get(name):
         return value
-    raise UserError(f"MLflow's server needs {', '.join(_NEEDED)}; {name} is empty or unset.")
+    raise UserError(f"MLflow's server needs {', '.join(_NEEDED)}; {name} is empty or unset")
 
 
 _user, _password, _hosts = map(_setting, _NEEDED)

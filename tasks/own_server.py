@@ -112,7 +112,7 @@ def _check_answers(api: str) -> None:
         what, cure = "wants another password", "set PREFECT_API_AUTH_STRING (`ssl-backdoor env` has that of `make up`)"
     except (RuntimeError, httpx.HTTPError):
         what, cure = "does not answer", "start it (`make up`), or mend or unset PREFECT_API_URL"
-    raise UserError(f"The Prefect server at {printed(api)} {what}: {cure}.") from None
+    raise UserError(f"the Prefect server at {printed(api)} {what}: {cure}") from None
 
 
 def _start() -> _Server:
@@ -141,7 +141,7 @@ def _await(server: _Server) -> None:
             what = "does not answer" if code is None else f"ended with code {code}"
             raise TrainingError(
                 f"the Prefect server of this shell {what}, {last_words(server.said)}: look at the disk of "
-                "PREFECT_HOME, or point PREFECT_API_URL at another (`make up`)."
+                "PREFECT_HOME, or point PREFECT_API_URL at another (`make up`)"
             )
         time.sleep(_POLL_S)
 

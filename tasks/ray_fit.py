@@ -71,7 +71,7 @@ def _check_answers(address: str) -> None:
     except (OSError, OverflowError, UnicodeError) as error:  # the last two: of a port and a name that cannot be
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(
-            f"no Ray cluster answers at {address} ({reason}): start it (`make up`), or mend or unset RAY_ADDRESS."
+            f"no Ray cluster answers at {address} ({reason}): start it (`make up`), or mend or unset RAY_ADDRESS"
         ) from error
 
 
@@ -179,7 +179,7 @@ class Watcher:
         if self._is_lost:
             address = os.environ.get("RAY_ADDRESS")
             lost = f"the Ray cluster at {address} answers no more: start it (`make up`)" if address else "Ray was ended"
-            raise TrainingError(f"{lost}; finished stages and checkpoints are kept, the same run again goes on.")
+            raise TrainingError(f"{lost}; finished stages and checkpoints are kept, the same run again goes on")
         if self._stop.is_set():
             raise CancelledError("another stage failed, or the flow was interrupted")
 
@@ -236,7 +236,7 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
     except ray.exceptions.WorkerCrashedError as error:
         raise TrainingError(
             f"{call.title}: the worker process died {resources.max_retries + 1} times; "
-            "its last checkpoint is kept, and the same command goes on from there."
+            "its last checkpoint is kept, and the same command goes on from there"
         ) from error
 
 
@@ -251,7 +251,7 @@ def check_room(resources: Resources) -> None:
     if threads > most:
         raise SpecError(
             f"a stage of {threads} threads needs so many CPUs on one node, the largest of the Ray cluster has {most}: "
-            "give fewer threads, or a larger node."
+            "give fewer threads, or a larger node"
         )
 
 
@@ -299,7 +299,7 @@ def _check_time(work: Any, call: StageCall, resources: Resources, board: Any) ->
     ray.cancel(work, force=True)
     raise TrainingError(
         f"{call.title}: ended after {limit_s:g} s, its limit (stage_timeout_s); checkpoints are kept, the same run "
-        "again goes on from there."
+        "again goes on from there"
     )
 
 
@@ -317,7 +317,7 @@ def _run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire
     ref = open_store(store_uri).find(call.stage, call.key)
     if ref is None:
         raise TrainingError(
-            f"{call.title}: the worker group ended without an artifact; Ray's logs say more, which services keep."
+            f"{call.title}: the worker group ended without an artifact; Ray's logs say more, which services keep"
         )
     return Finished(ref, reused=False)
 

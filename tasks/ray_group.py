@@ -47,7 +47,7 @@ def run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire)
     if fewest * resources.threads > cpus:
         raise SpecError(
             f"{fewest} workers of {resources.threads} threads need {fewest * resources.threads} CPUs, the Ray cluster "
-            f"has {cpus}: give fewer workers or threads, or a larger cluster."
+            f"has {cpus}: give fewer workers or threads, or a larger cluster"
         )
     replicas: Any = resources.workers if fewest == resources.workers else (fewest, resources.workers)
     use_gpu = resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= fewest

@@ -1,7 +1,7 @@
 """One Prefect task per stage; each is adapter code only.
 
-The store decides reuse, so Prefect's own cache stays off; a stage that was already there ends in the state
-``Reused``. Ingestion, poisoning and reporting run in the flow's process, the rest on Ray.
+``ssl_backdoor.stages`` decides reuse, so Prefect's own cache stays off; a reused stage ends in the state ``Reused``.
+Ingestion, poisoning and reporting run in the flow's process, the rest on Ray.
 """
 
 import logging
@@ -22,7 +22,7 @@ from ssl_backdoor.errors import SslBackdoorError, StoreAwayError
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
-from ssl_backdoor.stages import StageCall, run_stage
+from ssl_backdoor.stages import Finished, StageCall, find_finished, run_stage
 from ssl_backdoor.store import ArtifactRef, open_store
 from tasks.ray_fit import Watcher, run_on_ray
 
@@ -47,7 +47,9 @@ class Place:
 
 def _run(call: StageCall, place: Place) -> State[ArtifactRef]:
     with about(task_run_id=task_run.id, **call.ids), _end_told(place):
-        return _find_or_make(call, place)
+        finished = _find_or_make(call, place)
+    name = "Reused" if finished.reused else "Completed"
+    return Completed(name=name, message=finished.ref.uri, data=finished.ref)
 
 
 @contextmanager
@@ -71,21 +73,17 @@ def _end_told(place: Place) -> Iterator[None]:
             place.watcher.ended()
 
 
-def _find_or_make(call: StageCall, place: Place) -> State[ArtifactRef]:
+def _find_or_make(call: StageCall, place: Place) -> Finished:
     place.watcher.check()
     store = open_store(place.store_uri)
-    found = store.find(call.stage, call.key)
-    if found is not None:
-        tell("reused", "Reused: it was there already", uri=found.uri)
-        return Completed(name="Reused", message=found.uri, data=found)
+    if (finished := find_finished(call, store)) is not None:  # before a place among the running stages is waited for
+        tell("reused", "Reused: it was there already", uri=finished.ref.uri)
+        return finished
     if call.stage in ON_RAY:
-        finished = run_on_ray(call, place.store_uri, place.resources, place.watcher)
-    else:
-        with _here:
-            place.watcher.check()  # it may have ended meanwhile
-            finished = run_stage(call, store, place.resources, place.listener(call.title))
-    name = "Reused" if finished.reused else "Completed"
-    return Completed(name=name, message=finished.ref.uri, data=finished.ref)
+        return run_on_ray(call, place.store_uri, place.resources, place.watcher)
+    with _here:
+        place.watcher.check()  # it may have ended meanwhile
+        return run_stage(call, store, place.resources, place.listener(call.title))
 
 
 def _is_store_away(_: object, __: TaskRun, state: State[Any]) -> bool:

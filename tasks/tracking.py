@@ -1,4 +1,4 @@
-"""The MLflow record of a finished report: the only MLflow code of the project.
+"""The MLflow record of a finished report: the only code that writes to MLflow.
 
 Everything is read back from the store, so the record can be made at any time and made again: a parent run for the
 experiment, a child for each encoder under each test (a control that many runs share has one), with specs as
@@ -50,7 +50,7 @@ _IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and pr
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Turn MLflow's errors into one sentence: its own repeat the server's address with the password in it.
 
     Raises:
@@ -65,7 +65,7 @@ def _explained() -> Iterator[None]:
 
 
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
-@_explained()
+@_translate_errors()
 def record(report: ArtifactRef, store: ArtifactStore) -> str:
     """Write ``report`` to MLflow unless it is there already; where people read its parent run.
 
@@ -75,6 +75,18 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     run = client.get_run(write(report, store, client))
     page = os.environ.get("SSL_BACKDOOR_MLFLOW_PAGE") or client.tracking_uri
     return f"{printed(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def reindex(store: ArtifactStore) -> Iterator[str]:
+    """Write every report of ``store`` to MLflow unless it is there; one line for each as it is done.
+
+    Raises:
+        StoreError: MLflow's server does not answer, or refuses.
+    """
+    client = mlflow.MlflowClient()
+    for key in store.keys("report"):
+        ref = store.ref("report", key)
+        yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {write(ref, store, client)}"
 
 
 def open_ahead() -> None:
@@ -96,7 +108,7 @@ def _make_database(file: Path) -> None:
         os.link(made, file)
 
 
-@_explained()
+@_translate_errors()
 def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
     """Write ``report`` to MLflow unless it is there already; return the parent run's id.
 

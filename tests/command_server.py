@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from flows.endings import leaving_nothing
+from flows.terminal.reaper import run_and_reap_children
 
 TINY_SETTINGS = (
     "dataset.source.train_per_class=40",
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    leaving_nothing(main)
+    run_and_reap_children(main)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from listening import listening, outside_loopback
 
-from flows.endings import descendants
+from flows.terminal.reaper import descendants
 
 STRANGER = 65534
 ALONE = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--net")

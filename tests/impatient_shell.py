@@ -8,11 +8,11 @@ import sys
 
 def main() -> None:
     from flows.cli import main as ssl_backdoor
-    from flows.endings import leaving_nothing
+    from flows.terminal.reaper import run_and_reap_children
     from ssl_backdoor.store import s3
 
     s3._TRIES = 2
-    leaving_nothing(lambda: ssl_backdoor(sys.argv[1:]))
+    run_and_reap_children(lambda: ssl_backdoor(sys.argv[1:]))
 
 
 if __name__ == "__main__":

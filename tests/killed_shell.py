@@ -10,7 +10,7 @@ import sys
 
 def main() -> None:
     from flows.cli import main as ssl_backdoor
-    from flows.endings import leaving_nothing
+    from flows.terminal.reaper import run_and_reap_children
     from ssl_backdoor.store.s3 import S3Store
 
     stage, *arguments = sys.argv[1:]
@@ -22,7 +22,7 @@ def main() -> None:
         return put_first(store, key, *rest)
 
     S3Store._put_first = killed
-    leaving_nothing(lambda: ssl_backdoor(arguments))
+    run_and_reap_children(lambda: ssl_backdoor(arguments))
 
 
 if __name__ == "__main__":

@@ -45,13 +45,13 @@ def choose(name: str, size: Size | None = None) -> Recipe:
     recipe = RECIPES.get(name) or _OWN.get(name)
     if recipe is None:
         raise SpecError(
-            f"There is no recipe {name!r}; the recipes are {', '.join(RECIPES)}, or FILE.py:NAME of your own."
+            f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}, or FILE.py:NAME of your own"
         )
     if isinstance(recipe, Sized):
         return recipe.paper if size == "paper" else recipe.mini
     if size is not None:
         two = ", ".join(one for one, sized in RECIPES.items() if isinstance(sized, Sized))
-        raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}.")
+        raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}")
     return recipe
 
 
@@ -66,11 +66,11 @@ def load_own(name: str) -> None:
     file, _, attribute = name.rpartition(":")
     found = vars(load(file)).get(attribute)
     if not callable(found) and not isinstance(found, Recipe):
-        raise SpecError(f"{file} has no recipe {attribute!r}: expected a function of (pairs, seeds), or a Recipe.")
+        raise SpecError(f"{file} has no recipe {attribute!r}: expected a function of (pairs, seeds), or a Recipe")
     if not isinstance(found, Recipe):
         report = found(1, 1)
         if not isinstance(report, ReportSpec):
-            raise SpecError(f"{name}(1, 1) is to be a ReportSpec, found {type(report).__name__}.")
+            raise SpecError(f"{name}(1, 1) is to be a ReportSpec, found {type(report).__name__}")
         needs_data = any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs)
         found = Recipe(found, _MOST_PAIRS, 1, 1, needs_data, report.question)
     _OWN[name] = found

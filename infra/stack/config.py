@@ -140,7 +140,7 @@ def load(folder: Path) -> Config | None:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise StoreError(
             f"{str(path)!r} cannot be read as a stack's configuration ({type(error).__name__}): "
-            "restore it, or remove the whole folder to begin anew."
+            "restore it, or remove the whole folder to begin anew"
         ) from error
     return config
 
@@ -173,7 +173,7 @@ def make_folder(folder: Path) -> None:
             each.chmod(0o700)
     except OSError as error:
         raise StoreError(
-            f"The stack's folder {str(folder)!r} cannot be made ({error.strerror}): set SSL_BACKDOOR_HOME to another."
+            f"the stack's folder {str(folder)!r} cannot be made ({error.strerror}): set SSL_BACKDOOR_HOME to another"
         ) from error
 
 

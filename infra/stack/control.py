@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(
-                f"Another `up` or `down` works on {str(folder)!r} now: wait for it, then try again."
+                f"another `up` or `down` works on {str(folder)!r} now: wait for it, then try again"
             ) from error
         yield
 
@@ -64,7 +64,7 @@ def up() -> int:
     say(f"up after {time.monotonic() - started_s:.1f} s; to use it from a shell: {_ENV_COMMAND}")
     say(f"Prefect's and MLflow's pages ask for a login: {_LOGIN_COMMAND}")
     if problem is not None:
-        raise ServiceError(f"The services run, but {problem}")
+        raise ServiceError(f"the services run, but {problem}")
     return 0
 
 
@@ -117,7 +117,7 @@ def _configured(folder: Path) -> Config:
     config = configuration.new(folder, chosen, kept.secrets)
     if config != kept and any(service.running(kept, each.name) for each in SERVICES):
         what = "Ports" if chosen != kept.ports else "Passwords that this version asks for"
-        raise UserError(f"{what} cannot change while services run: `make down` first, then `make up` again.")
+        raise UserError(f"{what} cannot change while services run: `make down` first, then `make up` again")
     configuration.save(config)  # restored into another home it still names the old one
     return config
 
@@ -200,14 +200,14 @@ class _Starter:
             port = self._config.ports[name]
             if not ports.is_free(port):
                 raise UserError(
-                    f"Port {port} of {each.name} is used by another program: set {ports.variable(name)} to a free one."
+                    f"port {port} of {each.name} is used by another program: set {ports.variable(name)} to a free one"
                 )
 
     def _bring_or_explain(self, each: Service) -> None:
         try:
             self._bring(each)
         except OSError as error:
-            raise ServiceError(f"{each.name} cannot be started: {error}.") from error
+            raise ServiceError(f"{each.name} cannot be started: {error}") from error
 
     def _bring(self, each: Service) -> None:
         for need in each.needs:

@@ -44,7 +44,7 @@ def choose(environ: Mapping[str, str], remembered: Mapping[str, int]) -> dict[st
     """
     wish = environ.get("SSL_BACKDOOR_PORTS", "")
     if wish not in ("", "free"):
-        raise SpecError(f"SSL_BACKDOOR_PORTS takes the word free, found {wish!r}.")
+        raise SpecError(f"SSL_BACKDOOR_PORTS takes the word free, found {wish!r}")
     given = {name: _number(name, environ[variable(name)]) for name in DEFAULTS if environ.get(variable(name))}
     chosen = {name: port for name, port in {**remembered, **given}.items() if name in DEFAULTS}
     missing = [name for name in DEFAULTS if name not in chosen]
@@ -53,7 +53,7 @@ def choose(environ: Mapping[str, str], remembered: Mapping[str, int]) -> dict[st
     holders: dict[int, str] = {}
     for name, port in chosen.items():
         if port in holders:
-            raise SpecError(f"Port {port} is given to {holders[port]} and to {name}: set {variable(name)} to another.")
+            raise SpecError(f"port {port} is given to {holders[port]} and to {name}: set {variable(name)} to another")
         holders[port] = name
     return chosen
 
@@ -92,5 +92,5 @@ def answers(port: int, timeout_s: float = 2.0) -> bool:
 def _number(name: str, text: str) -> int:
     port = int(text) if text.isascii() and text.isdecimal() else 0
     if not 1024 <= port <= 65535:
-        raise SpecError(f"{variable(name)} takes a port from 1024 to 65535, found {text!r}.")
+        raise SpecError(f"{variable(name)} takes a port from 1024 to 65535, found {text!r}")
     return port

@@ -33,7 +33,7 @@ def binary(name: str) -> str:
         return found
     installed = [path for path in _DEBIAN.glob("*/bin") if path.parent.name.isdecimal() and (path / name).is_file()]
     if not installed:
-        raise UserError(f"PostgreSQL's {name} is not installed: apt-get install postgresql.")
+        raise UserError(f"PostgreSQL's {name} is not installed: apt-get install postgresql")
     return str(max(installed, key=lambda path: int(path.parent.name)) / name)
 
 
@@ -49,7 +49,7 @@ def check_installed() -> None:
         refused = shutil.which("unshare") is None
         refused = refused or subprocess.run([*_AS_ANOTHER, "true"], capture_output=True, timeout=30).returncode != 0
         if refused:
-            raise UserError("PostgreSQL does not run as root and unshare is refused here: run as an ordinary user.")
+            raise UserError("PostgreSQL does not run as root and unshare is refused here: run as an ordinary user")
 
 
 def uri(config: Config, database: str, driver: str) -> str:

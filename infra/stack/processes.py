@@ -1,4 +1,4 @@
-"""Processes of the stack: who they are, what they use, how they end. Linux only: everything is read from /proc.
+"""Processes of the stack: who they are, what they use, how they end. Linux only.
 
 A process is known by its pid and its start time, so a pid that the system gave to somebody else is never signalled.
 A service's processes are its recorded leader, whatever carries the stack's mark in its environment, and the descendants
@@ -13,13 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from infra.stack.errors import ServiceError
+from tasks.process_identity import TICKS_PER_S, start_ticks
 
 _MARK = "SSL_BACKDOOR_STACK"
-_PROC = Path("/proc")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_ENDED = ("Z", "X")
 _POLL_S = 0.05
 _AFTER_LEADER_S = 3.0
 _KILL_ROUNDS = 5
@@ -35,7 +34,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Facts:
-    """What /proc says of a process now."""
+    """What a process is and uses now."""
 
     process: Process
     parent: int
@@ -48,22 +47,15 @@ def mark(folder: Path, service: str) -> dict[str, str]:
     return {_MARK: f"{service}:{folder}"}
 
 
-def boot_id() -> str:
-    """Start times are counted from this boot."""
-    return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
-
-
 def facts(pid: int) -> Facts | None:
     """``pid`` now; None where there is no such process, or only its zombie."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
-    except OSError:
+        ticks, process = start_ticks(pid), psutil.Process(pid)
+        if ticks is None:
+            return None
+        return Facts(Process(pid, ticks), process.ppid(), os.getsid(pid), process.memory_info().rss)
+    except (psutil.Error, ProcessLookupError):
         return None
-    fields = text.rpartition(")")[2].split()  # the name before it may hold anything
-    if fields[0] in _ENDED and int(fields[17]) <= 1:  # with more, threads outlive the first and hold its files
-        return None
-    parent, session, start, rss_pages = (int(fields[index]) for index in (1, 3, 19, 21))
-    return Facts(Process(pid, start), parent, session, rss_pages * _PAGE_BYTES)
 
 
 def alive(process: Process) -> bool:
@@ -74,13 +66,12 @@ def alive(process: Process) -> bool:
 
 def age_s(process: Process) -> float:
     """Seconds since ``process`` started."""
-    since_boot = float((_PROC / "uptime").read_text().split()[0])
-    return max(0.0, since_boot - process.start_ticks / _TICKS_PER_S)
+    return max(0.0, time.time() - psutil.boot_time() - process.start_ticks / TICKS_PER_S)
 
 
 def snapshot() -> dict[int, Facts]:
     """Every process of the machine."""
-    found = (facts(int(entry.name)) for entry in _PROC.iterdir() if entry.name.isdecimal())
+    found = map(facts, psutil.pids())
     return {each.process.pid: each for each in found if each is not None}
 
 
@@ -107,8 +98,8 @@ def _belongs(each: Facts, folder: Path, service: str | None, session: int | None
     pid = each.process.pid
     if pid == session:
         return True
-    try:
-        environment = (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    try:  # not psutil's, which stops at the first gap in an environment that is partly overwritten
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
         return False
     for entry in environment:
@@ -128,11 +119,10 @@ def postgres_runs_in(folder: Path) -> bool:
 
 def _is_postgres_of(pid: int, folder: Path) -> bool:
     try:
-        name = (_PROC / str(pid) / "comm").read_text().strip()
-        place = (_PROC / str(pid) / "cwd").readlink()
-    except OSError:
+        process = psutil.Process(pid)
+        return process.name() == "postgres" and Path(process.cwd()) == folder / "postgres"
+    except psutil.Error:
         return False
-    return name == "postgres" and place == folder / "postgres"
 
 
 def send(process: Process, number: signal.Signals) -> None:
@@ -178,7 +168,7 @@ def stop(folder: Path, service: str | None, leader: Process | None, number: sign
         killed |= left
         _wait_gone(left, _AFTER_LEADER_S)
     pids = ", ".join(str(each.pid) for each in sorted(left, key=lambda each: each.pid))
-    raise ServiceError(f"Processes of {service or 'the stack'} do not end, even killed: {pids}.")
+    raise ServiceError(f"processes of {service or 'the stack'} do not end, even killed: {pids}")
 
 
 def _wait_gone(processes: Iterable[Process], timeout_s: float) -> None:

@@ -40,7 +40,7 @@ def _prepare(config: Config) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
-        raise UserError(f"Ray's folder {str(folder)!r} is somebody else's: remove it, or set TMPDIR to another place.")
+        raise UserError(f"Ray's folder {str(folder)!r} is somebody else's: remove it, or set TMPDIR to another place")
 
 
 def _command(config: Config) -> list[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.stack.config import ROOT, TELEMETRY_OFF, Config, write_private
-from infra.stack.processes import Process, alive, boot_id, facts, mark
+from infra.stack.processes import Process, alive, facts, mark
 from ssl_backdoor.errors import UserError
+from tasks.process_identity import boot_id
 
 # A setting of the shell that runs `up` must not bend a server: what a server needs, it is given.
 _DROPPED = ("PREFECT_", "MLFLOW_", "RAY_", "AWS_", "WEED_", "S3_", "PG", "SSL_BACKDOOR_")
@@ -50,7 +51,7 @@ def program(name: str) -> str:
     """
     found = shutil.which(name, path=str(Path(sys.executable).parent))
     if found is None:
-        raise UserError(f"The program {name} is not installed beside {sys.executable}: make setup.")
+        raise UserError(f"the program {name} is not installed beside {sys.executable}: make setup")
     return found
 
 

@@ -18,7 +18,8 @@ from ssl_backdoor.store import Range
 
 Samples: TypeAlias = pa.Table | Path
 """Rows of schema SAMPLES: held in memory, or a Parquet file that is looked through."""
-_BLOCK = 65_536
+BLOCK_ROWS = 65_536
+"""Rows of a table that are held at once where it is read block by block."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,11 @@ class Overlay:
 def blocks(samples: Samples, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """``columns`` of every row, in order; memory holds one block of rows."""
     if isinstance(samples, pa.Table):
-        yield from samples.select(columns).to_batches(max_chunksize=_BLOCK)
+        yield from samples.select(columns).to_batches(max_chunksize=BLOCK_ROWS)
     else:
         with pq.ParquetFile(samples) as file:
             for group in range(file.num_row_groups):  # iter_batches over all of them keeps what it has read
-                yield from file.read_row_group(group, columns=columns).to_batches(max_chunksize=_BLOCK)
+                yield from file.read_row_group(group, columns=columns).to_batches(max_chunksize=BLOCK_ROWS)
 
 
 def located(samples: Samples, keys: pa.ChunkedArray) -> pa.Table:

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ssl_backdoor.data.views import GREY, IMAGENET_MEAN, IMAGENET_STD, ViewParameters, blur_reach_px
+from ssl_backdoor.data.view_parameters import GREY, IMAGENET_MEAN, IMAGENET_STD, ViewParameters, blur_reach_px
 from ssl_backdoor.specs import ViewsSpec
 
 _SMALL = ViewsSpec(size_px=8)

@@ -21,10 +21,9 @@ from ssl_backdoor.data.joined import Joined
 from ssl_backdoor.data.selection import Selection, select
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
-from ssl_backdoor.errors import DataError
+from ssl_backdoor.errors import DataError, translate_os_errors
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
-from ssl_backdoor.store import explained
 from ssl_backdoor.tables import REJECTED, SAMPLES
 from ssl_backdoor.threads import decoders, side_by_side
 
@@ -81,7 +80,7 @@ def ingest(
         SpecError: a class that the source does not have; ``test_data`` missing, or given and not asked for.
         StoreError: ``out`` cannot be written.
     """
-    with explained(f"the folder {out}"):  # an OSError of the source has become a DataError
+    with translate_os_errors(f"the folder {out}"):  # an OSError of the source has become a DataError
         try:
             with _Output(out, spec.samples_per_shard) as output:
                 return _ingest(spec, open_source(spec, data, test_data), output, on_progress)

@@ -63,10 +63,13 @@ def load_resident(
     def pixels(encoded: Encoded) -> UInt8Image:
         return decode_framed(encoded, dataset.spec.max_image_pixels, side_px, resize_px, crop_px)
 
-    first = pixels(next(encoded_rows(dataset, overlay, rows)))
-    images = np.empty((rows.num_rows, 3, *first.shape[:2]), dtype=np.uint8)
+    encoded = encoded_rows(dataset, overlay, rows)
+    first = next(encoded)
+    image = pixels(first)
+    images = np.empty((rows.num_rows, 3, *image.shape[:2]), dtype=np.uint8)
+    images[first.row] = image.transpose(2, 0, 1)
     threads = decoders(pc.mean(rows["size"]).as_py(), MAX_THREADS)
-    _fill(images, encoded_rows(dataset, overlay, rows), pixels, threads, on_progress)
+    _fill(images, encoded, pixels, threads, on_progress)
     labels = rows["label"].to_numpy().astype(np.int64)
     return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()))
 
@@ -119,7 +122,7 @@ def _fill(
     threads: int,
     on_progress: OnProgress,
 ) -> None:
-    """Write every image to its row of ``images`` (N, 3, H, W); a bounded number of chunks is in flight."""
+    """Write every image after the first to its row of ``images`` (N, 3, H, W), a bounded number of chunks at once."""
 
     def write(chunk: list[Encoded]) -> int:
         for one in chunk:
@@ -129,7 +132,8 @@ def _fill(
             images[one.row] = image.transpose(2, 0, 1)
         return len(chunk)
 
-    done = 0
+    done = 1
+    on_progress(Progress(done, len(images), "images"))
     for count in side_by_side(write, _chunks(encoded), threads):
         done += count
         on_progress(Progress(done, len(images), "images"))

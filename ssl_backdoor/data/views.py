@@ -1,75 +1,35 @@
 """Random views of a batch of images: tensor code with per-sample parameters, on the images' device.
 
-Decide, then touch: ``draw_uniform`` draws a table (one row an image) from one generator, ``parameters_of`` says what
-its rows mean, ``apply`` turns images and parameters into views. A distributed trainer draws for the global batch and
-keeps its own rows, so the number of replicas does not change a single view. The operators and their distributions are
-torchvision's, and are tested against it: RandomResizedCrop (ratio 3/4 to 4/3, antialiased), ColorJitter,
-RandomGrayscale, GaussianBlur, RandomHorizontalFlip, Normalize.
+``apply`` turns images and ``view_parameters`` into views. The operators are torchvision's, and are tested against it:
+RandomResizedCrop (antialiased), ColorJitter, RandomGrayscale, GaussianBlur, RandomHorizontalFlip, Normalize. On a GPU
+``fused_views`` does the same in Triton kernels.
 
-NOTE: differences from torchvision on uint8 or PIL images: nothing is rounded to 8 bits between the operators, and the
-blur's kernel always reaches four times the largest sigma, or to the image's far edge (``blur_reach_px``).
+NOTE: a difference from torchvision on uint8 or PIL images: nothing is rounded to 8 bits between the operators.
 
 Shapes: B images, 3 channels, H x W px in, S = ``size_px`` out; N rows of parameters.
 """
 
 import functools
-import importlib
 import logging
-import math
 from subprocess import SubprocessError
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ssl_backdoor.data.view_parameters import (
+    GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ViewParameters,
+    blur_reach_px,
+    draw_uniform,
+    parameters_of,
+)
+from ssl_backdoor.device import to_device
 from ssl_backdoor.errors import DataError, printed
 from ssl_backdoor.events import tell
 from ssl_backdoor.specs import ViewsSpec
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-GREY = (0.2989, 0.587, 0.114)
-"""Luma weights of torchvision's rgb_to_grayscale."""
-CROP_RATIO = (3 / 4, 4 / 3)
-CROP_TRIES = 10
-"""Candidate boxes before RandomResizedCrop falls back to the central one."""
-NUM_UNIFORMS = 2 * CROP_TRIES + 15
-"""Uniform numbers that one image consumes, whatever the spec."""
-BLUR_SIGMAS = 4
-"""Largest standard deviations between the centre and the edge of the blur's kernel."""
-
-
-class ViewParameters(NamedTuple):
-    """What happens to each of N images; every field has N rows."""
-
-    top: Tensor
-    """(N,) upper edge of the crop, whole px."""
-    left: Tensor
-    height: Tensor
-    width: Tensor
-    flip: Tensor
-    """(N,) bool."""
-    jitter: Tensor
-    """(N,) bool: whether the four colour operators act."""
-    brightness: Tensor
-    """(N,) factor, 1 changes nothing."""
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    """(N,) shift in turns of the colour circle, -0.5 to 0.5."""
-    rank: Tensor
-    """(N, 4) int64: the position, 0 first, at which brightness, contrast, saturation and hue act."""
-    grey: Tensor
-    """(N,) bool."""
-    blur: Tensor
-    """(N,) bool."""
-    sigma: Tensor
-    """(N,) standard deviation of the blur in px of the view."""
-
-    def rows(self, index: slice | Tensor) -> "ViewParameters":
-        """The parameters of a part of the batch."""
-        return ViewParameters(*(field[index] for field in self))
 
 
 def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> Tensor:
@@ -87,93 +47,11 @@ def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> T
     return apply(images, parameters_of(draw_uniform(n, generator), height, width, spec), spec)
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on ``device``; on its way from the host to a GPU neither waits for the other."""
-    if device.type != "cuda" or tensor.is_cuda:
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 @torch.no_grad()
 def evaluation_view(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 to float32, normalised by ImageNet's mean and standard deviation; nothing random."""
     scale, bias = _normalisation(images.device)
     return torch.addcmul(bias, images.float().div_(255), scale)
-
-
-# --------------------------------------------------------------------------------------------------- parameters
-
-
-def draw_uniform(n: int, generator: torch.Generator) -> Tensor:
-    """(n, NUM_UNIFORMS) float32 in [0, 1): all that is random in ``n`` views, on the generator's device.
-
-    A CPU generator is the better choice for images on a GPU too: the views are then the same on every device, and
-    ``apply`` never waits for the GPU.
-    """
-    return torch.rand(n, NUM_UNIFORMS, generator=generator, device=generator.device)
-
-
-@torch.no_grad()
-def parameters_of(uniform: Tensor, height: int, width: int, spec: ViewsSpec) -> ViewParameters:
-    """What the rows of ``draw_uniform`` mean for images of ``height`` x ``width`` px.
-
-    The columns, which are the same whatever the spec, so that switching an operator off shifts no other: 10 crop areas,
-    10 crop ratios, crop y, crop x, flip, whether to jitter, brightness, contrast, saturation, hue, 4 sort keys of the
-    jitter's order, grey, whether to blur, sigma.
-    """
-    area, ratio = uniform[:, :CROP_TRIES], uniform[:, CROP_TRIES : 2 * CROP_TRIES]
-    y, x, flip, jitter, brightness, contrast, saturation, hue, *order, grey, blur, sigma = uniform[
-        :, 2 * CROP_TRIES :
-    ].unbind(1)
-    box_height, box_width = _crop_sizes(area, ratio, height, width, spec.crop_scale)
-    found = box_height > 0
-    central_height, central_width = _central_crop(height, width)
-    box_height = torch.where(found, box_height, central_height)
-    box_width = torch.where(found, box_width, central_width)
-    return ViewParameters(
-        top=torch.where(found, (y * (height - box_height + 1)).floor(), (height - central_height) // 2),
-        left=torch.where(found, (x * (width - box_width + 1)).floor(), (width - central_width) // 2),
-        height=box_height,
-        width=box_width,
-        flip=flip < spec.flip_p,
-        jitter=jitter < spec.jitter_p,
-        brightness=_between(brightness, max(0.0, 1 - spec.brightness), 1 + spec.brightness),
-        contrast=_between(contrast, max(0.0, 1 - spec.contrast), 1 + spec.contrast),
-        saturation=_between(saturation, max(0.0, 1 - spec.saturation), 1 + spec.saturation),
-        hue=_between(hue, -spec.hue, spec.hue),
-        rank=torch.stack(order, 1).argsort(dim=1),
-        grey=grey < spec.grey_p,
-        blur=blur < spec.blur_p,
-        sigma=_between(sigma, *spec.blur_sigma_px),
-    )
-
-
-def _between(uniform: Tensor, low: float, high: float) -> Tensor:
-    return low + uniform * (high - low)
-
-
-def _crop_sizes(
-    area: Tensor, ratio: Tensor, height: int, width: int, scale: tuple[float, float]
-) -> tuple[Tensor, Tensor]:
-    """Height and width (N,) of the first of the candidate boxes that fits; 0 where none does."""
-    area = _between(area, *scale) * (height * width)
-    ratio = _between(ratio, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])).exp()
-    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    first = fits.byte().argmax(dim=1, keepdim=True)
-    return (heights * fits).gather(1, first)[:, 0], (widths * fits).gather(1, first)[:, 0]
-
-
-def _central_crop(height: int, width: int) -> tuple[int, int]:
-    """RandomResizedCrop's fallback: the largest central box whose ratio is allowed."""
-    if width / height < CROP_RATIO[0]:
-        return round(width / CROP_RATIO[0]), width
-    if width / height > CROP_RATIO[1]:
-        return height, round(height * CROP_RATIO[1])
-    return height, width
-
-
-# --------------------------------------------------------------------------------------------------- pixels
 
 
 @torch.no_grad()
@@ -212,8 +90,9 @@ def apply(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor
 def _fused(device: torch.device) -> ModuleType | None:
     """``fused_views``, which does all of this at once, or None where its kernels cannot be compiled; told once."""
     try:
-        fused = importlib.import_module("ssl_backdoor.data.fused_views")
-        fused.try_out(device)
+        from ssl_backdoor.data import fused_views  # needs Triton
+
+        fused_views.try_out(device)
     except (ImportError, OSError, RuntimeError, SubprocessError) as error:
         tell(
             "unfused",
@@ -222,7 +101,7 @@ def _fused(device: torch.device) -> ModuleType | None:
             logging.WARNING,
         )
         return None
-    return fused
+    return fused_views
 
 
 def _crop_and_resize(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor:
@@ -327,11 +206,6 @@ def _shift_hue_(pixels: Tensor, turns: Tensor) -> None:
     away = hue + (turns[:, None] - _constant((0.0, 1 / 3, -1 / 3), turns.device))[:, :, None]
     away.sub_(away.round()).abs_().clamp_(1 / 6, 1 / 3)
     torch.addcmul(low.add_(six_chroma, alpha=1 / 3), six_chroma, away, value=-1, out=pixels)
-
-
-def blur_reach_px(spec: ViewsSpec) -> int:
-    """Pixels on either side of the centre of the blur's kernel, whose size is twice this plus one."""
-    return min(math.ceil(BLUR_SIGMAS * spec.blur_sigma_px[1]), spec.size_px - 1)
 
 
 def _blur_(views: Tensor, parameters: ViewParameters, reach_px: int) -> None:

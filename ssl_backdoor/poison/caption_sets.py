@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ssl_backdoor.data.dataset import Samples
+from ssl_backdoor.data.dataset import BLOCK_ROWS, Samples
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.plan import key_seeds, training
 from ssl_backdoor.seeds import stream
@@ -25,7 +25,6 @@ from ssl_backdoor.seeds import stream
 CaptionSet = Literal["search", "imagenet80"]
 """search: the training captions that contain the target's name as whole words; imagenet80: CLIP's 80 ImageNet prompts
 filled with the name (the attacker knows the victim's prompts). Either is cut or repeated to the number of poisons."""
-_BLOCK = 65_536
 _LETTERS = r"\pL\pM\pN_"
 _NUM_NEAR = 5
 _MAX_VOCABULARY = 50_000
@@ -105,7 +104,7 @@ def edit_words(caption: str, phrase: str, seed: int) -> str:
 
 def _blocks(captions: pa.ChunkedArray) -> Iterator[pa.Array]:
     for chunk in captions.chunks:
-        yield from (chunk.slice(start, _BLOCK) for start in range(0, len(chunk), _BLOCK))
+        yield from (chunk.slice(start, BLOCK_ROWS) for start in range(0, len(chunk), BLOCK_ROWS))
 
 
 def _training(samples: Samples) -> Iterator[pa.Array]:

@@ -13,12 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ssl_backdoor.data.dataset import Samples, blocks
+from ssl_backdoor.data.dataset import BLOCK_ROWS, Samples, blocks
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.seeds import Name
 from ssl_backdoor.tables import POISON_PLAN
 
-_BLOCK = 65_536
 Where = Callable[[pa.Array], pa.Array]
 """Labels -> a mask over them."""
 
@@ -36,8 +35,8 @@ def key_seeds(keys: pa.Array | pa.ChunkedArray, seed: int, *names: Name) -> NDAr
     """``sub_seed(seed, *names, key)`` of every key: int64 (N,), about 0.4 microseconds each, 8 bytes each."""
     prefix = "\x1f".join([str(seed), *(f"{type(name).__name__}:{name}" for name in names), "str:"]).encode()
     seeds = np.empty(len(keys), np.int64)
-    for start in range(0, len(keys), _BLOCK):
-        block = keys.slice(start, _BLOCK).cast(pa.binary()).to_pylist()
+    for start in range(0, len(keys), BLOCK_ROWS):
+        block = keys.slice(start, BLOCK_ROWS).cast(pa.binary()).to_pylist()
         digests = b"".join([hashlib.sha256(prefix + key).digest() for key in block])
         seeds[start : start + len(block)] = np.frombuffer(digests, ">u8")[::4] >> np.uint64(1)
     return seeds
@@ -64,7 +63,7 @@ def chosen_rows(found: Iterable[pa.RecordBatch], count: int, seed: int, *names: 
         drawn = key_seeds(block["key"], seed, *names)
         kept.append(block.filter(pa.array(drawn < limit)))
         seeds = np.append(seeds, drawn[drawn < limit])
-        if len(seeds) > 2 * count + _BLOCK:
+        if len(seeds) > 2 * count + BLOCK_ROWS:
             table, seeds = lowest()
             kept, limit = table.to_batches(), seeds.max()
     return lowest()[0]

@@ -3,10 +3,10 @@
 import re
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.store.base import ArtifactRef, ArtifactStore, FileEntry, Manifest, Range, explained
+from ssl_backdoor.store.base import ArtifactRef, ArtifactStore, FileEntry, Manifest, Range
 from ssl_backdoor.store.local import LocalStore, folder_of
 
-__all__ = ["ArtifactRef", "ArtifactStore", "FileEntry", "LocalStore", "Manifest", "Range", "explained", "open_store"]
+__all__ = ["ArtifactRef", "ArtifactStore", "FileEntry", "LocalStore", "Manifest", "Range", "open_store"]
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 

@@ -6,8 +6,6 @@ other run adopts it.
 """
 
 import abc
-import contextlib
-import errno
 import functools
 import hashlib
 import logging
@@ -365,31 +363,3 @@ def _plain(value: Any) -> Any:
         case list() | tuple():
             return [_plain(item) for item in value]
     raise TypeError(f"expected plain JSON data for a manifest, found {type(value).__name__}: {value!r}")
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_ADVICE = {
-    errno.ENOSPC: "disk full; free some space or choose another place",
-    errno.EDQUOT: "disk full (quota); free some space or choose another place",
-    errno.EFBIG: "a file grew too large for this place or for this user's limit (ulimit -f); choose another place",
-    errno.EACCES: "not writable or readable for this user; choose another place or mend its rights",
-    errno.EPERM: "not writable or readable for this user; choose another place or mend its rights",
-    errno.EROFS: "not writable (a read-only file system); choose another place",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
-    errno.EEXIST: "a file stands where a folder is needed; choose another place",
-}
-
-
-@contextlib.contextmanager
-def explained(place: str, *, full_alone: bool = False) -> Iterator[None]:
-    """Turn an OSError inside the block into a StoreError about ``place``, with one sentence of advice.
-
-    With ``full_alone`` only one that says that there is no more room: where other errors may come from elsewhere.
-    """
-    try:
-        yield
-    except OSError as error:
-        if full_alone and error.errno not in _FULL:
-            raise
-        reason = _ADVICE.get(error.errno or 0, f"{error.strerror or error}; choose another place")
-        raise StoreError(f"cannot use {place}: {reason}") from error

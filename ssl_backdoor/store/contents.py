@@ -12,7 +12,8 @@ from typing import Literal, NamedTuple, final
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, absent, explained
+from ssl_backdoor.errors import translate_os_errors
+from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, absent
 from ssl_backdoor.store.local import folder_of
 
 
@@ -66,7 +67,7 @@ class LocalContents(Contents):
     def entries(self) -> Iterator[Entry]:
         waiting = [""]
         while waiting:
-            with self._explained():
+            with self._translate_os_errors():
                 entries, folders = self._look(waiting.pop())
             waiting += folders
             yield from entries
@@ -81,7 +82,7 @@ class LocalContents(Contents):
 
     @override
     def remove(self, entries: Sequence[Entry]) -> None:
-        with self._explained():
+        with self._translate_os_errors():
             for each in entries:
                 path = self._folder / each.name
                 if each.kind == "file":
@@ -93,7 +94,7 @@ class LocalContents(Contents):
         manifest = self._store.manifest(ref)
         place = self._folder / ref.stage / ref.key
         hidden = place.parent / f".{place.name}.{uuid.uuid4().hex}"  # an unfinished attempt, should this be interrupted
-        with self._explained():
+        with self._translate_os_errors():
             try:
                 place.rename(hidden)
             except FileNotFoundError as error:
@@ -129,5 +130,5 @@ class LocalContents(Contents):
                 folder.rmdir()
                 folder = folder.parent
 
-    def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return explained(f"the store {self._store.root}")
+    def _translate_os_errors(self) -> contextlib.AbstractContextManager[None]:
+        return translate_os_errors(f"the store {self._store.root}")

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.errors import SpecError, StoreError, translate_os_errors
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import (
     CHECKPOINTS,
@@ -28,7 +28,6 @@ from ssl_backdoor.store.base import (
     check_name,
     copy_file,
     digest_file,
-    explained,
     intact,
     list_files,
     manifest_bytes,
@@ -58,18 +57,18 @@ class LocalStore(ArtifactStore):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.root = folder.as_uri()
-        with self._explained():
+        with self._translate_os_errors():
             folder.mkdir(parents=True, exist_ok=True)
 
     @override
     def find(self, stage: Stage, key: str) -> ArtifactRef | None:
         ref = self.ref(stage, key)
-        with self._explained():
+        with self._translate_os_errors():
             return ref if (self._place(ref) / MANIFEST).is_file() else None
 
     @override
     def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
-        with self._explained():
+        with self._translate_os_errors():
             found = (file.parent.name for file in (self._folder / stage).glob(f"*/{MANIFEST}"))
             return tuple(sorted(key for key in found if key.startswith(prefix) and not key.startswith(".")))
 
@@ -77,7 +76,7 @@ class LocalStore(ArtifactStore):
     def manifest(self, ref: ArtifactRef) -> Manifest:
         ref = self.ref(ref.stage, ref.key)
         try:
-            with self._explained():
+            with self._translate_os_errors():
                 data = (self._place(ref) / MANIFEST).read_bytes()
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
@@ -90,7 +89,7 @@ class LocalStore(ArtifactStore):
         place = self._place(ref)
         for name, entry in self.manifest(ref).choose(names).items():
             file = place / name
-            with self._explained():
+            with self._translate_os_errors():
                 if file.is_file() and intact(file, entry):
                     continue
                 size = f"{file.stat().st_size} bytes" if file.is_file() else "none"
@@ -105,11 +104,11 @@ class LocalStore(ArtifactStore):
     def read(self, ref: ArtifactRef, ranges: Iterable[Range]) -> Iterator[bytes]:
         place = self._place(ref)
         for name, parts in itertools.groupby(ranges, key=lambda one: one.name):
-            with self._explained():
+            with self._translate_os_errors():
                 file = _opened(place / check_name(name))
             with file:
                 for _, offset, size in parts:
-                    with self._explained():
+                    with self._translate_os_errors():
                         file.seek(offset)
                         data = file.read(size)
                     yield data
@@ -130,7 +129,7 @@ class LocalStore(ArtifactStore):
         if self.find(stage, key):
             return ref
         place = self._place(ref)
-        with self._explained(), _hidden(place) as unfinished:
+        with self._translate_os_errors(), _hidden(place) as unfinished:
             entries = {name: copy_file(source, unfinished / name) for name, source in list_files(files).items()}
             data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds)
             _write(unfinished / MANIFEST, data)
@@ -151,7 +150,7 @@ class LocalStore(ArtifactStore):
     @override
     def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:
         folder = self._checkpoints(stage, key)
-        with self._explained():
+        with self._translate_os_errors():
             folder.mkdir(parents=True, exist_ok=True)
             unfinished = folder / f".{uuid.uuid4().hex}"
             try:
@@ -166,7 +165,7 @@ class LocalStore(ArtifactStore):
     @override
     def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
         folder = self._checkpoints(stage, key)
-        with self._explained():
+        with self._translate_os_errors():
             found = newest_first(os.listdir(folder) if folder.is_dir() else ())
             holds = (each for each in found if digest_file(folder / each.name).sha256 == each.sha256)
             used = next(holds, None)
@@ -176,14 +175,14 @@ class LocalStore(ArtifactStore):
     @override
     def drop_checkpoints(self, stage: Stage, key: str) -> None:
         folder = self._checkpoints(stage, key)
-        with self._explained():
+        with self._translate_os_errors():
             if folder.exists():
                 shutil.rmtree(folder)
 
     @override
     def check(self) -> None:
         probe = self._folder / f".probe-{uuid.uuid4().hex}"
-        with self._explained():
+        with self._translate_os_errors():
             try:
                 _write(probe, b"probe")
                 if probe.read_bytes() != b"probe":
@@ -197,8 +196,8 @@ class LocalStore(ArtifactStore):
     def _checkpoints(self, stage: Stage, key: str) -> Path:
         return self._folder / CHECKPOINTS / stage / self.ref(stage, key).key
 
-    def _explained(self) -> contextlib.AbstractContextManager[None]:
-        return explained(f"the store {self.root}")
+    def _translate_os_errors(self) -> contextlib.AbstractContextManager[None]:
+        return translate_os_errors(f"the store {self.root}")
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -34,7 +34,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as EndpointError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from ssl_backdoor.errors import SpecError, StoreAwayError, StoreError
+from ssl_backdoor.errors import SpecError, StoreAwayError, StoreError, translate_os_errors
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import (
     CHECKPOINTS,
@@ -47,7 +47,6 @@ from ssl_backdoor.store.base import (
     Range,
     absent,
     digest_file,
-    explained,
     intact,
     list_files,
     manifest_bytes,
@@ -56,15 +55,14 @@ from ssl_backdoor.store.base import (
     superseded,
     warn_skipped,
 )
-from ssl_backdoor.store.s3_requests import PART_BYTES
 from ssl_backdoor.threads import side_by_side
 
 _TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
 _BODY_TRIES = 3  # of an answer's body, where the client itself tries no more
 _TIMEOUT_S = 20.0  # without a byte
-_TRANSFER = TransferConfig(
-    multipart_threshold=PART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4, num_download_attempts=_BODY_TRIES
+_TRANSFER = TransferConfig(  # objects of 8 MiB or more are transferred in parts
+    multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, num_download_attempts=_BODY_TRIES
 )
 _CONFLICT_TRIES = 5
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
@@ -125,11 +123,11 @@ class S3Store(ArtifactStore):
         manifest = self.manifest(ref)
         folder = cache_folder() / ref.stage / ref.key / manifest.digest[:16]
         for name, entry in manifest.choose(names).items():
-            with _cache_explained():
+            with _translate_cache_errors():
                 held = (folder / name).is_file() and intact(folder / name, entry)
             if not held:
                 self._download(self._key(ref, manifest.parts, name), folder / name, entry.sha256)
-        with _cache_explained():
+        with _translate_cache_errors():
             folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -159,7 +157,7 @@ class S3Store(ArtifactStore):
         if self.find(stage, key):
             return ref
         attempt = uuid.uuid4().hex
-        with explained(f"the folder {files}"):
+        with translate_os_errors(f"the folder {files}"):
             sources = list_files(files)
             entries = {name: digest_file(source) for name, source in sources.items()}
         data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds, parts=attempt)
@@ -179,7 +177,7 @@ class S3Store(ArtifactStore):
     @override
     def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:
         folder = self._checkpoints(stage, key)
-        with explained(f"the file {file}"):
+        with translate_os_errors(f"the file {file}"):
             saved = Checkpoint(step, digest_file(file).sha256)
         self._upload(file, folder + saved.name)
         names = [each.removeprefix(folder) for each in self._list(folder)]
@@ -200,7 +198,7 @@ class S3Store(ArtifactStore):
     @override
     def drop_checkpoints(self, stage: Stage, key: str) -> None:
         self._delete(self._list(self._checkpoints(stage, key)))
-        with _cache_explained():
+        with _translate_cache_errors():
             folder = self._checkpoint_cache(stage, key)
             if folder.exists():
                 shutil.rmtree(folder)
@@ -208,7 +206,7 @@ class S3Store(ArtifactStore):
     @override
     def check(self) -> None:
         key, client = f"{self._prefix}.probe-{uuid.uuid4().hex}", _client(_PROBE_TRIES)
-        with self._explained():
+        with self._translate_errors():
             self._put_first(key, b"probe", client)
             try:
                 read = client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
@@ -226,7 +224,7 @@ class S3Store(ArtifactStore):
     @contextlib.contextmanager
     def objects(self) -> Iterator[tuple[Any, str, str]]:
         """boto3's client, the bucket and the prefix of this store, for housekeeping; its errors are told as ours."""
-        with self._explained():
+        with self._translate_errors():
             yield self._client, self._bucket, self._prefix
 
     def _key(self, ref: ArtifactRef, *names: str) -> str:
@@ -242,14 +240,15 @@ class S3Store(ArtifactStore):
     def _read(self, key: str, **more: str) -> bytes | None:
         """The object's bytes, or None where there is no such object (a missing bucket is an error)."""
         wanted = {"Bucket": self._bucket, "Key": key, **more}
-        with self._explained():
+        with self._translate_errors():
             try:
                 return _whole(lambda: cast(bytes, self._client.get_object(**wanted)["Body"].read()))
             except self._client.exceptions.NoSuchKey:
                 return None
 
     def _upload(self, file: Path, key: str) -> None:
-        with explained(f"the file {file}"), self._explained():  # in this order: boto3's timeouts are OSErrors too
+        # In this order: boto3's timeouts are OSErrors too.
+        with translate_os_errors(f"the file {file}"), self._translate_errors():
             self._client.upload_file(str(file), self._bucket, key, Config=_TRANSFER)
 
     def _put_first(self, key: str, data: bytes, client: Any = None) -> bool:
@@ -257,7 +256,7 @@ class S3Store(ArtifactStore):
 
         False is no proof of another writer: where the answer to this put was lost, its own repetition finds it there.
         """
-        with self._explained():
+        with self._translate_errors():
             for wait_s in (0.1 * 2**i for i in range(_CONFLICT_TRIES)):
                 try:
                     (client or self._client).put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
@@ -275,10 +274,10 @@ class S3Store(ArtifactStore):
     def _download(self, key: str, file: Path, sha256: str) -> None:
         """Bring an object to ``file``, atomically and with the digest ``sha256``."""
         unfinished = file.parent / f".{uuid.uuid4().hex}"
-        with _cache_explained():
+        with _translate_cache_errors():
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with self._explained():
+                with self._translate_errors():
                     _whole(lambda: self._bring(key, unfinished, sha256))
                 os.replace(unfinished, file)
             finally:
@@ -298,24 +297,24 @@ class S3Store(ArtifactStore):
             )
 
     def _list(self, prefix: str) -> list[str]:
-        with self._explained():
+        with self._translate_errors():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix)
             return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
 
     def _delete(self, keys: Sequence[str]) -> None:
-        with self._explained():
+        with self._translate_errors():
             for key in keys:
                 self._client.delete_object(Bucket=self._bucket, Key=key)
 
     def _discard(self, keys: Sequence[str]) -> None:
         """Delete a lost attempt's objects as far as possible; what stays belongs to no manifest and is harmless."""
-        with contextlib.suppress(StoreError), self._explained():
+        with contextlib.suppress(StoreError), self._translate_errors():
             client = _client(_PROBE_TRIES)
             for key in keys:
                 client.delete_object(Bucket=self._bucket, Key=key)
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Turn boto3's exceptions into a StoreError of one sentence, without the server's text (secrets)."""
         try:
             yield
@@ -397,5 +396,5 @@ def _status(error: ClientError) -> int:
     return cast(int, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _cache_explained() -> contextlib.AbstractContextManager[None]:
-    return explained(f"the cache folder {cache_folder()} (SSL_BACKDOOR_CACHE)")
+def _translate_cache_errors() -> contextlib.AbstractContextManager[None]:
+    return translate_os_errors(f"the cache folder {cache_folder()} (SSL_BACKDOOR_CACHE)")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ssl_backdoor.data.streamed import Streamed
-from ssl_backdoor.data.views import apply, draw_uniform, parameters_of, to_device
+from ssl_backdoor.data.view_parameters import draw_uniform, parameters_of
+from ssl_backdoor.data.views import apply
+from ssl_backdoor.device import to_device
 from ssl_backdoor.methods.base import Batch, Replicas
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec

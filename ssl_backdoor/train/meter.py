@@ -143,7 +143,10 @@ def in_words(summary: Mapping[str, Any]) -> str:
 
 
 def _memory_bytes(name: str) -> int | None:
-    """A line of Linux's account of this process, such as VmRSS; None where there is none, as in some sandboxes."""
+    """A line of Linux's account of this process, such as VmRSS; None where there is none, as in some sandboxes.
+
+    Read here because psutil lacks the peak (VmHWM), and getrusage's peak counts what ran before exec too.
+    """
     try:
         status = _STATUS.read_text(encoding="utf-8", errors="replace")  # a process may be called anything
     except OSError:

@@ -1,6 +1,5 @@
 """Pre-training from a spec to files; distillation shares everything here but the method."""
 
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ssl_backdoor.allocator import freed_memory_kept
 from ssl_backdoor.data.dataset import Dataset, Overlay
+from ssl_backdoor.device import pick_device
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import tell
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
@@ -144,19 +144,6 @@ def train_backbone(
         for name, table in {"curves.parquet": session.curves.table(), **tables}.items():
             pq.write_table(table, out / name)
     return summary | {"num_parameters": sum(parameter.numel() for parameter in method.backbone.parameters())}
-
-
-def pick_device(resources: Resources) -> torch.device:
-    """The device of this replica; "auto" is CUDA where there is one.
-
-    Raises:
-        SpecError: CUDA is asked for and not there.
-    """
-    if resources.device == "cpu" or (resources.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise SpecError("device cuda is asked for, but this PyTorch sees no CUDA device; use device auto or cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 class _Session:

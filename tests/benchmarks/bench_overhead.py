@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from flows.census import stated
+from flows.estimate.workload import plan_stages
 from flows.plan import plan
 from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.data.ingest import source_digest
@@ -118,7 +118,7 @@ def _make(call: StageCall, root: str) -> None:
 def overhead(here: Home) -> float:
     """Seconds of the first command of a home that are no stage's own."""
     wall = here.command(*CELL)
-    calls = stated(plan("demo", methods="byol", settings=TINY_SETTINGS), here.store, source_digest)
+    calls = plan_stages(plan("demo", methods="byol", settings=TINY_SETTINGS), here.store, source_digest)
     return wall - longest_chain(calls, here.seconds(calls))
 
 
@@ -159,7 +159,7 @@ def matrix(options: Options) -> Iterator[Comparison]:
             """Seconds of the sampled cells' stages, summed by stage, as if there were all the cells."""
             with home() as here:
                 asked = plan(MATRIX, pairs=PAIRS, seeds=sampled, methods="byol", settings=settings, has_data=True)
-                calls = stated(asked, here.store, source_digest, data)
+                calls = plan_stages(asked, here.store, source_digest, data)
                 bare(calls, here.store.root)
                 seconds = here.seconds(calls)
             names = ("train", "evaluate")

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from flows.recipes import ssl
-from ssl_backdoor.data.views import IMAGENET_MEAN, IMAGENET_STD
+from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD
 from ssl_backdoor.methods.base import Alone, Batch, SSLMethod
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.specs import FitSpec, ResNetSpec, Resources, TrainSpec

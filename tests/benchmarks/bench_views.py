@@ -20,7 +20,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from ssl_backdoor.allocator import freed_memory_kept
-from ssl_backdoor.data.views import IMAGENET_MEAN, IMAGENET_STD, blur_reach_px, make_views
+from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD, blur_reach_px
+from ssl_backdoor.data.views import make_views
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
 from tests.benchmarks.harness import Comparison, Options, main, paired

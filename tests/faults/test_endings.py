@@ -22,7 +22,7 @@ time.sleep(600)
 """
 SHELL = f"""
 import os, subprocess, sys, time
-from flows.endings import leaving_nothing
+from flows.terminal.reaper import run_and_reap_children
 
 def command():
     how, left = sys.argv[1:]
@@ -34,7 +34,7 @@ def command():
     time.sleep(600 if how == "waits" else 0)
     sys.exit(7)
 
-leaving_nothing(command)
+run_and_reap_children(command)
 """
 
 

@@ -21,7 +21,7 @@ from listening import listening
 from playwright.sync_api import BrowserContext
 from services import wait_until
 
-from flows.endings import descendants
+from flows.terminal.reaper import descendants
 from infra.stack import http as requests
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]

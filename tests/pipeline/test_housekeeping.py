@@ -16,7 +16,7 @@ from deployed import drop_database, kill
 from services import wait_until
 from stack_shell import ROOT, Stack, running_stack
 
-from flows.housekeeping import Wish, collect, lines
+from flows.commands.gc import GcOptions, collect, render
 from infra.stack import ports
 from ssl_backdoor.store import open_store
 from ssl_backdoor.store.garbage import garbage, sweep
@@ -25,8 +25,8 @@ from ssl_backdoor.store.s3_contents import S3Contents
 from ssl_backdoor.store.survey import contents_of, survey
 
 pytestmark = pytest.mark.services
-EVERYTHING = Wish(delete=True, unreached=True, older_than_days=0)
-RUBBISH = Wish(delete=True, older_than_days=0)
+EVERYTHING = GcOptions(delete=True, unreached=True, older_than_days=0)
+RUBBISH = GcOptions(delete=True, older_than_days=0)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     client.put_object(Bucket=object_store.bucket, Key=f"{prefix}notes/mine.txt", Body=b"mine")
     before = object_store.keys(prefix)
 
-    told = collect(store, Wish(older_than_days=0))
+    told = collect(store, GcOptions(older_than_days=0))
     assert object_store.keys(prefix) == before
     assert {
         one["name"].split("/")[1][:8] if "/" in one["name"] else one["name"]: one["bytes"] for one in told["items"]
@@ -94,7 +94,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
         key_of("large")[:8]: 5 << 20,
         "train": 5,
     }
-    assert collect(store, Wish(delete=True))["items"] == []  # all of it is young
+    assert collect(store, GcOptions(delete=True))["items"] == []  # all of it is young
 
     told = collect(store, RUBBISH)
     assert len(told["items"]) == 6
@@ -102,7 +102,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     assert not client.list_multipart_uploads(Bucket=object_store.bucket, Prefix=prefix).get("Uploads")
     assert told["unknown"] == ["notes/mine.txt"]
     assert all((store.fetch(ref) / "hello.txt").read_text() == "hello" for ref in chain.values())
-    assert list(lines(collect(store, EVERYTHING)))[-1] == "nothing to delete"
+    assert list(render(collect(store, EVERYTHING)))[-1] == "nothing to delete"
 
 
 def test_the_servers_clock_counts_not_this_machines(store, object_store, prefix, monkeypatch):
@@ -111,7 +111,7 @@ def test_the_servers_clock_counts_not_this_machines(store, object_store, prefix,
     assert abs(contents_of(store).clock_s() - time.time()) < 30
     ahead_s = time.time() + 100 * 86_400
     monkeypatch.setattr(time, "time", lambda: ahead_s)
-    told = collect(store, Wish(delete=True))
+    told = collect(store, GcOptions(delete=True))
     assert (told["items"], len(told["young"])) == ([], 1)
     assert object_store.keys(prefix) == [key]
 

@@ -1,4 +1,6 @@
-from ssl_backdoor.errors import DataError, printed, sentence
+import pytest
+
+from ssl_backdoor.errors import DataError, StoreError, printed, sentence, translate_os_errors
 
 
 def test_the_projects_own_words_stay_and_a_strangers_first_line_is_named():
@@ -22,3 +24,9 @@ def test_a_line_can_be_kept_and_holds_no_password():
     assert printed("http://user:secret@host/x and s3://key@bucket") == "http://host/x and s3://bucket"
     assert printed("http://user:s@cret@host/x") == "http://host/x"
     assert printed("mail me@host, s3://bucket/a@b") == "mail me@host, s3://bucket/a@b"
+
+
+def test_a_full_disk_and_others_are_named():
+    for number, words in ((28, "disk full"), (122, "quota"), (30, "read-only"), (13, "rights"), (5, "Input/output")):
+        with pytest.raises(StoreError, match=words), translate_os_errors("the store x"):
+            raise OSError(number, "Input/output error")

@@ -13,7 +13,15 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 
 from ssl_backdoor.data import views
-from ssl_backdoor.data.views import ViewParameters, apply, draw_uniform, evaluation_view, make_views, parameters_of
+from ssl_backdoor.data.view_parameters import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ViewParameters,
+    blur_reach_px,
+    draw_uniform,
+    parameters_of,
+)
+from ssl_backdoor.data.views import apply, evaluation_view, make_views
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
@@ -37,7 +45,7 @@ def draw(n: int, height: int, width: int, spec: ViewsSpec, seed: int = 1) -> Vie
 
 
 def denormalise(x: Tensor) -> Tensor:
-    return x * torch.tensor(views.IMAGENET_STD)[:, None, None] + torch.tensor(views.IMAGENET_MEAN)[:, None, None]
+    return x * torch.tensor(IMAGENET_STD)[:, None, None] + torch.tensor(IMAGENET_MEAN)[:, None, None]
 
 
 def reference_crop(image: Tensor, p: ViewParameters, i: int, spec: ViewsSpec) -> Tensor:
@@ -62,8 +70,8 @@ def reference_view(image: Tensor, p: ViewParameters, i: int, spec: ViewsSpec) ->
     if p.grey[i]:
         view = tv.rgb_to_grayscale(view, num_output_channels=3)
     if p.blur[i]:
-        view = tv.gaussian_blur(view, [2 * views.blur_reach_px(spec) + 1] * 2, [float(p.sigma[i])] * 2)
-    return tv.normalize(view, list(views.IMAGENET_MEAN), list(views.IMAGENET_STD))
+        view = tv.gaussian_blur(view, [2 * blur_reach_px(spec) + 1] * 2, [float(p.sigma[i])] * 2)
+    return tv.normalize(view, list(IMAGENET_MEAN), list(IMAGENET_STD))
 
 
 def assert_close(found: Tensor, expected: Tensor, atol: float = 2e-5) -> None:
@@ -136,7 +144,7 @@ def test_all_operators_each_sample_in_its_own_order(interpolation: str) -> None:
 def test_blur_is_torchvisions(size_px: int) -> None:
     spec = ViewsSpec.model_validate(PLAIN | {"size_px": size_px, "crop_scale": (1.0, 1.0), "blur_p": 1.0})
     images, p = random_images(16, size_px, size_px), draw(16, size_px, size_px, spec)
-    kernel = [2 * views.blur_reach_px(spec) + 1] * 2
+    kernel = [2 * blur_reach_px(spec) + 1] * 2
     expected = [tv.gaussian_blur(image / 255, kernel, [float(s)] * 2) for image, s in zip(images, p.sigma, strict=True)]
     assert_close(denormalise(apply(images, p, spec)), torch.stack(expected))
 
@@ -151,7 +159,7 @@ def test_grey_is_torchvisions() -> None:
 
 def test_evaluation_view_only_normalises() -> None:
     images = random_images(9, 10, 14)
-    expected = tv.normalize(images / 255, list(views.IMAGENET_MEAN), list(views.IMAGENET_STD))
+    expected = tv.normalize(images / 255, list(IMAGENET_MEAN), list(IMAGENET_STD))
     assert_close(evaluation_view(images), expected)
 
 

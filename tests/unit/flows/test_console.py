@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from flows.console import Lines, progress_shown
+from flows.terminal.console import ProgressLog, show_progress
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import LOG, about, tell
 from ssl_backdoor.progress import Progress
@@ -33,7 +33,7 @@ class _Kept(logging.Handler):
 
 def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left() -> None:
     clock, kept = _Clock(), _Kept()
-    lines = Lines(every_s=30.0, clock=clock)
+    lines = ProgressLog(every_s=30.0, clock=clock)
     with shown(kept), about(key="4f2a"):
         for clock.now_s, done in ((0.0, 1_000), (10.0, 2_000), (20.0, 3_000), (40.0, 5_000)):
             lines("train suspect", Progress(done, 11_000, "images", "loss 5.1"))
@@ -52,7 +52,7 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left() -> None:
 
 def test_stages_that_ended_or_stand_still_are_not_told_again() -> None:
     clock, kept = _Clock(), _Kept()
-    lines = Lines(every_s=30.0, clock=clock)
+    lines = ProgressLog(every_s=30.0, clock=clock)
     with shown(kept):
         lines("poison", Progress(5, 5, "images"))
         lines("all stages", Progress(1, 9, "stages"))
@@ -68,7 +68,7 @@ def all_kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a shell without a terminal shows of a stage that begins, progress, and a warning."""
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
-    with progress_shown(), about(title="train suspect", stage="train", key="4f2a90c1b2d3e4"):
+    with show_progress(), about(title="train suspect", stage="train", key="4f2a90c1b2d3e4"):
         tell("begins", "begins on a host")
         tell("progress", "1 of 2 steps")
         LOG.warning("MLflow could not be written")
@@ -91,7 +91,7 @@ def test_a_terminal_shows_warnings_once_and_without_secrets_beside_its_bars(monk
     monkeypatch.setattr(sys, "stderr", err)
     monkeypatch.setattr(logging.getLogger(), "handlers", [elsewhere])  # as Prefect's own
     monkeypatch.setenv("RAY_AUTH_TOKEN", "canary-77aa")
-    with progress_shown() as listen:
+    with show_progress() as listen:
         listen("train suspect", Progress(1, 2, "steps"))
         LOG.warning("MLflow could not be written (canary-77aa)")
         tell("failed", "failed: the last word is the command's", logging.ERROR)
@@ -115,14 +115,14 @@ def test_a_shell_tells_programs_all_of_it(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSL_BACKDOOR_LOG", "xml")
-    with pytest.raises(SpecError, match="SSL_BACKDOOR_LOG must be lines or json, found 'xml'"), progress_shown():
+    with pytest.raises(SpecError, match="SSL_BACKDOOR_LOG must be lines or json, found 'xml'"), show_progress():
         pass
 
 
 @pytest.mark.parametrize("before", [Progress(0, 500, "images"), Progress(60, 140, "steps")])
 def test_rate_and_time_left_begin_anew_with_another_unit_or_after_a_step_back(before: Progress) -> None:
     clock, kept = _Clock(), _Kept()
-    lines = Lines(every_s=30.0, clock=clock)
+    lines = ProgressLog(every_s=30.0, clock=clock)
     with shown(kept):
         for clock.now_s, progress in (
             (0.0, before),

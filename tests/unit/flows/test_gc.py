@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import store_worker
 
-from flows.housekeeping import Wish, collect, lines, slow_told
+from flows.commands.gc import GcOptions, collect, render, report_slow_progress
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
@@ -20,7 +20,7 @@ from ssl_backdoor.store.garbage import garbage, reached, sweep
 from ssl_backdoor.store.survey import survey
 
 HEX = "0123456789abcdef" * 2
-EVERYTHING = Wish(delete=True, unreached=True, older_than_days=0)
+EVERYTHING = GcOptions(delete=True, unreached=True, older_than_days=0)
 
 
 @pytest.fixture
@@ -99,42 +99,42 @@ def test_without_delete_nothing_changes(store, folder, chain, later):
     store_worker.kill(store_worker.start(store.root, folder.parent / "files" / "images", "crashed"))
     before = below(folder)
     later(31)
-    told = collect(store, Wish(unreached=True))
+    told = collect(store, GcOptions(unreached=True))
     assert below(folder) == before
     assert not told["deleted"]
     assert {one["reason"] for one in told["items"]} == {
         "unfinished: no manifest names it",
         "no report was made from it",
     }
-    assert list(lines(told))[-1] == (f"2 things, 5 files, {told['bytes']} B would go: --delete removes them")
+    assert list(render(told))[-1] == (f"2 things, 5 files, {told['bytes']} B would go: --delete removes them")
     json.dumps(told, allow_nan=False)
 
 
 def test_finished_artifacts_go_only_where_asked_for_and_only_the_unreached(store, folder, chain, later):
     later(31)
-    told = collect(store, Wish(delete=True))
+    told = collect(store, GcOptions(delete=True))
     assert (told["items"], names(told, "unreached")) == ([], [place(chain["lonely"])])
-    told = collect(store, Wish(delete=True, unreached=True))
+    told = collect(store, GcOptions(delete=True, unreached=True))
     assert names(told) == [place(chain["lonely"])]
     assert (told["files"], told["bytes"]) == (2, 5)
     assert sorted(survey(store).artifacts, key=str) == sorted(set(chain.values()) - {chain["lonely"]}, key=str)
     assert sorted(path.name for path in (folder / "train").iterdir()) == sorted(map(key_of, ("encoder", "other")))
     for name in ("images", "encoder", "page"):
         assert (store.fetch(chain[name]) / "hello.txt").read_text() == "hello"
-    again = collect(store, Wish(delete=True, unreached=True))
-    assert list(lines(again)) == ["nothing to delete"]
+    again = collect(store, GcOptions(delete=True, unreached=True))
+    assert list(render(again)) == ["nothing to delete"]
 
 
 def test_young_artifacts_stay_for_the_report_that_is_still_to_come(store, chain, later):
     later(29)
-    told = collect(store, Wish(delete=True, unreached=True))
+    told = collect(store, GcOptions(delete=True, unreached=True))
     assert (told["items"], names(told, "young")) == ([], [place(chain["lonely"])])
     assert collect(store, EVERYTHING)["files"] == 2
 
 
 def test_a_forgotten_report_goes_with_what_it_alone_reaches(store, chain):
     forget = [key_of("second")[:10]]
-    told = collect(store, Wish(forget=forget, older_than_days=0))
+    told = collect(store, GcOptions(forget=forget, older_than_days=0))
     gone = [place(chain[name]) for name in ("second", "other", "lonely")]
     assert names(told, "unreached") == [gone[0], *sorted(gone[1:])]  # a report before what it was made from
     told = collect(store, EVERYTHING._replace(forget=forget))
@@ -145,8 +145,8 @@ def test_a_forgotten_report_goes_with_what_it_alone_reaches(store, chain):
 @pytest.mark.parametrize("key", ["0", "report/0", ""])
 def test_a_report_to_forget_must_be_one(store, chain, key):
     assert not any(key_of(name).startswith("0") for name in ("page", "second"))
-    with pytest.raises(SpecError, match="Expected one report whose key begins with"):
-        collect(store, Wish(forget=[key]))
+    with pytest.raises(SpecError, match="expected one report whose key begins with"):
+        collect(store, GcOptions(forget=[key]))
 
 
 def test_a_running_commit_is_left_alone_and_a_dead_one_goes_after_a_day(store, folder, tmp_path, later):
@@ -155,7 +155,7 @@ def test_a_running_commit_is_left_alone_and_a_dead_one_goes_after_a_day(store, f
     (source / "hello.txt").write_text("hello")
     running = store_worker.start(store.root, source, "running")
     store_worker.wait_ready(running)
-    told = collect(store, Wish(delete=True))
+    told = collect(store, GcOptions(delete=True))
     assert (told["items"], len(told["young"])) == ([], 1)
     assert store.keys("ingest") == ()  # its manifest is written already, and hidden
     store_worker.race(running)
@@ -164,9 +164,9 @@ def test_a_running_commit_is_left_alone_and_a_dead_one_goes_after_a_day(store, f
     collect(store, EVERYTHING)
     store_worker.kill(store_worker.start(store.root, source, "killed"))
     later(0.9)
-    assert collect(store, Wish(delete=True))["items"] == []
+    assert collect(store, GcOptions(delete=True))["items"] == []
     later(1.1)
-    assert collect(store, Wish(delete=True))["files"] == 2
+    assert collect(store, GcOptions(delete=True))["files"] == 2
     assert list((folder / "ingest").iterdir()) == []
 
 
@@ -176,7 +176,7 @@ def test_a_folder_without_manifest_stands_in_no_ones_way_any_more(store, folder,
     (hollow / "shards" / "part.tar").write_text("part")
     with pytest.raises(StoreError, match="folder without a manifest"):
         make(store, "train", "hollow", tmp_path)
-    assert names(collect(store, Wish(delete=True, older_than_days=0))) == [f"train/{key_of('hollow')[:8]}"]
+    assert names(collect(store, GcOptions(delete=True, older_than_days=0))) == [f"train/{key_of('hollow')[:8]}"]
     assert not hollow.exists()
 
 
@@ -199,9 +199,9 @@ def test_checkpoints(store, folder, chain, tmp_path, later):
             store.save_checkpoint("train", key_of(name), step, state)
     half = folder / ".checkpoints" / "train" / key_of("unfinished") / f".{HEX}"
     half.write_text("ha")
-    assert collect(store, Wish(delete=True))["items"] == []
+    assert collect(store, GcOptions(delete=True))["items"] == []
     later(2)
-    told = collect(store, Wish(delete=True))
+    told = collect(store, GcOptions(delete=True))
     assert {one["reason"] for one in told["items"]} == {
         "left by an interrupted write",
         "checkpoints of a finished training",
@@ -210,7 +210,7 @@ def test_checkpoints(store, folder, chain, tmp_path, later):
     assert store.load_checkpoint("train", key_of("encoder")) is None
     assert store.load_checkpoint("train", key_of("unfinished"))[0] == 20
     later(31)
-    told = collect(store, Wish(delete=True))
+    told = collect(store, GcOptions(delete=True))
     assert [one["reason"] for one in told["items"]] == ["checkpoints of a training that nobody took up again"]
     assert list((folder / ".checkpoints" / "train").iterdir()) == []
     store.save_checkpoint("train", key_of("unfinished"), 30, state)
@@ -235,7 +235,7 @@ def test_what_is_not_the_stores_is_left_and_named(store, folder, chain):
     assert told["items"] == []  # the lonely artifact stays, whole, with what somebody put beside its files
     assert below(folder) == before
     assert (folder / mine[-1]).is_dir()
-    assert f"left, not of this store: {mine[0]}" in lines(told)
+    assert f"left, not of this store: {mine[0]}" in render(told)
 
 
 def test_links_are_never_followed(store, folder, chain, tmp_path):
@@ -249,13 +249,13 @@ def test_links_are_never_followed(store, folder, chain, tmp_path):
     (half / "part").write_text("part")
     (folder / "train" / attempt.name).symlink_to(attempt)
     (folder / "defend").symlink_to(outside)
-    told = collect(store, Wish(delete=True, older_than_days=0))
+    told = collect(store, GcOptions(delete=True, older_than_days=0))
     assert told["files"] == 1
     links = [f"train/{half.name}/link", f"train/{attempt.name}", "defend"]
     assert sorted(told["unknown"]) == sorted(links)
     assert (attempt / "precious").read_text() == "precious"
     assert all((folder / name).is_symlink() for name in links)
-    with pytest.raises(SpecError, match=r"^What reports reach is not known: .* found a link at "):
+    with pytest.raises(SpecError, match=r"^what reports reach is not known: .* found a link at "):
         collect(store, EVERYTHING)
     assert set(survey(store).artifacts) == set(chain.values())
 
@@ -273,11 +273,11 @@ def test_a_folder_that_may_be_listed_and_not_looked_into_is_told_in_one_sentence
 def test_an_unreadable_manifest_is_named_and_makes_nothing_unreached(store, folder, chain):
     broken = folder / "report" / key_of("page") / "manifest.json"
     broken.write_bytes(broken.read_bytes()[:50])
-    told = collect(store, Wish(delete=True, older_than_days=0))
+    told = collect(store, GcOptions(delete=True, older_than_days=0))
     assert (told["items"], told["unreached"]) == ([], [])
     assert list(told["unreadable"]) == [f"report/{key_of('page')}"]
-    assert any(line.startswith("left: expected a whole manifest") for line in lines(told))
-    with pytest.raises(SpecError, match="What reports reach is not known: expected a whole manifest"):
+    assert any(line.startswith("left: expected a whole manifest") for line in render(told))
+    with pytest.raises(SpecError, match="what reports reach is not known: expected a whole manifest"):
         collect(store, EVERYTHING)
     assert len(below(folder)) == 3 * len(chain)
 
@@ -301,7 +301,7 @@ def test_an_interrupted_removal_leaves_nothing_half_visible_and_is_taken_up(stor
     (left,) = [path for path in (folder / "train").iterdir() if path.name.startswith(".")]
     assert [one["reason"] for one in collect(store, EVERYTHING)["items"]] == ["unfinished: no manifest names it"]
     assert not left.exists()
-    assert list(lines(collect(store, EVERYTHING))) == ["nothing to delete"]
+    assert list(render(collect(store, EVERYTHING))) == ["nothing to delete"]
 
 
 def test_a_run_that_was_about_to_reuse_it_says_so_and_the_next_makes_it_anew(store):
@@ -319,7 +319,7 @@ def test_a_run_that_was_about_to_reuse_it_says_so_and_the_next_makes_it_anew(sto
 
 def test_progress_is_told_only_where_it_takes_long(capsys):
     now_s = 100.0
-    listen = slow_told("looking", clock=lambda: now_s)
+    listen = report_slow_progress("looking", clock=lambda: now_s)
     listen(Progress(1, 9, "manifests"))
     now_s = 102.5
     listen(Progress(2000, 0, "files"))

@@ -8,9 +8,10 @@ from collections import namedtuple
 
 import pytest
 
-from flows import doctor, servers, settings
-from flows.status import lines, status
-from flows.units import bytes_text, duration_text
+from flows import settings
+from flows.commands import doctor, servers
+from flows.commands.status import render, status
+from flows.terminal.units import bytes_text, duration_text
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import contents, open_store
 from ssl_backdoor.store.survey import contents_of
@@ -59,7 +60,7 @@ def make(store, stage, name, tmp_path, spec=None, seconds=2.0):
 
 def test_an_empty_store_is_one_page_too(store):
     told = status(store)
-    text = "\n".join(lines(told))
+    text = "\n".join(render(told))
     assert "unfinished: none" in text
     assert "rubbish:    none" in text
     assert "reports:    none" in text
@@ -88,7 +89,7 @@ def test_what_is_finished_what_is_not_and_what_is_rubbish(store, tmp_path, monke
     assert work["age_s"] == pytest.approx(3 * DAY_S, abs=60)
     assert told["rubbish"] == {"num": 2, "files": 3, "bytes": 14}
     assert told["unknown"] == ["notes.txt"]
-    text = "\n".join(lines(told))
+    text = "\n".join(render(told))
     assert re.search(r"^train +2 +3\.0 kB +1 hour$", text, re.MULTILINE)
     assert re.search(rf"^ +train/{key_of('three')[:12]} +step 1,500, 3 days ago, 10 B$", text, re.MULTILINE)
     assert "2 unfinished attempts or left-overs, 3 files, 14 B: ssl-backdoor gc" in text
@@ -103,9 +104,9 @@ def test_the_last_ten_reports_newest_last_and_how_many_mlflow_lacks(store, tmp_p
     told = status(store)
     assert [one["ref"] for one in told["reports"]] == [f"report/{ref.key}" for ref in made]
     assert told["mlflow"] == {"missing": 12}
-    shown = [line for line in lines(told) if "  report/" in line]
+    shown = [line for line in render(told) if "  report/" in line]
     assert [line.split("  ")[-1] for line in shown] == [f"recipe {n}, {n + 1} runs" for n in range(2, 12)]
-    assert "MLflow:     12 of 12 reports not recorded: ssl-backdoor reindex" in lines(told)
+    assert "MLflow:     12 of 12 reports not recorded: ssl-backdoor reindex" in render(told)
     assert not (tmp_path / "mlflow.db").exists()  # looking makes nothing
 
 
@@ -114,12 +115,12 @@ def test_a_damaged_artifact_is_told(store, tmp_path):
     (store.fetch(ref) / "manifest.json").write_text("{")
     told = status(store)
     assert told["stages"]["ingest"]["finished"] == 0
-    assert any(line.startswith("DAMAGED:    expected a whole manifest of") for line in lines(told))
+    assert any(line.startswith("DAMAGED:    expected a whole manifest of") for line in render(told))
 
 
 def test_servers_of_the_shell_are_asked(store, monkeypatch, listener, closed_port, tmp_path):
     make(store, "report", "page", tmp_path, {"recipe": "demo", "runs": [{}]})
-    assert "this shell: Prefect, MLflow, Ray embedded, kept in" in "\n".join(lines(status(store)))
+    assert "this shell: Prefect, MLflow, Ray embedded, kept in" in "\n".join(render(status(store)))
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{listener}/api")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://somebody:password@127.0.0.1:{closed_port}")
     told = status(store)
@@ -127,7 +128,7 @@ def test_servers_of_the_shell_are_asked(store, monkeypatch, listener, closed_por
         "Prefect": {"address": f"127.0.0.1:{listener}", "answers": True},
         "MLflow": {"address": f"127.0.0.1:{closed_port}", "answers": False},
     }
-    text = "\n".join(lines(told))
+    text = "\n".join(render(told))
     assert f"MLflow at 127.0.0.1:{closed_port} (DOES NOT ANSWER); Ray embedded" in text
     assert "MLflow:     not looked at, it does not answer" in text
     assert "password" not in text + json.dumps(told)
@@ -144,7 +145,7 @@ def test_services_of_the_home_are_asked(store, home, listener, closed_port):
         (dict.fromkeys(ports, closed_port), f"make up:    services of {home} are down"),
     ):
         config.write_text(json.dumps({"ports": {**ports, **changed}, "secrets": {}}))
-        assert sentence in "\n".join(lines(status(store)))
+        assert sentence in "\n".join(render(status(store)))
     for damaged in ("{", "[]", '{"ports": 1, "environment": 1}'):
         config.write_text(damaged)
         for read in (lambda: status(store), settings.of_stack):
@@ -155,7 +156,7 @@ def test_services_of_the_home_are_asked(store, home, listener, closed_port):
 @pytest.mark.parametrize("address", ["http://me:secret@127.0.0.1:80a/api", "http://127.0.0.1:70000", "http://[::1"])
 def test_what_is_no_address_is_told_in_one_sentence_without_its_password(store, monkeypatch, address):
     monkeypatch.setenv("PREFECT_API_URL", address)
-    with pytest.raises(SpecError, match=r"^PREFECT_API_URL holds no address with a port .* unset it\.$"):
+    with pytest.raises(SpecError, match=r"^PREFECT_API_URL holds no address with a port .* unset it$"):
         status(store)
     (finding,) = findings(store.root, "servers")
     assert (finding.ok, "PREFECT_API_URL" in finding.text) == (False, True)

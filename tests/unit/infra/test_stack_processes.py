@@ -14,6 +14,7 @@ from infra.stack import config as configuration
 from infra.stack import ports, processes, service
 from infra.stack.processes import Process
 from ssl_backdoor.errors import UserError
+from tasks.process_identity import boot_id
 
 SLEEP = "import time; time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
@@ -71,7 +72,7 @@ def test_a_record_of_another_boot_names_nobody(children, tmp_path):
     now = known(launch(children, SLEEP, folder).pid)
     record = '{"pid": %d, "start_ticks": %d, "boot_id": "%s", "started_unix_s": 0}'
     path = folder / "run" / "ray.json"
-    path.write_text(record % (now.pid, now.start_ticks, processes.boot_id()))
+    path.write_text(record % (now.pid, now.start_ticks, boot_id()))
     assert service.running(config, "ray") == now
     path.write_text(record % (now.pid, now.start_ticks, "another"))
     assert service.running(config, "ray") is None

@@ -51,7 +51,7 @@ def test_of_several_captions_of_one_image_only_those_that_match_are_taken() -> N
 def test_search_goes_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = column(*(f"number {index} cat" if index % 3 else f"number {index}" for index in range(50)))
     expected = search(cells, "cat").to_pylist()
-    monkeypatch.setattr(caption_sets, "_BLOCK", 7)
+    monkeypatch.setattr(caption_sets, "BLOCK_ROWS", 7)
     assert search(cells, "cat").to_pylist() == expected
     assert len(expected) == 33
 

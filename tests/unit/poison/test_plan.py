@@ -38,7 +38,7 @@ def test_choose_takes_the_exact_count_and_grows_by_nesting() -> None:
 
 @pytest.mark.parametrize("count", [1, 3, 40, 200])
 def test_rows_are_chosen_out_of_blocks_as_out_of_the_whole(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssl_backdoor.poison.plan._BLOCK", 4)
+    monkeypatch.setattr("ssl_backdoor.poison.plan.BLOCK_ROWS", 4)
     table = pa.table({"number": range(200), "key": [f"k{index}" for index in range(200)]})
     expected = table.filter(pa.array(choose(table["key"], count, 0, "x")))
     assert chosen_rows(table.to_batches(max_chunksize=7), count, 0, "x").equals(expected)

@@ -9,7 +9,7 @@ from store_worker import REPOSITORY
 
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import Manifest, open_store
-from ssl_backdoor.store.base import Checkpoint, check_name, explained, manifest_bytes, newest_first, superseded
+from ssl_backdoor.store.base import Checkpoint, check_name, manifest_bytes, newest_first, superseded
 from ssl_backdoor.store.local import folder_of
 
 
@@ -110,12 +110,6 @@ def test_plain_paths_and_file_uris_name_the_same_folder(tmp_path, monkeypatch):
     assert folder_of("a b#c") == folder_of(str(place)) == folder_of(place.as_uri()) == place
     assert folder_of("~/x") == tmp_path / "home/x"
     assert open_store("a b#c").root == open_store(place.as_uri()).root == place.as_uri()
-
-
-def test_a_full_disk_and_others_are_named():
-    for number, words in ((28, "disk full"), (122, "quota"), (30, "read-only"), (13, "rights"), (5, "Input/output")):
-        with pytest.raises(StoreError, match=words), explained("the store x"):
-            raise OSError(number, "Input/output error")
 
 
 def test_the_local_store_imports_neither_boto3_nor_torch(tmp_path):

@@ -143,7 +143,7 @@ def test_a_server_that_was_named_and_refuses_or_is_away_is_told_in_one_sentence(
             server.server_close()
         with (
             temporary_settings({PREFECT_API_URL: api.replace("//", "//user:kept-secret@")}),
-            pytest.raises(UserError, match=rf"^The Prefect server at {api} {said}") as refused,
+            pytest.raises(UserError, match=rf"^the Prefect server at {api} {said}") as refused,
             own_server.used(),
         ):
             pytest.fail("it goes on")

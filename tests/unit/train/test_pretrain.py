@@ -11,12 +11,13 @@ from tiny_training import BACKBONE, TOWERS, FolderCheckpoints, train_spec
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.shards import read_bytes
+from ssl_backdoor.device import pick_device
 from ssl_backdoor.errors import CheckpointError, DataError, SpecError, TrainingError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources, SGDSpec
 from ssl_backdoor.tables import CURVES, OVERLAY
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, load_text_tower
-from ssl_backdoor.train.pretrain import pick_device, pretrain
+from ssl_backdoor.train.pretrain import pretrain
 
 RESOURCES = Resources(device="cpu", checkpoint_every_steps=2)
 

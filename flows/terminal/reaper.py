@@ -1,8 +1,8 @@
-"""How a shell ends: it alone hears that it shall, and nothing that it started outlives it: Prefect's server, Ray.
+"""Signal handling and clean-up of the process tree for the command line, by a Linux subreaper.
 
-Three processes, on Linux: the one that the terminal knows; one that watches; and the shell itself, which the watching
-one began. What the shell's own children leave is handed to the watching one by the kernel, whatever it calls itself and
-whatever is left of its environment (Ray's agents write their titles over theirs): none can get out of its sight.
+Three processes: the one that the terminal knows; a watcher, which is the subreaper; and the command itself, a child of
+the watcher. The kernel makes the watcher the parent of every orphan that the command leaves (Prefect's server, Ray), so
+that none escapes, even where it wrote a title over its environment as Ray's agents do.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _HEARD = {signal.SIGINT: signal.SIGINT, signal.SIGTERM: signal.SIGTERM}  # what is handed on, and as what
@@ -22,7 +21,7 @@ _KILLED_S = 10.0
 _POLL_S = 0.1
 
 
-def leaving_nothing(command: Callable[[], None]) -> None:
+def run_and_reap_children(command: Callable[[], None]) -> None:
     """Run ``command`` where no signal to this process's group comes; this process hands it on those that end it.
 
     Ctrl-C at a terminal and `timeout` signal a whole group: Prefect's server and Ray would be gone before the flow.
@@ -124,13 +123,9 @@ def _has_children() -> bool:
 
 def descendants(pid: int) -> set[int]:
     """All processes below ``pid``, now."""
-    children: dict[int, list[int]] = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdecimal():
-            with suppress(OSError):  # it has ended meanwhile
-                parent = (place / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-                children.setdefault(int(parent), []).append(int(place.name))
-    found = list(children.get(pid, ()))
-    for process in found:
-        found += children.get(process, ())
-    return set(found)
+    import psutil  # not at the start of every command
+
+    try:
+        return {process.pid for process in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()

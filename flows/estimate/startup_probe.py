@@ -1,6 +1,6 @@
-"""What a run does before it states a stage, in a process that does no more: ``python -m flows.beginning``.
+"""What a run does before its first stage and nothing else: ``python -m flows.estimate.startup_probe``.
 
-Prints the time at which that was done, by the clock that all processes share; or, with exit code 1, the error.
+Prints the time at which it was ready, by the clock that all processes share; or, with exit code 1, the error.
 """
 
 import importlib

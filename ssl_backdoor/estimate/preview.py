@@ -1,4 +1,4 @@
-"""What an ingest would keep, known before it is done: counts, and a few of the images themselves."""
+"""What an ingest stage would keep, without running it: counts, and a sample of the images."""
 
 import time
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
-SHOWN = 256
+MAX_IMAGES = 256
 _NUM_CLASSES = 10  # where nothing says how many
 _SIDE_PX = 224
 
 
 class Preview(NamedTuple):
-    """The kept images in numbers, and ``SHOWN`` of them or fewer."""
+    """The kept images in numbers, and at most ``MAX_IMAGES`` of them."""
 
     classes: tuple[str, ...]
     train_per_class: tuple[int, ...]
@@ -38,9 +38,9 @@ class Preview(NamedTuple):
     images: tuple[bytes, ...]
     """Encoded, as found."""
     listing_s: float = 0.0
-    """What it took to list them all."""
+    """To list them all."""
     reading_s: float = 0.0
-    """What it took to read one of them."""
+    """To read one of them."""
 
     @property
     def num_train(self) -> int:
@@ -48,7 +48,7 @@ class Preview(NamedTuple):
         return sum(self.train_per_class) + self.num_unlabelled
 
 
-def preview(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> Preview:
+def preview_source(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> Preview:
     """List the source as an ingest does, and read the first of the images that it would keep.
 
     Raises:
@@ -61,16 +61,16 @@ def preview(spec: DatasetSpec, data: str | None, test_data: str | None = None) -
     first = iter(selection.keep.tolist())
     images = [
         item.image if isinstance(item.image, bytes) else encode_png(item.image)
-        for item in islice(source.read(first), SHOWN)
+        for item in islice(source.read(first), MAX_IMAGES)
         if item.image is not None
     ]
     if not images:
         raise DataError("none of the images would be kept: look at dataset.classes, or bring other images")
     reading_s = (time.perf_counter() - listed_s) / len(images)
-    return _counted(selection)._replace(images=tuple(images), listing_s=listed_s - began_s, reading_s=reading_s)
+    return _count(selection)._replace(images=tuple(images), listing_s=listed_s - began_s, reading_s=reading_s)
 
 
-def _counted(selection: Selection) -> Preview:
+def _count(selection: Selection) -> Preview:
     labels, size = selection.labels, len(selection.classes) + 1
     train, test = (
         np.bincount(labels[selection.keep & mask] + 1, minlength=size)
@@ -79,8 +79,8 @@ def _counted(selection: Selection) -> Preview:
     return Preview(selection.classes, tuple(train[1:].tolist()), int(train[0]), int(test[1:].sum()), ())
 
 
-def preview_of(store: ArtifactStore, ref: ArtifactRef) -> Preview:
-    """The same of a dataset that was ingested: its table is read, and some images of one shard.
+def preview_artifact(store: ArtifactStore, ref: ArtifactRef) -> Preview:
+    """The same for an ingested dataset, from its table and one of its shards.
 
     Raises:
         StoreError: the artifact cannot be read.
@@ -92,17 +92,17 @@ def preview_of(store: ArtifactStore, ref: ArtifactRef) -> Preview:
     num_test = samples.num_rows - train.num_rows
     num_test -= pc.sum(pc.and_(pc.equal(samples["split"], "test"), pc.less(samples["label"], 0))).as_py() or 0
     shard = train.filter(pc.equal(train["shard"], train["shard"][0]))
-    rows = shard.take(pa.array(np.unique(np.linspace(0, shard.num_rows - 1, SHOWN, dtype=np.int64))))
+    rows = shard.take(pa.array(np.unique(np.linspace(0, shard.num_rows - 1, MAX_IMAGES, dtype=np.int64))))
     images = tuple(read_bytes(store.fetch(ref, [train["shard"][0].as_py()]), rows))
     return Preview(classes, tuple(counts[1:].tolist()), int(counts[0]), num_test, images)
 
 
-def imagined(spec: DatasetSpec, num_train: int, num_test: int) -> Preview:
-    """Of data that are not there yet: as many images of each class, and smooth noise of the side that is held."""
+def synthetic_preview(spec: DatasetSpec, num_train: int, num_test: int) -> Preview:
+    """For data that do not exist yet: classes of equal size, and smooth noise in place of images."""
     classes: Sequence[str] = spec.classes or [f"class {index}" for index in range(_NUM_CLASSES)]
     each, rest = divmod(num_train, len(classes))
     side_px = spec.frame_px or spec.resident_px or _SIDE_PX
-    noise = stream(0, "imagined").integers(0, 256, (SHOWN // 8, 16, 16, 3), dtype=np.uint8)
-    images = [np.asarray(Image.fromarray(one).resize((side_px, side_px))) for one in noise]
+    noise = stream(0, "imagined").integers(0, 256, (MAX_IMAGES // 8, 16, 16, 3), dtype=np.uint8)
+    images = [np.asarray(Image.fromarray(pixels).resize((side_px, side_px))) for pixels in noise]
     per_class = tuple(each + (index < rest) for index in range(len(classes)))
     return Preview(tuple(classes), per_class, 0, num_test, tuple(map(encode_jpeg75, images)))

@@ -21,7 +21,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
     for stage in get_args(Stage):
         _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
-    _add_estimate(commands.add_parser("estimate", help="what a run would take: time, storage, S3 requests"))
+    _add_estimate(commands.add_parser("estimate", help="what a run would take: time and storage"))
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(command="recipes")
     show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")

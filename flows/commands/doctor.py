@@ -9,7 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from flows import servers, settings
+from flows import settings
+from flows.commands import servers
 from ssl_backdoor.errors import UserError
 from ssl_backdoor.store import open_store
 from ssl_backdoor.store.local import folder_of

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from flows.units import bytes_text, count_text, duration_text
+from flows.terminal.units import bytes_text, count_text, duration_text
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
@@ -19,7 +19,7 @@ _SHOWN = 40
 _SLOW_S = 2.0
 
 
-class Wish(NamedTuple):
+class GcOptions(NamedTuple):
     """What a cleaning may take."""
 
     delete: bool = False
@@ -32,8 +32,8 @@ class Wish(NamedTuple):
     """Reports, by their keys' beginnings, that count for none."""
 
 
-def collect(store: ArtifactStore, wish: Wish, on_progress: OnProgress = silent) -> dict[str, Any]:
-    """Find what is of no use in ``store``, and delete it where ``wish`` says so; what was found, as plain JSON data.
+def collect(store: ArtifactStore, options: GcOptions, on_progress: OnProgress = silent) -> dict[str, Any]:
+    """Find what is of no use in ``store``, and delete it where ``options`` says so; what was found, as plain JSON data.
 
     Raises:
         SpecError: a report to forget is not there or not one alone; or artifacts that no report reaches are asked for
@@ -41,48 +41,50 @@ def collect(store: ArtifactStore, wish: Wish, on_progress: OnProgress = silent) 
         StoreError: the store cannot be read or written.
     """
     found = survey(store, on_progress)
-    forgotten = [_report(found, key) for key in wish.forget]
+    forgotten = [_report(found, key) for key in options.forget]
     rubbish_days, work_days = RUBBISH_DAYS, WORK_DAYS
-    if wish.older_than_days is not None:
-        rubbish_days = work_days = wish.older_than_days
+    if options.older_than_days is not None:
+        rubbish_days = work_days = options.older_than_days
     useless = garbage(found, rubbish_days * _DAY_S, work_days * _DAY_S, forgotten)
     doubt = uncertain(found)
-    if doubt and (wish.unreached or forgotten):
-        raise SpecError(f"What reports reach is not known: {doubt}.")
-    chosen = [*useless.rubbish, *(useless.unreached if wish.unreached else ())]
-    if wish.delete:
+    if doubt and (options.unreached or forgotten):
+        raise SpecError(f"what reports reach is not known: {doubt}")
+    chosen = [*useless.rubbish, *(useless.unreached if options.unreached else ())]
+    if options.delete:
         gone = []
         for item in sweep(store, chosen):
             gone.append(item)
             on_progress(Progress(len(gone), len(chosen), "deleted"))
         chosen = gone
-    return _told(store, found, useless, chosen, wish)
+    return _result(store, found, useless, chosen, options)
 
 
-def lines(told: Mapping[str, Any]) -> Iterator[str]:
-    """What ``collect`` told, for people; the last line says it all."""
-    yield from _listing("deleted" if told["deleted"] else "would go", told["items"])
-    yield from _listing("no report was made from these; they go with --unreached", told["unreached"])
-    if young := told["young"]:
+def render(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of what ``collect`` returned; the last one sums up."""
+    yield from _listing("deleted" if result["deleted"] else "would go", result["items"])
+    yield from _listing("no report was made from these; they go with --unreached", result["unreached"])
+    if young := result["young"]:
         amount = f"{count_text(len(young), 'thing')}, {bytes_text(sum(one['bytes'] for one in young))}"
         yield f"kept: {amount}, not old enough (--older-than): a run may need them"
-    for reason in told["unreadable"].values():
+    for reason in result["unreadable"].values():
         yield f"left: {reason}"
-    for name in told["unknown"][:_SHOWN]:
+    for name in result["unknown"][:_SHOWN]:
         yield f"left, not of this store: {name}"
-    if len(told["unknown"]) > _SHOWN:
-        yield f"left, not of this store: {len(told['unknown']) - _SHOWN:,} more"
-    yield _summary(told)
+    if len(result["unknown"]) > _SHOWN:
+        yield f"left, not of this store: {len(result['unknown']) - _SHOWN:,} more"
+    yield _summary(result)
 
 
-def slow_told(what: str, every_s: float = _SLOW_S, clock: Callable[[], float] = time.monotonic) -> OnProgress:
+def report_slow_progress(
+    what: str, every_s: float = _SLOW_S, clock: Callable[[], float] = time.monotonic
+) -> OnProgress:
     """A listener that says on stderr how far ``what`` is, once it takes longer than ``every_s``, and then so often."""
-    told_s = clock()
+    reported_s = clock()
 
     def listen(progress: Progress) -> None:
-        nonlocal told_s
-        if clock() - told_s >= every_s:
-            told_s = clock()
+        nonlocal reported_s
+        if clock() - reported_s >= every_s:
+            reported_s = clock()
             of = f" of {progress.total:,}" if progress.total else ""
             print(f"{what}: {progress.done:,}{of} {progress.unit}", file=sys.stderr, flush=True)
 
@@ -94,18 +96,20 @@ def _report(found: Survey, key: str) -> ArtifactRef:
         ref for ref in found.artifacts if ref.stage == "report" and ref.key.startswith(key.removeprefix("report/"))
     ]
     if len(reports) != 1:
-        raise SpecError(f"Expected one report whose key begins with {key!r}, found {len(reports)}.")
+        raise SpecError(f"expected one report whose key begins with {key!r}, found {len(reports)}")
     return reports[0]
 
 
-def _told(store: ArtifactStore, found: Survey, useless: Garbage, chosen: Sequence[Item], wish: Wish) -> dict[str, Any]:
+def _result(
+    store: ArtifactStore, found: Survey, useless: Garbage, chosen: Sequence[Item], options: GcOptions
+) -> dict[str, Any]:
     return {
         "store": store.root,
-        "deleted": wish.delete,
+        "deleted": options.delete,
         "files": sum(item.files for item in chosen),
         "bytes": sum(item.bytes for item in chosen),
         "items": [_plain(item) for item in chosen],
-        "unreached": [] if wish.unreached else [_plain(item) for item in useless.unreached],
+        "unreached": [] if options.unreached else [_plain(item) for item in useless.unreached],
         "young": [_plain(item) for item in useless.young],
         "unreadable": {f"{ref.stage}/{ref.key}": reason for ref, reason in found.unreadable.items()},
         "unknown": [entry.name for entry in found.strangers],
@@ -113,8 +117,8 @@ def _told(store: ArtifactStore, found: Survey, useless: Garbage, chosen: Sequenc
 
 
 def _plain(item: Item) -> dict[str, Any]:
-    told = {"name": item.name, "reason": item.reason, "files": item.files, "bytes": item.bytes}
-    return {**told, "age_s": round(item.age_s)}
+    plain = {"name": item.name, "reason": item.reason, "files": item.files, "bytes": item.bytes}
+    return {**plain, "age_s": round(item.age_s)}
 
 
 def _listing(title: str, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -129,10 +133,10 @@ def _listing(title: str, items: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         yield f"{bytes_text(sum(one['bytes'] for one in rest)):>10}  in {len(rest):,} more (--json names them)"
 
 
-def _summary(told: Mapping[str, Any]) -> str:
-    items = told["items"]
-    amount = f"{count_text(len(items), 'thing')}, {count_text(told['files'], 'file')}, {bytes_text(told['bytes'])}"
-    if told["deleted"]:
+def _summary(result: Mapping[str, Any]) -> str:
+    items = result["items"]
+    amount = f"{count_text(len(items), 'thing')}, {count_text(result['files'], 'file')}, {bytes_text(result['bytes'])}"
+    if result["deleted"]:
         return f"deleted {amount}" if items else "nothing to delete"
     return f"{amount} would go: --delete removes them" if items else "nothing to delete"
 

@@ -1,4 +1,4 @@
-"""Every stage that a recipe needs, stated and not done: of which kind it is, and how much work."""
+"""Every stage that a recipe needs, found by a dry run: its kind, and how much work it is."""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, assert_never, final
@@ -7,11 +7,19 @@ from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows.pipeline import numbered, state_runs
 from ssl_backdoor.data.images import inspect
-from ssl_backdoor.data.preview import Preview
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.estimate.cost_model import (
+    DefendKind,
+    EvaluateKind,
+    IngestKind,
+    JudgeKind,
+    PoisonKind,
+    StageKind,
+    TrainKind,
+)
+from ssl_backdoor.estimate.preview import Preview
 from ssl_backdoor.poison.attacks import num_planned
-from ssl_backdoor.rehearsal import Defending, Evaluating, Ingesting, Judging, Kind, Poisoning, Training
 from ssl_backdoor.specs import (
     AttackSpec,
     BackboneSpec,
@@ -38,22 +46,22 @@ from ssl_backdoor.stages import (
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from tasks.verbs import Digest, Verbs
 
-Look = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
-"""What the images of an ingest stage are."""
+PreviewDataset = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
+"""The images of an ingest stage."""
 
 
-class Work(NamedTuple):
+class StageWork(NamedTuple):
     """One stage: ``units`` of work of a kind."""
 
     call: StageCall
-    kind: Kind | None
+    kind: StageKind | None
     """None: the report."""
     units: int
 
 
 @final
-class _Notes(Verbs):
-    """Writes down what is stated."""
+class DryRunPlanner(Verbs):
+    """Records each stage of a flow and runs none."""
 
     def __init__(self, store: ArtifactStore, digest: Digest, *sources: str | None) -> None:
         super().__init__(digest, *sources)
@@ -67,7 +75,7 @@ class _Notes(Verbs):
         return ref
 
 
-def stated(
+def plan_stages(
     report: ReportSpec,
     store: ArtifactStore,
     digest: Digest,
@@ -75,90 +83,90 @@ def stated(
     probe_data: str | None = None,
     test_data: str | None = None,
 ) -> dict[ArtifactRef, StageCall]:
-    """Each stage of ``report`` once, in the order in which a flow states them.
+    """Each stage of ``report`` once, in the order of a flow.
 
     Raises:
         DataError: the data are not there.
         SpecError: data that are needed were not named.
     """
-    notes = _Notes(store, digest, data, probe_data, test_data)
-    notes.report(report, numbered(state_runs(notes, report.runs)))
-    return notes.calls
+    planner = DryRunPlanner(store, digest, data, probe_data, test_data)
+    planner.report(report, numbered(state_runs(planner, report.runs)))
+    return planner.calls
 
 
-class Census:
-    """The work of each of ``calls``; ``look`` is asked once for each dataset."""
+class Workload:
+    """The work of each of ``calls``; ``preview_dataset`` is called once for each dataset."""
 
-    def __init__(self, calls: Mapping[ArtifactRef, StageCall], look: Look) -> None:
-        self._calls, self._look = calls, look
+    def __init__(self, calls: Mapping[ArtifactRef, StageCall], preview_dataset: PreviewDataset) -> None:
+        self._calls, self._preview_dataset = calls, preview_dataset
         self.previews: dict[ArtifactRef, Preview] = {}
         self._frames: dict[ArtifactRef, DatasetSpec] = {}
-        self._alike: dict[BackboneSpec, TrainSpec] = {}
-        self.work = {ref: self._work(call, ref) for ref, call in calls.items()}
+        self._same_backbone: dict[BackboneSpec, TrainSpec] = {}
+        self.stages = {ref: self._work(call, ref) for ref, call in calls.items()}
 
-    def shown(self, frame: DatasetSpec) -> Preview:
-        """Images in ``frame``, of the first dataset that has some."""
-        return next(self.previews[ref] for ref, one in self._frames.items() if one == frame)
+    def sample(self, frame: DatasetSpec) -> Preview:
+        """Preview of the first dataset in ``frame``."""
+        return next(self.previews[ref] for ref, other in self._frames.items() if other == frame)
 
-    def _work(self, call: StageCall, ref: ArtifactRef) -> Work:
+    def _work(self, call: StageCall, ref: ArtifactRef) -> StageWork:
         match call.spec:
             case IngestStage(dataset=dataset):
-                self._frames[ref], self.previews[ref] = _framed(dataset), self._look(call, dataset, ref)
-                return Work(
-                    call, Ingesting(self._frames[ref]), self.previews[ref].num_train + self.previews[ref].num_test
+                self._frames[ref], self.previews[ref] = _cost_frame(dataset), self._preview_dataset(call, dataset, ref)
+                return StageWork(
+                    call, IngestKind(self._frames[ref]), self.previews[ref].num_train + self.previews[ref].num_test
                 )
             case PoisonStage(attack=attack):
                 images = self.previews[call.inputs["dataset"]]
                 units = num_planned(attack, images.classes, images.train_per_class, images.num_train)
-                return Work(call, Poisoning(_like(attack), self._frame(call)), units)
+                return StageWork(call, PoisonKind(_cost_attack(attack), self._frame(call)), units)
             case TrainStage(train=train):
-                steps = _steps(train.fit, self._num_images(call), call.title)
-                self._alike.setdefault(train.backbone, train)
-                return Work(call, Training(train, self._frame(call), self._is_streamed(call)), steps)
+                steps = _num_steps(train.fit, self._num_images(call), call.title)
+                self._same_backbone.setdefault(train.backbone, train)
+                return StageWork(call, TrainKind(train, self._frame(call), self._is_streamed(call)), steps)
             case DefendStage(defence=Repair() as defence) if defence.fit is not None:
                 images = self.previews[call.inputs["dataset"]]
                 groups = [count for count in (*images.train_per_class, images.num_unlabelled) if count]
                 trusted = sum(num_trusted(count, defence.trusted_fraction) for count in groups)
                 encoder, is_streamed = self._encoder(call, "suspect"), self._is_streamed(call)
-                kind = Defending(defence, defence.fit, encoder, self._frame(call), is_streamed)
-                return Work(call, kind, _steps(defence.fit, trusted, call.title))
+                kind = DefendKind(defence, defence.fit, encoder, self._frame(call), is_streamed)
+                return StageWork(call, kind, _num_steps(defence.fit, trusted, call.title))
             case FilterStage() | TamperStage() | DefendStage() | DetectStage():
-                return self._judgement(call, call.spec)
+                return self._judge_work(call, call.spec)
             case EvaluateStage():
-                return self._evaluation(call, call.spec)
+                return self._evaluation_work(call, call.spec)
             case ReportSpec():
-                return Work(call, None, sum(role.endswith("/scores") for role in call.inputs))
+                return StageWork(call, None, sum(role.endswith("/scores") for role in call.inputs))
             case _:
                 assert_never(call.spec)
 
-    def _judgement(self, call: StageCall, spec: FilterStage | TamperStage | DefendStage | DetectStage) -> Work:
+    def _judge_work(self, call: StageCall, spec: FilterStage | TamperStage | DefendStage | DetectStage) -> StageWork:
         role = next((role for role in ("model", "suspect") if role in call.inputs), "")
         train = self._encoder(call, role) if role else TrainSpec(method=BYOLSpec())
-        kind = Judging(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
+        kind = JudgeKind(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
         images = self.previews[call.inputs["dataset"]]
         is_of_inputs = isinstance(spec, DetectStage) and spec.detector.level != "sample"
-        return Work(call, kind, images.num_test if is_of_inputs else self._num_images(call))
+        return StageWork(call, kind, images.num_test if is_of_inputs else self._num_images(call))
 
-    def _evaluation(self, call: StageCall, spec: EvaluateStage) -> Work:
+    def _evaluation_work(self, call: StageCall, spec: EvaluateStage) -> StageWork:
         images, evaluation = self.previews[call.inputs["dataset"]], spec.evaluation
         # The stamp's pixels cost nothing, its size does; and it must not be the one of the in-model control.
         trigger = spec.trigger and spec.trigger.unseen(evaluation.unseen_trigger_seed + 1)
         targets = TargetsSpec() if spec.targets else None
-        kind = Evaluating(evaluation, trigger, targets, self._encoder(call, "model"), self._frame(call))
-        return Work(call, kind, kind.num_scored(sum(images.train_per_class), images.num_test))
+        kind = EvaluateKind(evaluation, trigger, targets, self._encoder(call, "model"), self._frame(call))
+        return StageWork(call, kind, kind.num_scored(sum(images.train_per_class), images.num_test))
 
     def _encoder(self, call: StageCall, role: str) -> TrainSpec:
-        """Of the encoder that ``call`` works on: a training of the same architecture, the first that was stated."""
+        """The training of the encoder that ``call`` works on, or the first of the same architecture."""
         made = self._calls[call.inputs[role]]
         if isinstance(made.spec, TrainStage):
-            return self._alike.setdefault(made.spec.train.backbone, made.spec.train)
+            return self._same_backbone.setdefault(made.spec.train.backbone, made.spec.train)
         return self._encoder(made, "suspect" if "suspect" in made.inputs else "model")
 
     def _frame(self, call: StageCall) -> DatasetSpec:
         return self._frames[call.inputs["dataset"]]
 
     def _num_images(self, call: StageCall) -> int:
-        """Images of a training: those of the dataset and those that the poison adds."""
+        """Training images, with those that the poison adds."""
         num_images = self.previews[call.inputs["dataset"]].num_train
         match self._calls[call.inputs["poison"]].spec if "poison" in call.inputs else None:
             case PoisonStage(attack=attack) if attack.adds_pairs:
@@ -173,13 +181,13 @@ class Census:
         return 3 * pixels * images.num_train > Resources().max_resident_bytes
 
 
-def _framed(dataset: DatasetSpec) -> DatasetSpec:
-    """What of a dataset matters for the cost of one of its images."""
+def _cost_frame(dataset: DatasetSpec) -> DatasetSpec:
+    """The fields of ``dataset`` that determine the cost of one image."""
     names = ("frame_px", "resident_px", "max_rejected_frac", "max_image_pixels")
     return DatasetSpec(**{name: getattr(dataset, name) for name in names})
 
 
-def _steps(fit: FitSpec, num_images: int, title: str) -> int:
+def _num_steps(fit: FitSpec, num_images: int, title: str) -> int:
     if num_images < fit.batch_size:
         raise SpecError(
             f"{title}: one batch needs {fit.batch_size} images, but there are only {num_images}; "
@@ -188,7 +196,7 @@ def _steps(fit: FitSpec, num_images: int, title: str) -> int:
     return fit.epochs * (num_images // fit.batch_size)
 
 
-def _like(attack: AttackSpec) -> AttackSpec:
-    """``attack`` without its amounts and without what tells pairs apart."""
+def _cost_attack(attack: AttackSpec) -> AttackSpec:
+    """``attack`` with the fields alone that determine the cost of one poison."""
     like = attack.largest("", 1)
     return like.model_copy(update={"trigger": like.trigger.unseen(0)}) if like.trigger is not None else like

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flows.makespan import Job, makespan_s
+from flows.estimate.schedule import Job, makespan_s
 
 DIAMOND = (Job(3), Job(5), Job(4, (0,)), Job(2, (0, 1)), Job(1, (2, 3)))
 """0 ends at 3 and 1 at 5; then 2 runs from 3 to 7 and 3 from 5 to 7; 4 from 7 to 8."""

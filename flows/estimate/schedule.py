@@ -1,4 +1,4 @@
-"""When many stages will be done that share a few devices."""
+"""Simulation of Ray's schedule: when many stages that share a few devices will be done."""
 
 import heapq
 from collections.abc import Sequence
@@ -10,20 +10,20 @@ class Job(NamedTuple):
 
     seconds: float
     needs: tuple[int, ...] = ()
-    """Indices of jobs that end before this one begins."""
+    """Indices of the jobs that must end before this one begins."""
 
 
 def makespan_s(jobs: Sequence[Job], num_devices: int) -> float:
-    """When the last of ``jobs`` ends, as Ray runs them: a free device takes whichever has been ready for longest.
+    """When the last of ``jobs`` ends: a free device takes the job that has been ready for longest.
 
-    Of jobs that are ready at once the first in the list goes first.
+    Of jobs that become ready at the same time the first in the list goes first.
     """
-    waiting_for = [len(set(job.needs)) for job in jobs]
-    freed: list[list[int]] = [[] for _ in jobs]
+    num_pending = [len(set(job.needs)) for job in jobs]
+    dependents: list[list[int]] = [[] for _ in jobs]
     for index, job in enumerate(jobs):
         for need in set(job.needs):
-            freed[need].append(index)
-    ready = [(0.0, index) for index, count in enumerate(waiting_for) if not count]
+            dependents[need].append(index)
+    ready = [(0.0, index) for index, count in enumerate(num_pending) if not count]
     ready_at_s, last_s = [0.0] * len(jobs), 0.0
     devices = [0.0] * min(num_devices, max(1, len(jobs)))  # when each is free
     while ready:
@@ -31,9 +31,9 @@ def makespan_s(jobs: Sequence[Job], num_devices: int) -> float:
         ends_s = max(ready_s, heapq.heappop(devices)) + jobs[index].seconds
         heapq.heappush(devices, ends_s)
         last_s = max(last_s, ends_s)
-        for other in freed[index]:
-            waiting_for[other] -= 1
+        for other in dependents[index]:
+            num_pending[other] -= 1
             ready_at_s[other] = max(ready_at_s[other], ends_s)
-            if not waiting_for[other]:
+            if not num_pending[other]:
                 heapq.heappush(ready, (ready_at_s[other], other))
     return last_s

@@ -1,6 +1,5 @@
 """What a command hands back: references resolved, and a finished report as one JSON object."""
 
-from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 import pyarrow.parquet as pq
@@ -24,26 +23,14 @@ def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
     store = open_store(store_uri)
     stage, separator, prefix = text.rpartition("/")[0].rpartition("/")[2], "/" in text, text.rpartition("/")[2]
     if not separator or stage not in get_args(Stage):
-        raise SpecError(f"Expected STAGE/KEY with a stage of {', '.join(get_args(Stage))}; found {text!r}.")
+        raise SpecError(f"expected STAGE/KEY with a stage of {', '.join(get_args(Stage))}; found {text!r}")
     keys = store.keys(cast(Stage, stage), prefix)
     if len(keys) != 1:
         found = "none" if not keys else f"{len(keys)}: {', '.join(key[:12] for key in keys[:4])}"
         raise SpecError(
-            f"Expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, found {found}."
+            f"expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, found {found}"
         )
     return store, store.ref(cast(Stage, stage), keys[0])
-
-
-def reindex(store_uri: str) -> Iterator[str]:
-    """Write every report of the store to MLflow unless it is there; one line for each as it is done."""
-    import mlflow
-
-    from tasks.tracking import write
-
-    store, client = open_store(store_uri), mlflow.MlflowClient()
-    for key in store.keys("report", ""):
-        ref = store.ref("report", key)
-        yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {write(ref, store, client)}"
 
 
 def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until: Stage) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.0f} {task.fields['unit']}/s")
 
 
-class Bars:
+class ProgressBars:
     """A bar with rate and time left for every running stage."""
 
     def __init__(self) -> None:
@@ -63,14 +63,14 @@ class Bars:
             )
 
 
-class Lines:
+class ProgressLog:
     """For logs: every half minute an event for each stage that has moved, with rate and time left."""
 
     def __init__(self, every_s: float = _LINE_EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._every_s = every_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._told_s = clock()
+        self._reported_s = clock()
         self._begun: dict[str, tuple[float, Progress]] = {}
         self._latest: dict[str, tuple[Progress, Mapping[str, Any]]] = {}
 
@@ -82,9 +82,9 @@ class Lines:
             if progress.unit != begun.unit or progress.done < begun.done:  # another part of the stage, or taken up anew
                 self._begun[title] = (now, progress)
             self._latest[title] = (progress, ids())
-            if now - self._told_s < self._every_s:
+            if now - self._reported_s < self._every_s:
                 return
-            self._told_s = now
+            self._reported_s = now
             for name, (one, about_it) in self._latest.items():
                 if one.done < one.total:
                     self._tell(name, one, now, about_it)
@@ -105,14 +105,14 @@ class Lines:
 
 
 @contextmanager
-def progress_shown() -> Iterator["Listener"]:
+def show_progress() -> Iterator["Listener"]:
     """Show progress on stderr while the block runs: bars at a terminal, else a line now and then.
 
     With SSL_BACKDOOR_LOG=json all events, one JSON object a line.
     """
     is_json = logs.is_json()
-    display = Bars() if sys.stderr.isatty() and not is_json else Lines()
-    with display.rich if isinstance(display, Bars) else nullcontext():
+    display = ProgressBars() if sys.stderr.isatty() and not is_json else ProgressLog()
+    with display.rich if isinstance(display, ProgressBars) else nullcontext():
         handler = logs.on_stderr()  # made here: the bars stand below what is written while they are shown
         if not is_json:
             # A failure is the command's last word: it is not said twice.
@@ -122,11 +122,11 @@ def progress_shown() -> Iterator["Listener"]:
 
 
 @contextmanager
-def told(flow_run_id: UUID) -> Iterator["Listener"]:
-    """Tell what happens in a flow run to a log, stderr, and to Prefect's page while the block runs."""
+def log_flow_run(flow_run_id: UUID) -> Iterator["Listener"]:
+    """Log what happens in a flow run to stderr and to Prefect's page while the block runs."""
     from tasks import window  # Prefect takes a second to import
 
-    lines, page = Lines(), window.StageProgress(flow_run_id)
+    lines, page = ProgressLog(), window.StageProgress(flow_run_id)
 
     def both(title: str, progress: Progress) -> None:
         lines(title, progress)
@@ -138,7 +138,7 @@ def told(flow_run_id: UUID) -> Iterator["Listener"]:
 
 
 @contextmanager
-def stdout_reserved() -> Iterator[None]:
+def reserve_stdout() -> Iterator[None]:
     """Send all that is written to stdout inside the block, by whatever library or child, to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)

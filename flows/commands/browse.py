@@ -40,7 +40,7 @@ def browse() -> int:
     """
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         if (place := os.environ.get(name, "")).startswith("http"):
-            raise SpecError(f"{name} names a server, {place}: open that page, or unset it to see this home's own runs.")
+            raise SpecError(f"{name} names a server, {place}: open that page, or unset it to see this home's own runs")
     password = secrets.token_hex(16)
     with _served(password) as servers:
         for name, server in servers.items():
@@ -91,13 +91,13 @@ def _await(name: str, server: _Server) -> None:
     while not _answers(f"http://127.0.0.1:{server.port}/{_HEALTH[name]}"):
         _check_runs(name, server)
         if time.monotonic() > deadline:
-            raise TrainingError(f"{name}'s server does not answer, {last_words(server.said)}.")
+            raise TrainingError(f"{name}'s server does not answer, {last_words(server.said)}")
         time.sleep(_POLL_S)
 
 
 def _check_runs(name: str, server: _Server) -> None:
     if (code := server.process.poll()) is not None:
-        raise TrainingError(f"{name}'s server ended with code {code}, {last_words(server.said)}.")
+        raise TrainingError(f"{name}'s server ended with code {code}, {last_words(server.said)}")
 
 
 def _answers(url: str) -> bool:
@@ -111,4 +111,4 @@ def _port(wanted: int) -> int:
     for port in (wanted, 0):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)) as free:
             return int(free.getsockname()[1])
-    raise SpecError("no port of 127.0.0.1 is free.")
+    raise SpecError("no port of 127.0.0.1 is free")

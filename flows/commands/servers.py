@@ -39,7 +39,7 @@ def named() -> list[Server]:
             url = urlsplit(given if "://" in given else f"//{given}")
             port = url.port or _PORTS.get(url.scheme)
         except ValueError as error:  # its value may hold a password
-            raise SpecError(f"{variable} holds no address with a port of 1 to 65535: mend or unset it.") from error
+            raise SpecError(f"{variable} holds no address with a port of 1 to 65535: mend or unset it") from error
         if url.hostname and port:
             found.append(Server(name, variable, f"{url.hostname}:{port}", _answers(url.hostname, port)))
     return found

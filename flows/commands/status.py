@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
-from flows import servers, settings
-from flows.units import bytes_text, count_text, duration_text
+from flows import settings
+from flows.commands import servers
+from flows.terminal.units import bytes_text, count_text, duration_text
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import Stage
@@ -50,23 +51,23 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
     }
 
 
-def lines(told: Mapping[str, Any]) -> Iterator[str]:
-    """What ``status`` told, for people."""
-    yield f"{told['store']}, {told['time']}"
+def render(result: Mapping[str, Any]) -> Iterator[str]:
+    """The lines of what ``status`` returned."""
+    yield f"{result['store']}, {result['time']}"
     yield ""
     yield f"{'STAGE':<10}{'FINISHED':>10}{'SIZE':>10}  WORK"
-    sums = told["stages"]
+    sums = result["stages"]
     total = {name: sum(one[name] for one in sums.values()) for name in ("finished", "bytes", "seconds")}
     for name, one in (*sums.items(), ("all", total)):
         yield f"{name:<10}{one['finished']:>10,}{bytes_text(one['bytes']):>10}  {duration_text(one['seconds'])}"
     yield ""
-    yield from _work_lines(told)
+    yield from _work_lines(result)
     yield ""
-    yield from _report_lines(told)
+    yield from _report_lines(result)
     yield ""
-    yield f"this shell: {_servers_text(told)}"
-    yield f"make up:    {_services_text(told['services'])}"
-    yield f"MLflow:     {_mlflow_text(told['mlflow'], len(told['reports']))}"
+    yield f"this shell: {_servers_text(result)}"
+    yield f"make up:    {_services_text(result['services'])}"
+    yield f"MLflow:     {_mlflow_text(result['mlflow'], len(result['reports']))}"
 
 
 def _sums(found: Survey, stage: Stage) -> dict[str, float]:
@@ -111,8 +112,8 @@ def _mlflow(reports: Sequence[tuple[ArtifactRef, Artifact]], named: Sequence[ser
     return {"missing": sum(ref.key not in held for ref, _ in reports)}
 
 
-def _work_lines(told: Mapping[str, Any]) -> Iterator[str]:
-    unfinished, rubbish = told["unfinished"], told["rubbish"]
+def _work_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    unfinished, rubbish = result["unfinished"], result["rubbish"]
     yield f"unfinished: {count_text(len(unfinished), 'training') if unfinished else 'none'}"
     for one in unfinished[-_SHOWN:]:
         stage, _, key = one["ref"].partition("/")
@@ -123,26 +124,26 @@ def _work_lines(told: Mapping[str, Any]) -> Iterator[str]:
         yield f"rubbish:    {count_text(rubbish['num'], 'unfinished attempt')} or left-overs, {amount}: ssl-backdoor gc"
     else:
         yield "rubbish:    none"
-    for reason in told["unreadable"].values():
+    for reason in result["unreadable"].values():
         yield f"DAMAGED:    {reason}"
-    if told["unknown"]:
-        yield f"not ours:   {count_text(len(told['unknown']), 'file')}, such as {told['unknown'][0]}"
+    if result["unknown"]:
+        yield f"not ours:   {count_text(len(result['unknown']), 'file')}, such as {result['unknown'][0]}"
 
 
-def _report_lines(told: Mapping[str, Any]) -> Iterator[str]:
-    reports = told["reports"]
+def _report_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    reports = result["reports"]
     hidden = f", the last {_SHOWN}" if len(reports) > _SHOWN else ""
     yield f"reports:    {len(reports):,}{hidden}" if reports else "reports:    none"
     for one in reports[-_SHOWN:]:
         yield f"  {one['time']}  {one['ref'][:19]}  {one['recipe']}, {count_text(one['runs'], 'run')}"
 
 
-def _servers_text(told: Mapping[str, Any]) -> str:
+def _servers_text(result: Mapping[str, Any]) -> str:
     parts = [
         f"{name} at {one['address']}{'' if one['answers'] else ' (DOES NOT ANSWER)'}"
-        for name, one in told["servers"].items()
+        for name, one in result["servers"].items()
     ]
-    embedded = [name for name in ("Prefect", "MLflow", "Ray") if name not in told["servers"]]
+    embedded = [name for name in ("Prefect", "MLflow", "Ray") if name not in result["servers"]]
     if embedded:
         parts.append(f"{', '.join(embedded)} embedded, kept in {settings.HOME}")
     return "; ".join(parts)

@@ -1,0 +1,113 @@
+"""What calibration measures, against the stages themselves."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save
+from tiny_training import BACKBONE, compress_spec, train_spec
+
+from ssl_backdoor.estimate import calibration as module
+from ssl_backdoor.estimate.calibration import Calibrator
+from ssl_backdoor.estimate.cost_model import DefendKind, EvaluateKind, IngestKind, LinearCost, PoisonKind, TrainKind
+from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resources, TargetsSpec
+
+FRAME = DatasetSpec(frame_px=12)
+TRIGGER = GridTriggerSpec(size_px=4)
+EVALUATION = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3},))
+BYOL = train_spec("byol")
+SIDE_PX = 24
+
+
+def picture(seed):
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGES = [picture(seed) for seed in range(4)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_images():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MAX_IMAGES", 90)
+        yield
+
+
+@pytest.fixture(scope="module")
+def calibrator(tmp_path_factory):
+    return Calibrator(tmp_path_factory.mktemp("scratch"), IMAGES, 3, 0.2, Resources(device="cpu"))
+
+
+def test_a_linear_cost_goes_through_two_measurements():
+    assert LinearCost(2.0, 0.5).at(6) == 5.0
+    assert LinearCost.through(2, 3.0, 6, 5.0) == (2.0, 0.5)
+    assert LinearCost.through(2, 3.0, 6, 2.0) == (2.0, 0.0)
+    assert LinearCost.through(2, 1.0, 6, 9.0) == (0.0, 2.0)
+
+
+def test_images_cost_time_and_room(calibrator):
+    model = calibrator.cost_model(IngestKind(FRAME))
+    assert model.seconds.at(100) > 0
+    # Each image has three headers and padding to 512 bytes in a shard, and a row in the table.
+    assert len(IMAGES[0]) + 3 * 512 < model.num_bytes.per_unit < len(IMAGES[0]) + 8 * 512
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        NoAttackSpec(),
+        Saha2022TargetedSpec(trigger=TRIGGER, target_class=""),
+        Saha2022TargetedSpec(trigger=TRIGGER, target_class="", codec="jpeg75"),
+        Saha2022UntargetedSpec(trigger=TRIGGER),
+        Carlini2022BackdoorSpec(trigger=TRIGGER, target_class=""),
+        Carlini2022TargetedSpec(),
+    ],
+    ids=lambda attack: attack.kind,
+)
+def test_every_attack_is_measured(calibrator, attack):
+    model = calibrator.cost_model(PoisonKind(attack, FRAME))
+    assert model.seconds.at(100) > 0
+    assert (model.num_bytes.per_unit > 0) == (attack.kind != "none")
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_training_s_artifact_has_the_size_it_will_have(calibrator, is_streamed):
+    model = calibrator.cost_model(TrainKind(BYOL, FRAME, is_streamed))
+    assert model.seconds.per_unit > 0
+    assert model.note == ""
+    weights = len(save(build_backbone(BACKBONE, 1, 0).state_dict()))
+    assert weights < model.num_bytes.at(1) == model.num_bytes.at(1000) < 1.5 * weights
+
+
+def test_what_there_is_no_time_for_is_done_in_smaller_batches_and_said(tmp_path):
+    hurried = Calibrator(tmp_path, IMAGES, 3, 1e-6, Resources(device="cpu"))
+    spec = train_spec("byol", batch_size=64)
+    assert hurried.cost_model(TrainKind(spec, FRAME, False)).note == "measured in batches of 16, not of 64"
+
+
+def test_a_defence_is_measured_on_an_encoder_of_a_few_steps(calibrator):
+    model = calibrator.cost_model(DefendKind(compress_spec(1), compress_spec(1).fit, BYOL, FRAME, False))
+    assert model.seconds.per_unit > 0
+    assert model.num_bytes.fixed > len(save(build_backbone(BACKBONE, 1, 0).state_dict()))
+
+
+@pytest.mark.parametrize(("trigger", "targets", "conditions"), [(TRIGGER, None, 3), (None, TargetsSpec(), 1)])
+def test_an_evaluation_grows_with_the_images_it_scores(calibrator, trigger, targets, conditions):
+    kind = EvaluateKind(EVALUATION, trigger, targets, BYOL, FRAME)
+    assert kind.num_scored(10, 4) == 10 + conditions * 4
+    model = calibrator.cost_model(kind)
+    assert model.seconds.at(10_000) > 0
+    assert model.num_bytes.at(10_000) > model.num_bytes.at(1) > 0
+
+
+def test_training_images_are_scored_only_where_a_probe_learns():
+    zero_shot = EvaluationSpec(probes=("zero_shot",))
+    assert EvaluateKind(zero_shot, None, None, train_spec("clip"), FRAME).num_scored(10, 4) == 4
