@@ -11,14 +11,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU then; read once, when something imports Triton
 
 if TYPE_CHECKING:
-    from services import ObjectStore
-    from stack_shell import Stack
+    from tests.support.seaweedfs import ObjectStore
+    from tests.support.service_stack import Stack
 
 
 @pytest.fixture(scope="session")
 def object_store() -> Iterator["ObjectStore"]:
     """A real SeaweedFS for the whole session. Give each test a prefix of its own; never stop this one."""
-    from services import object_store_server
+    from tests.support.seaweedfs import object_store_server
 
     with object_store_server() as server:
         yield server
@@ -38,7 +38,7 @@ def environment(object_store, tmp_path, monkeypatch) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
     """The services of `make up`. Never stop them; one that is killed is brought back with `up`."""
-    from stack_shell import running_stack
+    from tests.support.service_stack import running_stack
 
     with running_stack(tmp_path_factory.mktemp("services")) as running:
         yield running
@@ -47,7 +47,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
 @pytest.fixture(scope="session")
 def demo(stack: "Stack") -> dict:
     """The tiny demo, run by the worker; its flow run."""
-    from command_server import DEMO_SETTINGS
+    from tests.support.command_server import DEMO_SETTINGS
 
     done = stack.deploy("experiment/demo", "--watch", settings=DEMO_SETTINGS)
     assert done.returncode == 0, done.stdout + done.stderr + stack.log("worker")

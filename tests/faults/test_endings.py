@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from services import wait_until
 
 from infra.stack.processes import facts
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a shell is one process")
 LEFT = """

@@ -3,7 +3,6 @@
 from collections import Counter
 
 import pytest
-from command_server import TINY_SETTINGS
 
 from flows.bill import Bill
 from flows.census import Census, stated
@@ -14,6 +13,7 @@ from ssl_backdoor.specs import Resources, Stage
 from ssl_backdoor.stages import run_stage
 from ssl_backdoor.store import open_store, s3
 from ssl_backdoor.store.s3_requests import CHECK, LOAD_CHECKPOINT, PART_BYTES, Requests, checkpoints, commit, fetch
+from tests.support.command_server import TINY_SETTINGS
 
 pytestmark = pytest.mark.services
 KINDS = {"PutObject": "writes", "ListObjectsV2": "writes", "CreateMultipartUpload": "writes", "UploadPart": "writes"}

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from command_server import DEMO_SETTINGS
-from deployed import small, training
-from services import wait_until
 
 from infra.stack import object_store
+from tests.support.command_server import DEMO_SETTINGS
+from tests.support.deployment_runs import small, training
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 

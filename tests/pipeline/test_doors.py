@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import doors
 import pytest
-from command_server import TINY_SETTINGS
-from stack_shell import is_over, needs
 
 from infra.stack import http
+from tests.support import open_ports
+from tests.support.command_server import TINY_SETTINGS
+from tests.support.service_stack import is_over, needs
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -54,7 +54,7 @@ def test_a_flow_listens_on_loopback_alone_and_refuses_strangers(way, prefect_hom
         env = {name: value for name, value in os.environ.items() if not name.startswith(named)}
         env |= {"HOME": str(folder), "PREFECT_HOME": str(prefect_home), "TMPDIR": name}
         env |= {"PYTHONPATH": os.pathsep.join(sys.path), "DO_NOT_TRACK": "1"}
-        command = [*doors.ALONE, sys.executable, doors.__file__, "watch", *WAYS[way]]
+        command = [*open_ports.ALONE, sys.executable, "-m", open_ports.__name__, "watch", *WAYS[way]]
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -71,7 +71,7 @@ def test_a_flow_listens_on_loopback_alone_and_refuses_strangers(way, prefect_hom
 def test_the_services_and_a_run_that_starts_its_own_ray_refuse_strangers(stack):
     parameters = {"methods": "byol", "settings": SETTINGS, "until": "train"}
     run = stack.queue("experiment/demo", parameters, {"RAY_ADDRESS": ""})
-    seen = doors.Seen()
+    seen = open_ports.Seen()
     while not is_over(stack.api(f"flow_runs/{run}")):
         seen.look(each.process.pid for each in stack.members())
         time.sleep(1)

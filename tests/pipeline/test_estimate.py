@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from command_server import TINY, refused_input
 from test_bad_input import (
     SETTINGS,
     empty_folder,
@@ -16,6 +15,8 @@ from test_bad_input import (
     unknown_field,
     unknown_target,
 )
+
+from tests.support.command_server import TINY, refused_input
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 BYOL = {"ingest": 1, "poison": 1, "train": 2, "defend": 2, "evaluate": 4, "report": 1}

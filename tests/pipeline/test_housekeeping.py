@@ -10,11 +10,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import store_worker
-from command_server import TINY_SETTINGS, shell
-from deployed import drop_database, kill
-from services import wait_until
-from stack_shell import ROOT, Stack, running_stack
 
 from flows.housekeeping import Wish, collect, lines
 from infra.stack import ports
@@ -23,6 +18,11 @@ from ssl_backdoor.store.garbage import garbage, sweep
 from ssl_backdoor.store.s3 import S3Store
 from ssl_backdoor.store.s3_contents import S3Contents
 from ssl_backdoor.store.survey import contents_of, survey
+from tests.support import ROOT, store_commits
+from tests.support.command_server import TINY_SETTINGS, shell
+from tests.support.deployment_runs import drop_database, kill
+from tests.support.service_stack import Stack, running_stack
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 EVERYTHING = Wish(delete=True, unreached=True, older_than_days=0)
@@ -76,7 +76,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     state.write_text("state")
     for key in (f"train/{key_of('encoder')}/{'a' * 32}/lost-a-race", f"train/{key_of('gone')}/{'b' * 32}/part"):
         client.put_object(Bucket=object_store.bucket, Key=prefix + key, Body=b"part")
-    store_worker.kill(store_worker.start(store.root, tmp_path / "files" / "images", "killed", environment))
+    store_commits.kill(store_commits.start(store.root, tmp_path / "files" / "images", "killed", environment))
     begin_upload(object_store, f"{prefix}train/{key_of('large')}/{'c' * 32}/large.bin")
     for name in ("encoder", "unfinished"):
         store.save_checkpoint("train", key_of(name), 10, state)
@@ -90,7 +90,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     } == {
         key_of("encoder")[:8]: 4,
         key_of("gone")[:8]: 4,
-        store_worker.KEY[:8]: 5,
+        store_commits.KEY[:8]: 5,
         key_of("large")[:8]: 5 << 20,
         "train": 5,
     }

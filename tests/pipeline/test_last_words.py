@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from shells import begin
+from tests.support.cli_process import begin
 
 PROGRAM = """
 import json, os, time

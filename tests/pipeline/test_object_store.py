@@ -5,12 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from command_server import TINY, shell
 
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import DatasetSpec, GridTriggerSpec, Saha2022UntargetedSpec, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tests.support.command_server import TINY, shell
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

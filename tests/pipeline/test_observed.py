@@ -5,11 +5,11 @@ import re
 from datetime import datetime
 
 import pytest
-from command_server import DEMO_SETTINGS
-from services import wait_until
 
 from infra.stack import ray_head
 from tasks.ray_settings import RAYS
+from tests.support.command_server import DEMO_SETTINGS
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 SYSTEM = {

@@ -6,12 +6,12 @@ from contextlib import closing
 
 import pyarrow.parquet as pq
 import pytest
-from command_server import shell
-from odd_names import ODD_NAMES, write_images, write_pairs
 
 from flows.recipes import clip
 from ssl_backdoor.errors import visible
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
+from tests.support.command_server import shell
+from tests.support.odd_names import ODD_NAMES, write_images, write_pairs
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 TARGET = ODD_NAMES[-1]

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from command_server import TINY_SETTINGS
 from PIL import Image
-from services import free_ports, wait_until
 
 from infra.stack import http
+from tests.support.command_server import TINY_SETTINGS
+from tests.support.seaweedfs import free_ports
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(1000)]
 OWN = ["dataset.classes=[]", "attack.target_class=cat"]

@@ -17,9 +17,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from command_server import TINY_SETTINGS
 
 from infra.stack import http, object_store, postgres, ray_head, service
+from tests.support.command_server import TINY_SETTINGS
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
 PLANTABLE = {"files", "ray's files", "ray's state", "prefect's database", "mlflow's database", "artifacts"}

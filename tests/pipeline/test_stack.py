@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from listening import listening, outside_loopback
-from stack_shell import NAMES, ROOT, Stack, running_stack
 
 from infra.stack import config as configuration
 from infra.stack import http, object_store, ports, postgres, service, web
+from tests.support import ROOT
+from tests.support.listening_sockets import listening, outside_loopback
+from tests.support.service_stack import NAMES, Stack, running_stack
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 MAX_IDLE_MIB = 4096

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from golden.make_identity import CALLS, FILE, defaults, keys
 from pydantic import ValidationError
 
 from ssl_backdoor import specs
 from ssl_backdoor.identity import STAGE_VERSION, artifact_key, canonical, canonical_json
 from ssl_backdoor.seeds import stream, sub_seed
+from tests.golden.make_identity import CALLS, FILE, defaults, keys
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save
-from tiny_training import BACKBONE, compress_spec, train_spec
 
 from ssl_backdoor import rehearsal as module
 from ssl_backdoor.methods.build import build_backbone
@@ -23,6 +22,7 @@ from ssl_backdoor.specs import (
     Saha2022UntargetedSpec,
     TargetsSpec,
 )
+from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 FRAME = DatasetSpec(frame_px=12)
 TRIGGER = GridTriggerSpec(size_px=4)

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sets import tiny_dataset
-from tiny_training import VIT
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.specs import EvaluationSpec, GridTriggerSpec
 from ssl_backdoor.train.checkpoint import save_backbone
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import VIT
 
 TRIGGER = GridTriggerSpec(size_px=4)
 

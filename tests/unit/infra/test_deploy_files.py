@@ -12,7 +12,6 @@ import pytest
 import yaml
 from kubernetes_validate import validate
 from prefect.utilities.templating import apply_values
-from services import wait_until
 
 from infra import containers
 from infra.stack import config as configuration
@@ -20,6 +19,7 @@ from infra.stack import object_store, ports, postgres, ray_head, web
 from infra.stack.errors import ServiceError
 from infra.stack.services import SERVICES
 from ssl_backdoor.errors import UserError
+from tests.support.waiting import wait_until
 
 INFRA = Path(__file__).parents[3] / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())

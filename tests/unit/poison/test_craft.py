@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
@@ -24,6 +23,7 @@ from ssl_backdoor.specs import (
     Saha2022UntargetedSpec,
     TriggerSpec,
 )
+from tests.support.tiny_sets import tiny_dataset
 
 TRIGGER = GridTriggerSpec(size_px=6)
 

@@ -18,8 +18,8 @@ import pytest
 from infra.stack import config as configuration
 from infra.stack import http, processes, service
 from infra.stack.services import SERVICES
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = [each.name for each in SERVICES]
 
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_towers import SPEC
 
 from ssl_backdoor.defences.cleanclip import CleanCLIP
 from ssl_backdoor.defences.distil_image_tower import DistilImageTower
@@ -21,6 +20,7 @@ from ssl_backdoor.specs import (
     ViewsSpec,
 )
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
+from tests.support.tiny_towers import SPEC
 
 VIEWS = ViewsSpec(size_px=12)
 WORDS = ("small", "red", "old", "photo", "of", "a", "bird", "cat", "dog", "unbelievable")

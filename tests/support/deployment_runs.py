@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from typing import Any
 
-from command_server import TINY_SETTINGS
 from psycopg2 import sql
-from services import wait_until
-from shells import marked
 
 from infra.stack import object_store, postgres, processes
 from infra.stack import service as services
+from tests.support.cli_process import marked
+from tests.support.command_server import TINY_SETTINGS
+from tests.support.waiting import wait_until
 
 Asked = Mapping[str, Any]
 
