@@ -85,6 +85,7 @@ def test_streams_are_named_and_stable():
     assert stream(1, "x").integers(1 << 30) != stream(2, "x").integers(1 << 30)
 
 
+@pytest.mark.slow
 def test_library_alone_trains_without_the_orchestrator(tmp_path: Path):
     script = f"""
 import sys

@@ -175,6 +175,7 @@ def test_one_pair_has_no_landing_figure_and_the_same_bytes_twice(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_the_report_never_imports_torch():
     code = "import sys, ssl_backdoor.report.page, ssl_backdoor.report.view; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
