@@ -9,7 +9,7 @@ import pytest
 from infra.stack import http
 from tests.support.deployment_runs import begin, drop_database, finish, flow_process, kept, kill, last_state, small
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 _RECORDED = """
 import mlflow
 client = mlflow.MlflowClient()

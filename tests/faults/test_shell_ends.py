@@ -37,12 +37,12 @@ def until_it_trains(shell, folder: Path) -> None:
         assert shell.poll() is None, shell.communicate()
         return bool(checkpoints(folder)) and any(title.startswith("ray::train") for title in left_of(folder).values())
 
-    wait_until(underway, timeout_s=120, what="a training with a checkpoint")
+    wait_until(underway, timeout_s=400, what="a training with a checkpoint")
 
 
 def done(shell) -> str:
     """What a command that came through said on stderr."""
-    err = shell.communicate(timeout=200)[1]
+    err = shell.communicate(timeout=600)[1]
     assert shell.returncode == 0, err
     return err
 
@@ -60,7 +60,7 @@ def test_a_shell_that_is_told_to_end_or_killed_leaves_no_process_and_the_same_co
         with begin(tmp_path, *LONG) as shell:
             until_it_trains(shell, tmp_path)
             os.killpg(shell.pid, number)  # as a terminal and `timeout` do
-            out, err = shell.communicate(timeout=60)
+            out, err = shell.communicate(timeout=180)
         assert (shell.returncode, out) == (code, "")
         *progress, told = filter(None, err.splitlines())
         assert told == (
@@ -91,7 +91,7 @@ def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
     store = open_store(f"s3://{object_store.bucket}/{prefix}")
     killed = Path(cli_killed_in_commit.__file__)
     with begin(tmp_path, "poison", *POISON, "--store", store.root, program=killed) as shell:
-        shell.communicate(timeout=120)
+        shell.communicate(timeout=400)
     assert shell.returncode == 128 + signal.SIGKILL
     parts = object_store.keys(f"{prefix}/poison/")
     assert parts

@@ -36,9 +36,9 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
             assert process.poll() is None, process.communicate()
             return bool(list(store.glob(".checkpoints/train/*/step-*.ckpt")) and processes(title, mark))
 
-        wait_until(underway, timeout_s=120, what="a checkpoint")
+        wait_until(underway, timeout_s=400, what="a checkpoint")
         os.kill(processes(title, mark)[-1], signal.SIGKILL)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("finished")
     assert re.search(r"WARNING train under test \(train/\w{12}\): begins on .*, attempt 2$", err, re.MULTILINE)

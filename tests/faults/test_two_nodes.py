@@ -15,7 +15,7 @@ from tasks.ray_group import replicas_that_train
 from tests.support import ROOT, ray_training, two_nodes
 from tests.support.service_stack import needs
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 
 def test_a_training_over_two_nodes_loses_one_and_goes_on_with_the_other(tmp_path):
@@ -23,7 +23,7 @@ def test_a_training_over_two_nodes_loses_one_and_goes_on_with_the_other(tmp_path
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "SSL_BACKDOOR_"))}
     with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as folder:  # Ray's sockets have short paths
         command = [*two_nodes.NAMESPACES, sys.executable, "-m", two_nodes.__name__, folder]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["networks"] == 2, "one replica on each node"

@@ -74,7 +74,6 @@ def test_the_probe(asked):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_each_stage_of_the_demo(asked):
     store, since = asked
     report = plan("demo", settings=TINY_SETTINGS)

@@ -55,7 +55,7 @@ def test_a_flow_listens_on_loopback_alone_and_refuses_strangers(way, prefect_hom
         env |= {"HOME": str(folder), "PREFECT_HOME": str(prefect_home), "TMPDIR": name}
         env |= {"PYTHONPATH": os.pathsep.join(sys.path), "DO_NOT_TRACK": "1"}
         command = [*open_ports.ALONE, sys.executable, "-m", open_ports.__name__, "watch", *WAYS[way]]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=400)
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["code"] == 0, found["said"]
@@ -97,7 +97,7 @@ def test_the_pages_of_a_home_ask_for_the_password_that_was_told(tmp_path):
         assert [http.request(page, login=login)[0] for page in pages] == [200, 200]
         assert login == f"{user}:{password}"
         shell.send_signal(signal.SIGINT)
-        assert shell.wait(60) == 0
+        assert shell.wait(180) == 0
         assert shell.stderr.read() == ""
     for page in pages:
         assert http.request(page)[0] == 0

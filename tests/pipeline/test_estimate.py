@@ -27,7 +27,6 @@ def counted(told, name):
     return {stage: one[name] for stage, one in told["stages"].items()}
 
 
-@pytest.mark.timeout(900)
 def test_of_an_empty_store_every_stage_is_to_be_done(lab, tmp_path):
     run, _ = lab
     arguments = ("estimate", "demo", *TINY, "--methods", "byol", "--store", tmp_path / "store", "--devices", "3")

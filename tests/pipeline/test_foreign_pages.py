@@ -24,7 +24,7 @@ from tests.support.command_server import TINY
 from tests.support.listening_sockets import listening
 from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 EVIL = "evil.example"
 ATTACK = """
 async ({api, mark}) => {

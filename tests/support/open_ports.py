@@ -110,7 +110,7 @@ class Seen:
                         new.append(port)
         if new:
             command = [*_PROGRAM, "knock", *map(str, new)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
             if done.returncode != 0:
                 raise RuntimeError(done.stderr)
             self.answers |= {int(port): answers for port, answers in json.loads(done.stdout).items()}

@@ -23,7 +23,7 @@ from botocore.config import Config
 
 from tests.support.waiting import wait_until
 
-START_TIMEOUT_S = 30.0
+START_TIMEOUT_S = 120.0
 LISTENERS = ("s3", "master", "volume", "filer", "admin")
 
 

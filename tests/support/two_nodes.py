@@ -85,14 +85,14 @@ def begin_head(folder: Path) -> None:
     address = [f"--node-ip-address={HEAD}", f"--port={PORT}", f"--temp-dir={folder / 'ray'}"]
     begin(node("--head", "--include-dashboard=false", *address), folder / "head.log")
     asked = [RAY, "health-check", "--address", f"{HEAD}:{PORT}"]
-    wait_until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, timeout_s=90, what="the head")
+    wait_until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, timeout_s=240, what="the head")
 
 
 def begin_other(folder: Path) -> subprocess.Popen:
     """The other node, its network joined to this one."""
     command = node(f"--address={HEAD}:{PORT}", f"--node-ip-address={OTHER}")
     other = begin(["unshare", "--net", "--mount", "sh", "-c", JOIN, "sh", *command], folder / "other.log")
-    wait_until(lambda: network(other.pid) != network(os.getpid()), timeout_s=10, what="the other network")
+    wait_until(lambda: network(other.pid) != network(os.getpid()), timeout_s=60, what="the other network")
     ip("link", "set", "other", "netns", str(other.pid))
     return other
 
@@ -146,7 +146,7 @@ def train(store_uri: str, other: subprocess.Popen) -> dict[str, Any]:
             threading.Thread(target=lose, args=(other,)).start()
 
     connect(resources)
-    wait_until(lambda: ray.cluster_resources().get("CPU") == 2, timeout_s=60, what="both nodes")
+    wait_until(lambda: ray.cluster_resources().get("CPU") == 2, timeout_s=240, what="both nodes")
     watcher = Watcher(listen)
     try:
         finished = run_on_ray(ray_training.training(store, 2, EPOCHS), store.root, resources, watcher)

@@ -192,7 +192,7 @@ def test_a_command_beside_ray_ends_the_node_and_keeps_its_exit_code(node, comman
     before = containers._raylets()
     node(60)
     assert containers.beside_ray(command) == code
-    wait_until(lambda: containers._raylets() <= before, timeout_s=5, what="the end of the node")
+    wait_until(lambda: containers._raylets() <= before, timeout_s=30, what="the end of the node")
 
 
 def test_a_lost_node_ends_the_command(node):
