@@ -34,10 +34,10 @@ demo: setup
 	$(BIN)/ssl-backdoor run demo
 
 quick: setup
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder -m 'not services and not slow' tests/unit tests/contract
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not services and not slow' tests/unit tests/contract
 
 test: setup postgresql chromium iproute2
-	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations=40 --durations-min=5
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -2,8 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,34 +17,41 @@ if TYPE_CHECKING:
     from tests.support.seaweedfs import ObjectStore
     from tests.support.service_stack import Stack
 
-
-_SHARED = ("stack", "lab")
-"""Fixtures that take most of a minute: what uses one runs in one process."""
+_DEPLOYED = ("deployments", "foreign_pages", "observed", "odd_names", "open_services", "pages", "refusals", "secrets")
+_SHARED = {
+    "stack": ("services", *_DEPLOYED),
+    "lab": ("bad_input", "bad_pairs", "estimate", "experiment", "matrix"),
+}
+"""Fixture of the whole session that takes most of a minute -> files of tests that use it, which one process runs."""
 _FOLDERS = ("faults", "pipeline", "contract", "unit")
-"""Longest first, so that the processes end together."""
 
 
-@pytest.hookimpl(tryfirst=True)
+def _together(nodeid: str) -> str:
+    """The group of a test: those of one file, or of all files that share a fixture, run in one process."""
+    path = nodeid.partition("::")[0]
+    folder, name = path.split("/")[1], path.rpartition("/")[2].removeprefix("test_").removesuffix(".py")
+    if folder not in ("faults", "pipeline"):
+        return path
+    return next((fixture for fixture, names in _SHARED.items() if name in names), path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what xdist keeps together (`--dist loadgroup`), and in which order it begins that.
-
-    A file stays together; so do all tests, of whatever file, that use a server of the whole session.
-    """
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
-    order = {name: number for number, name in enumerate((*_SHARED, *_FOLDERS))}
-    items.sort(key=lambda item: order.get(groups[item].split("/")[0], len(order)))
+    """Longest groups first, so that the processes end together."""
+    groups = {item: _together(item.nodeid) for item in items}
+    first = [*_SHARED, *(f"tests/{folder}" for folder in _FOLDERS)]
+    items.sort(key=lambda item: next(n for n, start in enumerate((*first, "")) if groups[item].startswith(start)))
 
 
-def _group(item: pytest.Item) -> str:
-    used = [name for name in _SHARED if _is_of_session(item, name)]
-    return used[0] if used else str(item.path.relative_to(Path(__file__).parent))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile` with groups; xdist's own groups (3.8) are lost on pytest 9."""
+    from xdist.scheduler import LoadFileScheduling
 
+    class Together(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _together(nodeid)
 
-def _is_of_session(item: pytest.Item, name: str) -> bool:
-    found = getattr(item, "_fixtureinfo").name2fixturedefs.get(name, ())  # noqa: B009  pytest has no public way
-    return bool(found) and found[-1].scope == "session"
+    return Together(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

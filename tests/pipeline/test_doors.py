@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import pytest
 from infra.stack import http
 from tests.support import open_ports
 from tests.support.command_server import TINY_SETTINGS
-from tests.support.service_stack import is_over, needs
+from tests.support.service_stack import needs
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -66,23 +65,6 @@ def test_a_flow_listens_on_loopback_alone_and_refuses_strangers(way, prefect_hom
     if os.geteuid() == 0:
         assert list(found["readable"].values()) == [[]]
     assert found["left"] == []
-
-
-def test_the_services_and_a_run_that_starts_its_own_ray_refuse_strangers(stack):
-    parameters = {"methods": "byol", "settings": SETTINGS, "until": "train"}
-    run = stack.queue("experiment/demo", parameters, {"RAY_ADDRESS": ""})
-    seen = open_ports.Seen()
-    while not is_over(stack.api(f"flow_runs/{run}")):
-        seen.look(each.process.pid for each in stack.members())
-        time.sleep(1)
-    assert stack.ended(run, timeout_s=1)[0]["state"]["type"] == "COMPLETED"
-    assert seen.outside == set()
-    rays = [title for title in seen.listened.values() if title.startswith("gcs_server")]
-    assert len(rays) == 2, "the cluster's and the run's own"
-    numbers = stack.config.ports
-    # A page that asks for the password, one that tells how many volumes there are, and a count of chores done.
-    told = {"prefect": ["GET /"], "s3_master": ["GET /"], "s3_admin": ["GET /metrics"]}
-    assert seen.answers == {numbers[name]: answers for name, answers in told.items()}
 
 
 def test_the_pages_of_a_home_ask_for_the_password_that_was_told(tmp_path):
