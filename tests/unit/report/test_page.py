@@ -11,6 +11,8 @@ from report_fakes import CLASSES, NO_PREDICTIONS, bare, examples, one_pair, repo
 from ssl_backdoor.report.aggregate import Row
 from ssl_backdoor.report.page import ROWS, markdown, write_report
 
+pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
+
 HOSTILE = "<script>alert(1)</script>|`$x_{$ *b* \U0001f600\n# h"
 SUMMARY = {
     "num_poisons": 10,
@@ -175,7 +177,6 @@ def test_one_pair_has_no_landing_figure_and_the_same_bytes_twice(tmp_path):
     }
 
 
-@pytest.mark.slow
 def test_the_report_never_imports_torch():
     code = "import sys, ssl_backdoor.report.page, ssl_backdoor.report.view; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
