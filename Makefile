@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 UV := $(BIN)/uv
 
-.PHONY: setup demo test check audit bench clean up down status postgresql chromium iproute2
+.PHONY: setup demo quick test check audit bench clean up down status postgresql chromium iproute2
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -32,6 +32,9 @@ chromium:
 
 demo: setup
 	$(BIN)/ssl-backdoor run demo
+
+quick: setup
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder -m 'not services and not slow' tests/unit tests/contract
 
 test: setup postgresql chromium iproute2
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=5

@@ -55,7 +55,7 @@ from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, TrainStage,
 from ssl_backdoor.store import ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import load_backbone
 from tests.benchmarks.harness import Comparison, Options, main, paired
-from tests.tiny_sets import tiny_dataset
+from tests.support.tiny_sets import tiny_dataset
 
 PAPER = "40 epochs"
 CONDITIONS = ("clean", "triggered")

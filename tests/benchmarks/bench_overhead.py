@@ -37,7 +37,7 @@ from ssl_backdoor.seeds import stream
 from ssl_backdoor.stages import StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, open_store
 from tests.benchmarks.harness import Comparison, Options, main
-from tests.command_server import TINY_SETTINGS
+from tests.support.command_server import TINY_SETTINGS
 
 CELL = ("demo", "--methods", "byol", *(part for one in TINY_SETTINGS for part in ("--set", one)))
 DEMO = ("demo", "--set", "train.fit.epochs=1", "--set", "defences.*.fit.epochs=1")

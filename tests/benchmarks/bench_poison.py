@@ -31,7 +31,7 @@ from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, LocalStore
 from ssl_backdoor.tables import SAMPLES
 from tests.benchmarks.harness import Comparison, Options, alone, main, timed
-from tests.tiny_sets import tiny_dataset
+from tests.support.tiny_sets import tiny_dataset
 
 FRACTIONS, NUM_PAIRS, NUM_CLASSES = (0.0001, 0.005), 300, 100
 NUM_WORDS, WORDS_PER_CAPTION, BLOCK = 20_000, 8, 65_536

@@ -35,7 +35,7 @@ from ssl_backdoor.stages import IngestStage, StageCall, open_catalogue, open_dat
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Range, open_store
 from tests.benchmarks.bench_ingest import drawn, write_tar
 from tests.benchmarks.harness import Comparison, Options, alone, main, paired
-from tests.services import object_store_server
+from tests.support.seaweedfs import object_store_server
 
 CASES = ((32, 32, 20_000), (250, 224, 3_000))
 """Side of the files, side that is delivered, number of images."""

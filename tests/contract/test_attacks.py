@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.data.dataset import Catalogue, Dataset
 from ssl_backdoor.data.images import decode, encode_jpeg75
@@ -22,6 +21,7 @@ from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import AttackSpec, NoAttackSpec, TargetsSpec, built_in
 from ssl_backdoor.store import Range
 from ssl_backdoor.tables import OVERLAY, POISON_PLAN
+from tests.support.tiny_sets import tiny_dataset
 
 TRIGGER = GridTriggerSpec(size_px=6)
 NUM_TRAIN, NUM_TARGET = 30, 10

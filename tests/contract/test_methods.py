@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import OBJECTIVES, FolderCheckpoints, Stop, objective, random_batch, train
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Batch, SSLMethod
 from ssl_backdoor.methods.parts import EMACopy, Queue
+from tests.support.tiny_training import OBJECTIVES, FolderCheckpoints, Stop, objective, random_batch, train
 
 torch.set_num_threads(1)
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())

@@ -8,18 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import checkpoint_worker
-import full_disk_worker
 import pytest
-from checkpoint_worker import EVERY_STEPS, HALT_STEP, IMAGES, training
 
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.specs import NoAttackSpec
 from ssl_backdoor.stages import PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tests.support import ROOT, full_disk, halting_training
+from tests.support.halting_training import EVERY_STEPS, HALT_STEP, IMAGES, training
 
 pytestmark = pytest.mark.services
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 # ------------------------------------------------------------------------------------------- no room
@@ -39,9 +37,9 @@ def namespace(folder: Path = Path("/tmp")) -> list[str]:
 def test_no_room_while_shards_and_artifacts_are_written(tmp_path, way):
     """On a file system that is really full where this user can have one, and everywhere under a limit of file size."""
     prefix = namespace(tmp_path) if way == "mount" else []
-    command = [*prefix, sys.executable, full_disk_worker.__file__, way, str(tmp_path)]
+    command = [*prefix, sys.executable, "-m", full_disk.__name__, way, str(tmp_path)]
     done = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, check=False
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
@@ -54,9 +52,9 @@ def test_no_room_while_shards_and_artifacts_are_written(tmp_path, way):
         assert len(sentence.splitlines()) == 1
         assert told[name]["left"] == []
     calm = open_store(str(tmp_path / "calm"))
-    assert told["ingest"]["afterwards"] == calm.manifest(run_stage(full_disk_worker.IMAGES, calm).ref).digest
+    assert told["ingest"]["afterwards"] == calm.manifest(run_stage(full_disk.IMAGES, calm).ref).digest
     assert told["commit"]["afterwards"] == told["ingest"]["afterwards"]
-    assert told["train"]["afterwards"] == calm.manifest(checkpoint_worker.run(training(calm), calm).ref).digest
+    assert told["train"]["afterwards"] == calm.manifest(halting_training.run(training(calm), calm).ref).digest
 
 
 # ------------------------------------------------------------------------------------------- damage
@@ -148,7 +146,7 @@ def test_a_damaged_shard_is_found_before_training(behind, damage):
 def calm(tmp_path_factory):
     """The training, uninterrupted: its digest."""
     store = open_store(str(tmp_path_factory.mktemp("calm")))
-    return store.manifest(checkpoint_worker.run(training(store), store).ref).digest
+    return store.manifest(halting_training.run(training(store), store).ref).digest
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +154,8 @@ def killed(tmp_path_factory):
     """A store in which the training was killed after step 40: it holds the checkpoints after 30 and 40."""
     folder = tmp_path_factory.mktemp("killed")
     with subprocess.Popen(
-        [sys.executable, checkpoint_worker.__file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        [sys.executable, "-m", halting_training.__name__, str(folder)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -189,7 +187,7 @@ def resumed(store, caplog):
 
     caplog.clear()
     with caplog.at_level(logging.WARNING, "ssl_backdoor"):
-        ref = checkpoint_worker.run(training(store), store, listen).ref
+        ref = halting_training.run(training(store), store, listen).ref
     return store.manifest(ref).digest, steps[0] - 1, [record.getMessage() for record in caplog.records]
 
 

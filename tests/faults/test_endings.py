@@ -6,9 +6,9 @@ import subprocess
 import sys
 
 import pytest
-from services import wait_until
 
 from infra.stack.processes import facts
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a shell is one process")
 LEFT = """
@@ -58,15 +58,15 @@ def test_nothing_outlives_a_shell_whichever_of_its_processes_is_killed(which):
         watch, shell, left = map(int, terminal.stdout.readline().split())
         if which != "nobody":
             os.kill({"terminal": terminal.pid, "watch": watch, "shell": shell}[which], signal.SIGKILL)
-        terminal.communicate(timeout=10)
+        terminal.communicate(timeout=60)
     code = {"terminal": -signal.SIGKILL, "nobody": 7}.get(which, 128 + signal.SIGKILL)
     assert terminal.returncode == code
     if which == "watch":  # then there is nobody to end what the shell started
-        wait_until(lambda: not is_running(shell), timeout_s=10, what="the shell's end")
+        wait_until(lambda: not is_running(shell), timeout_s=60, what="the shell's end")
         os.kill(left, signal.SIGKILL)
         return
     for pid in (watch, shell, left):
-        wait_until(lambda pid=pid: not is_running(pid), timeout_s=30, what=f"the end of {pid}")
+        wait_until(lambda pid=pid: not is_running(pid), timeout_s=120, what=f"the end of {pid}")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -74,8 +74,8 @@ def test_a_signal_to_the_group_is_handed_on_to_the_shell_once(number, code):
     with begun("waits") as terminal:
         watch, shell, left = map(int, terminal.stdout.readline().split())
         os.killpg(terminal.pid, number)
-        err = terminal.communicate(timeout=10)[1]
+        err = terminal.communicate(timeout=60)[1]
     assert terminal.returncode == code
     assert err.count("KeyboardInterrupt") == (number == signal.SIGINT)
     for pid in (watch, shell, left):
-        wait_until(lambda pid=pid: not is_running(pid), timeout_s=30, what=f"the end of {pid}")
+        wait_until(lambda pid=pid: not is_running(pid), timeout_s=120, what=f"the end of {pid}")

@@ -5,11 +5,11 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from deployed import begin, drop_database, finish, flow_process, kept, kill, last_state, small
 
 from infra.stack import http
+from tests.support.deployment_runs import begin, drop_database, finish, flow_process, kept, kill, last_state, small
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 _RECORDED = """
 import mlflow
 client = mlflow.MlflowClient()

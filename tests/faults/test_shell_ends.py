@@ -7,18 +7,17 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-import impatient_shell
-import killed_shell
 import pytest
-from command_server import TINY, TINY_SETTINGS
-from fault_proxy import Fault, fault_proxy
-from services import wait_until
-from shells import begin, left_of, nothing_left_of
 
 from flows.plan import plan
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tests.support import cli_killed_in_commit, cli_with_few_retries
+from tests.support.cli_process import begin, left_of, nothing_left_of
+from tests.support.command_server import TINY, TINY_SETTINGS
+from tests.support.fault_proxy import Fault, fault_proxy
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 BYOL = ("demo", *TINY, "--methods", "byol")
@@ -38,12 +37,12 @@ def until_it_trains(shell, folder: Path) -> None:
         assert shell.poll() is None, shell.communicate()
         return bool(checkpoints(folder)) and any(title.startswith("ray::train") for title in left_of(folder).values())
 
-    wait_until(underway, timeout_s=120, what="a training with a checkpoint")
+    wait_until(underway, timeout_s=400, what="a training with a checkpoint")
 
 
 def done(shell) -> str:
     """What a command that came through said on stderr."""
-    err = shell.communicate(timeout=200)[1]
+    err = shell.communicate(timeout=600)[1]
     assert shell.returncode == 0, err
     return err
 
@@ -61,7 +60,7 @@ def test_a_shell_that_is_told_to_end_or_killed_leaves_no_process_and_the_same_co
         with begin(tmp_path, *LONG) as shell:
             until_it_trains(shell, tmp_path)
             os.killpg(shell.pid, number)  # as a terminal and `timeout` do
-            out, err = shell.communicate(timeout=60)
+            out, err = shell.communicate(timeout=180)
         assert (shell.returncode, out) == (code, "")
         *progress, told = filter(None, err.splitlines())
         assert told == (
@@ -90,8 +89,9 @@ def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
     tmp_path, environment, prefix, object_store
 ):
     store = open_store(f"s3://{object_store.bucket}/{prefix}")
-    with begin(tmp_path, "poison", *POISON, "--store", store.root, program=Path(killed_shell.__file__)) as shell:
-        shell.communicate(timeout=120)
+    killed = Path(cli_killed_in_commit.__file__)
+    with begin(tmp_path, "poison", *POISON, "--store", store.root, program=killed) as shell:
+        shell.communicate(timeout=400)
     assert shell.returncode == 128 + signal.SIGKILL
     parts = object_store.keys(f"{prefix}/poison/")
     assert parts
@@ -113,7 +113,7 @@ def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path, environment, p
     place = f"s3://{object_store.bucket}/{prefix}"
     with fault_proxy(object_store.endpoint) as proxy:
         proxy.add(Fault("get", "refuse", times=2, ending="manifest.json"))
-        impatient, address = Path(impatient_shell.__file__), {"AWS_ENDPOINT_URL": proxy.endpoint}
+        impatient, address = Path(cli_with_few_retries.__file__), {"AWS_ENDPOINT_URL": proxy.endpoint}
         with begin(tmp_path, *POISON, "--store", place, program=impatient, **address) as shell:
             told = done(shell)
     assert "waits, then tries again: " in told

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import store_worker
-from fault_proxy import Fault, fault_proxy
-from s3_artifacts import artifact_keys, commit, make_source
 
 from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.store import open_store, s3
 from ssl_backdoor.store.base import digest_file
+from tests.support import store_commits
+from tests.support.fault_proxy import Fault, fault_proxy
+from tests.support.s3_artifacts import artifact_keys, commit, make_source
 
 pytestmark = pytest.mark.services
-KEY = store_worker.KEY
+KEY = store_commits.KEY
 LARGE = 9 << 20  # two parts
 
 
@@ -166,7 +166,7 @@ def test_a_fetched_file_that_the_disk_spoils_is_fetched_again(direct, source):
 
 @pytest.mark.parametrize("off_min", [-20, 20])
 def test_a_clock_that_is_far_off_is_named(direct, source, object_store, environment, prefix, off_min):
-    worker = store_worker.start(direct.root, source, "x", {**environment, "CLOCK_OFF_S": str(60 * off_min)})
+    worker = store_commits.start(direct.root, source, "x", {**environment, "CLOCK_OFF_S": str(60 * off_min)})
     told, _ = worker.communicate(timeout=60)
     assert (worker.returncode, len(told.splitlines())) == (2, 1)
     assert told.startswith(f"expected the clock of this machine to be that of {direct.root} at")
@@ -177,13 +177,13 @@ def test_a_clock_that_is_far_off_is_named(direct, source, object_store, environm
 def test_of_two_clocks_ten_minutes_off_either_way_one_commit_wins(direct, object_store, environment, prefix, tmp_path):
     names = {"late": -600, "early": 600}
     workers = [
-        store_worker.start(
+        store_commits.start(
             direct.root, make_source(tmp_path / name, name), name, {**environment, "CLOCK_OFF_S": str(off_s)}
         )
         for name, off_s in names.items()
     ]
-    store_worker.wait_ready(*workers)
-    first, second = store_worker.race(*workers)
+    store_commits.wait_ready(*workers)
+    first, second = store_commits.race(*workers)
     assert first == second
     kept = direct.manifest(direct.ref("ingest", KEY))
     assert (direct.fetch(direct.ref("ingest", KEY)) / "samples.txt").read_text() == kept.summary["by"] in names
@@ -208,13 +208,13 @@ def test_two_identical_ingests_at_once(kind, direct, environment, object_store, 
     root = direct.root if kind == "s3" else (tmp_path / "store").as_uri()
     (tmp_path / "tmp").mkdir()
     workers = [
-        store_worker.start(root, pictures, "digest", {**environment, "TMPDIR": str(tmp_path / "tmp")}, "ingest")
+        store_commits.start(root, pictures, "digest", {**environment, "TMPDIR": str(tmp_path / "tmp")}, "ingest")
         for _ in range(2)
     ]
-    store_worker.wait_ready(*workers)
+    store_commits.wait_ready(*workers)
     store = open_store(root)
     assert store.keys("ingest") == ()  # both have written everything, neither is to be found
-    first, second = store_worker.race(*workers)
+    first, second = store_commits.race(*workers)
     assert first == second
     (key,) = store.keys("ingest")
     manifest = store.manifest(store.ref("ingest", key))

@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import store_worker
-from s3_artifacts import artifact_keys, commit, make_source
-from services import free_ports, object_store_server
 
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.store import Manifest, Range, open_store, s3
 from ssl_backdoor.store.base import digest_file
+from tests.support import store_commits
+from tests.support.s3_artifacts import artifact_keys, commit, make_source
+from tests.support.seaweedfs import free_ports, object_store_server
 
 pytestmark = pytest.mark.services
-KEY = store_worker.KEY
+KEY = store_commits.KEY
 WAIT_S = 30
 
 
@@ -76,11 +76,11 @@ def test_parts_of_objects_are_read_in_order_and_nothing_is_kept(store, source, t
 
 def test_two_processes_race_and_one_wins(store, object_store, environment, prefix, tmp_path):
     folders = [make_source(tmp_path / name, name) for name in ("one", "two")]
-    workers = [store_worker.start(store.root, folder, folder.name, environment) for folder in folders]
-    store_worker.wait_ready(*workers)
+    workers = [store_commits.start(store.root, folder, folder.name, environment) for folder in folders]
+    store_commits.wait_ready(*workers)
     assert len(artifact_keys(object_store, prefix)) == 4  # both have uploaded, neither is to be found
     assert store.find("ingest", KEY) is None
-    answers = [Manifest.model_validate_json(answer) for answer in store_worker.race(*workers)]
+    answers = [Manifest.model_validate_json(answer) for answer in store_commits.race(*workers)]
     kept = store.manifest(store.ref("ingest", KEY))
     assert answers == [kept, kept]
     expected = sorted(["manifest.json", f"{kept.parts}/samples.txt", f"{kept.parts}/shards/empty.tar"])
@@ -89,7 +89,7 @@ def test_two_processes_race_and_one_wins(store, object_store, environment, prefi
 
 
 def test_kill_9_between_parts_and_manifest(store, source, object_store, environment, prefix):
-    store_worker.kill(store_worker.start(store.root, source, "crashed", environment))
+    store_commits.kill(store_commits.start(store.root, source, "crashed", environment))
     leftover = artifact_keys(object_store, prefix)
     assert len(leftover) == 2
     assert store.find("ingest", KEY) is None

@@ -7,15 +7,15 @@ import subprocess
 import sys
 
 import pytest
-import ray_worker
 import torch
 from safetensors.torch import load_file
-from services import wait_until
-from shells import marked
 
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import run_stage
 from ssl_backdoor.store import open_store
+from tests.support import ray_training
+from tests.support.cli_process import marked
+from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
@@ -28,7 +28,7 @@ def processes(title: str, mark: str) -> list[int]:
 @pytest.mark.parametrize(("workers", "title"), [(1, "ray::train under test"), (2, "ray::RayTrainWorker")])
 def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
     store, mark = tmp_path / "store", f"SSL_BACKDOOR_HOME={tmp_path}"
-    command = [sys.executable, ray_worker.__file__, str(store), str(workers)]
+    command = [sys.executable, ray_training.__file__, str(store), str(workers)]
     env = {**os.environ, "SSL_BACKDOOR_HOME": str(tmp_path), "RAY_USAGE_STATS_ENABLED": "0"}
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
 
@@ -36,9 +36,9 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
             assert process.poll() is None, process.communicate()
             return bool(list(store.glob(".checkpoints/train/*/step-*.ckpt")) and processes(title, mark))
 
-        wait_until(underway, timeout_s=120, what="a checkpoint")
+        wait_until(underway, timeout_s=400, what="a checkpoint")
         os.kill(processes(title, mark)[-1], signal.SIGKILL)
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("finished")
     assert re.search(r"WARNING train under test \(train/\w{12}\): begins on .*, attempt 2$", err, re.MULTILINE)
@@ -46,7 +46,7 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
     assert not list(store.glob(".checkpoints/train/*/*.ckpt"))
 
     calm = open_store(str(tmp_path / "calm"))
-    reference = run_stage(ray_worker.training(calm, workers), calm, Resources(device="cpu")).ref
+    reference = run_stage(ray_training.training(calm, workers), calm, Resources(device="cpu")).ref
     (killed,) = store.glob("train/*/backbone.safetensors")
     assert killed.parent.name == reference.key
     expected, found = load_file(calm.fetch(reference) / "backbone.safetensors"), load_file(killed)

@@ -1,6 +1,6 @@
 """Writes identity.json: the defaults of every spec and one key per stage. Run it only with a sentence in the commit.
 
-`python tests/golden/make_identity.py`. A changed default or key means that old artifacts would be taken for new
+`python -m tests.golden.make_identity`. A changed default or key means that old artifacts would be taken for new
 ones: raise the stage's STAGE_VERSION in the same commit.
 """
 

@@ -1,15 +1,16 @@
-"""Writes losses.json: the first 20 losses of every method and of the defence. A diff needs a sentence in its commit."""
+"""Writes losses.json: the first 20 losses of every method and of the defence. A diff needs a sentence in its commit.
+
+`python -m tests.golden.make_losses`.
+"""
 
 import json
-import sys
 import tempfile
 from pathlib import Path
 
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tiny_training import OBJECTIVES, train  # the tests' helpers lie one folder up
+from tests.support.tiny_training import OBJECTIVES, train
 
 
 def main() -> None:

@@ -2,7 +2,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_server import TINY, Outcome, Shell, shell
+
+from tests.support.command_server import TINY, Outcome, Shell, shell
 
 
 @pytest.fixture(scope="session")

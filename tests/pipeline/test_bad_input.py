@@ -10,8 +10,9 @@ import zlib
 from pathlib import Path
 
 import pytest
-from command_server import TINY, refused_input
 from PIL import Image
+
+from tests.support.command_server import TINY, refused_input
 
 pytestmark = pytest.mark.services
 SETTINGS = ("--set", "dataset.classes=[]", "--set", "attack.target_class=cat", "--pairs", "1")

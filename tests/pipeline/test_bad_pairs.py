@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from command_server import refused_input
 from PIL import Image
+
+from tests.support.command_server import refused_input
 
 pytestmark = pytest.mark.services
 SOURCE_CAPTIONS = ("--set", 'dataset.captions={"kind":"source"}')

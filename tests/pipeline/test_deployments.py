@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from command_server import DEMO_SETTINGS
-from deployed import small, training
-from services import wait_until
 
 from infra.stack import object_store
+from tests.support.command_server import DEMO_SETTINGS
+from tests.support.deployment_runs import small, training
+from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 
 
 def test_a_finished_run_names_its_report_and_shows_the_way(stack, demo):
@@ -55,15 +55,15 @@ def test_the_same_again_computes_nothing(stack, demo):
 
 def test_cancelling_leaves_no_process(stack):
     flow = stack.queue("experiment/demo", small(40))
-    wait_until(lambda: training(stack), timeout_s=200, what="a training")
+    wait_until(lambda: training(stack), timeout_s=400, what="a training")
     stack.api(f"flow_runs/{flow}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
-    assert stack.ended(flow, timeout_s=60)[0]["state"]["type"] == "CANCELLED"
-    wait_until(lambda: not training(stack), timeout_s=30, what="the trainings to end")
+    assert stack.ended(flow, timeout_s=180)[0]["state"]["type"] == "CANCELLED"
+    wait_until(lambda: not training(stack), timeout_s=180, what="the trainings to end")
     assert stack("status")[0] == 0
 
 
 def test_the_nightly_run_is_planned(stack):
     search = {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
-    wait_until(lambda: stack.api("flow_runs/filter", search), timeout_s=60, what="a scheduled run")
+    wait_until(lambda: stack.api("flow_runs/filter", search), timeout_s=180, what="a scheduled run")
     planned = stack.api("flow_runs/filter", search)
     assert {run["parameters"]["recipe"] for run in planned} == {"demo"}

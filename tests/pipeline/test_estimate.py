@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from command_server import TINY, refused_input
 from test_bad_input import (
     SETTINGS,
     empty_folder,
@@ -17,6 +16,8 @@ from test_bad_input import (
     unknown_target,
 )
 
+from tests.support.command_server import TINY, refused_input
+
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 BYOL = {"ingest": 1, "poison": 1, "train": 2, "defend": 2, "evaluate": 4, "report": 1}
 ALL = {"ingest": 1, "poison": 3, "train": 5, "defend": 4, "evaluate": 10, "report": 1}
@@ -26,7 +27,6 @@ def counted(told, name):
     return {stage: one[name] for stage, one in told["stages"].items()}
 
 
-@pytest.mark.timeout(900)
 def test_of_an_empty_store_every_stage_is_to_be_done(lab, tmp_path):
     run, _ = lab
     arguments = ("estimate", "demo", *TINY, "--methods", "byol", "--store", tmp_path / "store", "--devices", "3")

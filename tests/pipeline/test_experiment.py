@@ -6,7 +6,8 @@ from contextlib import closing
 from html.parser import HTMLParser
 
 import pytest
-from command_server import TINY, shell
+
+from tests.support.command_server import TINY, shell
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

@@ -15,16 +15,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chromium import chromium, logged_in
-from command_server import TINY
-from listening import listening
 from playwright.sync_api import BrowserContext
-from services import wait_until
 
 from flows.terminal.reaper import descendants
 from infra.stack import http as requests
+from tests.support.chromium import chromium, logged_in
+from tests.support.command_server import TINY
+from tests.support.listening_sockets import listening
+from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 EVIL = "evil.example"
 ATTACK = """
 async ({api, mark}) => {

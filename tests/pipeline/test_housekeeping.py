@@ -1,4 +1,4 @@
-"""`status` and `gc` on a real S3 server and through the command line; backing up and restoring, really done."""
+"""`status` and `gc` on a real S3 server and through the command line; a bucket copied while runs write to it."""
 
 import hashlib
 import json
@@ -7,22 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
-import store_worker
-from command_server import TINY_SETTINGS, shell
-from deployed import drop_database, kill
-from services import wait_until
-from stack_shell import ROOT, Stack, running_stack
 
 from flows.commands.gc import GcOptions, collect, render
-from infra.stack import ports
 from ssl_backdoor.store import open_store
 from ssl_backdoor.store.garbage import garbage, sweep
 from ssl_backdoor.store.s3 import S3Store
 from ssl_backdoor.store.s3_contents import S3Contents
 from ssl_backdoor.store.survey import contents_of, survey
+from tests.support import ROOT, store_commits
+from tests.support.command_server import shell
+from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.services
 EVERYTHING = GcOptions(delete=True, unreached=True, older_than_days=0)
@@ -76,7 +72,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     state.write_text("state")
     for key in (f"train/{key_of('encoder')}/{'a' * 32}/lost-a-race", f"train/{key_of('gone')}/{'b' * 32}/part"):
         client.put_object(Bucket=object_store.bucket, Key=prefix + key, Body=b"part")
-    store_worker.kill(store_worker.start(store.root, tmp_path / "files" / "images", "killed", environment))
+    store_commits.kill(store_commits.start(store.root, tmp_path / "files" / "images", "killed", environment))
     begin_upload(object_store, f"{prefix}train/{key_of('large')}/{'c' * 32}/large.bin")
     for name in ("encoder", "unfinished"):
         store.save_checkpoint("train", key_of(name), 10, state)
@@ -90,7 +86,7 @@ def test_what_crashes_leave_on_s3_goes_and_nothing_else(store, chain, object_sto
     } == {
         key_of("encoder")[:8]: 4,
         key_of("gone")[:8]: 4,
-        store_worker.KEY[:8]: 5,
+        store_commits.KEY[:8]: 5,
         key_of("large")[:8]: 5 << 20,
         "train": 5,
     }
@@ -249,70 +245,3 @@ def test_status_and_gc_from_a_shell(tmp_path):
         ):
             assert (refused.code, len(refused.stderr.splitlines()), refused.stdout) == (2, 1, "")
         assert not missing.exists()
-
-
-# ------------------------------------------------------------------------------------- the whole of `make up`
-
-LOG_RUN = """
-import mlflow
-client = mlflow.MlflowClient()
-run = client.create_run(client.create_experiment("backed up")).info.run_id
-client.log_metric(run, "accuracy", 0.5)
-client.log_text(run, "kept", "report/note.txt")
-print(run)
-"""
-READ_RUN = """
-import mlflow, sys
-print(mlflow.MlflowClient().get_run(sys.argv[1]).data.metrics["accuracy"])
-print(mlflow.artifacts.load_text(f"runs:/{sys.argv[1]}/report/note.txt"))
-"""
-SHORT = {"settings": TINY_SETTINGS, "methods": "byol", "until": "poison"}
-
-
-def computed_nothing(stack) -> bool:
-    """The same run again comes through, every stage reused."""
-    (run,) = stack.ended(stack.queue("experiment/demo", SHORT), timeout_s=120)
-    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
-    stages = stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
-    return {one["state"]["name"] for one in stages} == {"Reused"}
-
-
-@pytest.fixture
-def other_ports() -> Iterator[dict[str, str]]:
-    numbers = ports.free(len(ports.DEFAULTS))
-    return {ports.variable(name): str(number) for name, number in zip(ports.DEFAULTS, numbers, strict=True)}
-
-
-@pytest.mark.slow
-def test_a_stack_copied_while_down_comes_up_in_another_home_and_may_lose_prefects_database(tmp_path, other_ports):
-    archive, home = tmp_path / "backup.tar", tmp_path / "restored"
-    with running_stack(tmp_path / "home") as stack:
-        done = stack.deploy("experiment/demo", "--watch", **SHORT)
-        assert done.returncode == 0, done.stdout + done.stderr
-        first = stack.flow_run(done)
-        logged = stack.client(LOG_RUN)
-        assert logged.returncode == 0, logged.stderr
-    packing = "umask 077 && tar -C {0} --exclude stack/run --exclude stack/logs -cf {1} stack"
-    subprocess.run(["sh", "-c", packing.format(tmp_path / "home", archive)], check=True)
-    assert archive.stat().st_mode & 0o777 == 0o600  # the secrets are in it
-    home.mkdir()
-    subprocess.run(["tar", "-C", home, "-xpf", archive], check=True)
-
-    restored = Stack(home, **other_ports)
-    try:
-        code, out, err = restored("up")
-        assert code == 0, out + err
-        past = restored.api(f"flow_runs/{first['id']}")
-        assert (past["state"]["type"], past["state"]["message"]) == ("COMPLETED", "done up to poison")
-        read = restored.client(READ_RUN, logged.stdout.split()[-1])
-        assert read.stdout.split() == ["0.5", "kept"], read.stderr
-        assert computed_nothing(restored)
-
-        for name in ("worker", "prefect"):
-            kill(restored, name)
-        drop_database(restored, "prefect")
-        assert restored("up")[0] == 0
-        assert restored.api("flow_runs/filter", {"flow_runs": {"id": {"any_": [first["id"]]}}}) == []
-        assert computed_nothing(restored)
-    finally:
-        restored("down")

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from shells import begin
+from tests.support.cli_process import begin
 
 PROGRAM = """
 import json, os, time
@@ -43,7 +43,7 @@ def test_the_next_stage_begins_in_the_same_process_when_the_last_has_ended(tmp_p
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     process = begin(tmp_path, program=program, PYTHONPATH=str(Path(__file__).parents[2]))
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
     (first, first_began_s, first_ended_s), (second, second_began_s, _) = sorted(json.loads(out), key=lambda one: one[1])
     assert first_ended_s - first_began_s > 2

@@ -5,7 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from command_server import TINY, shell
 
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022UntargetedSpec
@@ -13,6 +12,7 @@ from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tests.support.command_server import TINY, shell
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 

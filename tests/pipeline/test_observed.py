@@ -5,13 +5,13 @@ import re
 from datetime import datetime
 
 import pytest
-from command_server import DEMO_SETTINGS
-from services import wait_until
 
 from infra.stack import ray_head
 from tasks.ray_settings import RAYS
+from tests.support.command_server import DEMO_SETTINGS
+from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 SYSTEM = {
     "system/images_per_second",
     "system/step_seconds",
@@ -29,7 +29,7 @@ def told(stack, run: dict) -> list[dict]:
     def lines() -> list[dict]:
         return [line for line in stack.api("logs/filter", search) if line["name"] == "ssl_backdoor"]
 
-    wait_until(lambda: any(line["message"].startswith("report: ") for line in lines()), timeout_s=30, what="the logs")
+    wait_until(lambda: any(line["message"].startswith("report: ") for line in lines()), timeout_s=120, what="the logs")
     return lines()
 
 

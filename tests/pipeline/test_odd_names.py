@@ -6,12 +6,12 @@ from contextlib import closing
 
 import pyarrow.parquet as pq
 import pytest
-from command_server import shell
-from odd_names import ODD_NAMES, write_images, write_pairs
 
 from flows.recipes import clip
 from ssl_backdoor.errors import visible
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
+from tests.support.command_server import shell
+from tests.support.odd_names import ODD_NAMES, write_images, write_pairs
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 TARGET = ODD_NAMES[-1]
@@ -59,7 +59,7 @@ def test_pairs_through_the_services(tmp_path, stack, monkeypatch):
     changed = [*SMALL, 'dataset.captions={"kind":"source"}']
     asked = {"methods": "clip", "data": str(pairs), "settings": changed, "attack": attack.model_dump(mode="json")}
     run = stack.queue("experiment/demo", {**asked, "defences": []})
-    ended = stack.ended(run, timeout_s=200)[0]["state"]
+    ended = stack.ended(run, timeout_s=600)[0]["state"]
     assert ended["type"] == "COMPLETED", ended["message"]
     names = {one["name"] for one in stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})}
     assert any(" ".join(visible(ODD_NAMES[0]).split()) in name for name in names)

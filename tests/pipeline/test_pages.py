@@ -11,14 +11,14 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import pytest
-from chromium import chromium, logged_in
-from command_server import DEMO_SETTINGS
 from playwright.sync_api import BrowserContext, Page, expect
-from services import wait_until
 
 from infra.stack import object_store
+from tests.support.chromium import chromium, logged_in
+from tests.support.command_server import DEMO_SETTINGS
+from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 ABSENT = ("/favicon.ico", "/ico/undefined.svg", "/mlflow/users/current")
 """What Prefect's and MLflow's own pages ask for and their servers do not have."""
 PATIENCE_MS = 60_000

@@ -1,7 +1,8 @@
 """What users of a deployment get wrong: one sentence on Prefect's page, no run that hangs, a worker that goes on.
 
 Two doors. What the form's schema can tell Prefect's server answers at once, to a page and to `prefect deployment run`
-alike, and no run is made. The rest ends a run as failed. All those runs are queued first and then waited for together.
+alike, and no run is made. The rest ends a run as failed: a few in a process that the worker began, with a good run
+behind them, and the others in a process that they share.
 """
 
 import csv
@@ -16,15 +17,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from command_server import TINY_SETTINGS
 from PIL import Image
-from services import free_ports, wait_until
 
 from infra.stack import http
+from tests.support.command_server import TINY_SETTINGS
+from tests.support.seaweedfs import free_ports
+from tests.support.shared_engine import run_all
+from tests.support.waiting import wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 OWN = ["dataset.classes=[]", "attack.target_class=cat"]
 GOOD = "nothing wrong"
+OF_WORKER = ("an attack without its kind", "a zip bomb", "an identity that only reads", "more workers than CPUs")
+"""Refused by a process that the worker began; the others share one."""
 
 
 class Refused(NamedTuple):
@@ -34,10 +39,6 @@ class Refused(NamedTuple):
     words: tuple[str, ...]
     environment: Mapping[str, str] = {}
     deployment: str = "experiment/recipe"
-
-
-UNSEEN = ("attack.trigger.seed=987",)
-"""A training that no other test has left in the store."""
 
 
 def demo(*words: str, settings: tuple[str, ...] = (), **parameters: object) -> Refused:
@@ -145,6 +146,7 @@ def specs(folder: Path) -> dict[str, Refused]:
     trigger = 'attack.trigger={{"kind":"image","file":"{}","size_px":8}}'
     larger = 'attack.trigger={"kind":"grid","size_px":900}'
     byol = {"method": {"kind": "byol"}, "fit": {"batch_size": 7, "bn_groups": 2}}
+    unseen = {"methods": "byol", "settings": ("attack.trigger.seed=987",)}  # trainings that no other test has left
     return {
         "an attack without its kind": demo("attack", "kind is missing", attack={"target_class": "cat"}),
         "groups that do not divide": demo("train", "batch_size 7", train=byol),
@@ -161,7 +163,9 @@ def specs(folder: Path) -> dict[str, Refused]:
             "100000", "200", methods="byol", settings=("train.fit.batch_size=100000",)
         ),
         "a class nobody knows": demo("axolotl", settings=("attack.target_class=axolotl",)),
-        "more than memory holds": demo("memory", settings=("train.method.embedding_dim=1000000000000",)),
+        "more than memory holds": demo(
+            "memory", methods="byol", settings=("train.method.embedding_dim=1000000000000",)
+        ),
         "pairs that there are not": demo("demo has 1 pair(s)", pairs=2),
         "a size that there is not": demo("demo has a single size", size="paper"),
         "methods that there are not": demo("found msf", methods="msf"),
@@ -169,8 +173,8 @@ def specs(folder: Path) -> dict[str, Refused]:
         "no data": Refused({}, ("saha2022_table1 needs --data PATH",), deployment="matrix/recipe"),
         "a pickle for a trigger": demo("weights.pkl", settings=(trigger.format(poisonous),)),
         "a device for a trigger": demo("/dev/zero", settings=(trigger.format("/dev/zero"),)),
-        "more threads than CPUs": demo("1024 threads", "CPUs", settings=UNSEEN, resources={"threads": 1024}),
-        "more workers than CPUs": demo("64 workers", settings=UNSEEN, resources={"workers": 64}),
+        "more threads than CPUs": demo("1024 threads", "CPUs", **unseen, resources={"threads": 1024}),
+        "more workers than CPUs": demo("64 workers", **unseen, resources={"workers": 64}),
     }
 
 
@@ -281,17 +285,28 @@ def test_a_name_that_was_let_through_ends_its_run_with_one_sentence(stack):
     def state() -> dict:
         return stack.api(f"flow_runs/{run}")["state"]
 
-    wait_until(lambda: state()["type"] == "FAILED", timeout_s=200, what="the sentence")
+    wait_until(lambda: state()["type"] == "FAILED", timeout_s=400, what="the sentence")
     assert problem(Refused({}, ("no parameter is named sizes; expected some of recipe, size",)), state()) == ""
 
 
 @pytest.fixture(scope="module")
 def refused(stack, tmp_path_factory) -> dict[str, tuple[Refused, dict]]:
-    """Every case with its flow run, ended; and behind them a run that nothing is wrong with."""
+    """Every case with its flow run, ended; and behind the worker's a run that nothing is wrong with."""
     folder = tmp_path_factory.mktemp("refused")
-    cases = {**specs(folder), **data(folder), **stores(folder, stack), GOOD: demo(until="ingest")}
-    runs = {stack.queue(case.deployment, case.parameters, case.environment): name for name, case in cases.items()}
-    found = stack.ended(*runs, timeout_s=900)
+    cases = {**specs(folder), **data(folder), **stores(folder, stack)}
+    shared = {
+        stack.queue(case.deployment, case.parameters, case.environment, state={"type": "PENDING"}): name
+        for name, case in cases.items()
+        if name not in OF_WORKER
+    }
+    cases[GOOD] = demo(until="ingest")
+    runs = {
+        stack.queue(cases[name].deployment, cases[name].parameters, cases[name].environment): name
+        for name in (*OF_WORKER, GOOD)
+    }
+    run_all(stack, {run: cases[name].environment for run, name in shared.items()}, timeout_s=800)
+    runs |= shared
+    found = stack.ended(*runs, timeout_s=800)
     return {runs[run["id"]]: (cases[runs[run["id"]]], run) for run in found}
 
 

@@ -17,11 +17,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from command_server import TINY_SETTINGS
 
 from infra.stack import http, object_store, postgres, ray_head, service
+from tests.support.command_server import TINY_SETTINGS
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.slow]
 PLANTABLE = {"files", "ray's files", "ray's state", "prefect's database", "mlflow's database", "artifacts"}
 PLANTABLE |= {"mlflow's artifacts", "command lines"}
 KEPT_IN = ("config.json", "s3.json", "security.toml")
@@ -144,14 +144,14 @@ def profile(file: Path, canaries: Mapping[str, str]) -> dict[str, str]:
 def runs_that_fail(stack, word: str, environment: Mapping[str, str]) -> list[str]:
     """One refused, one that a stage fails with a traceback, and one without a store; their last messages."""
     asked = {"settings": [*TINY_SETTINGS, f"variant={word}"]}
-    unforeseen = {"settings": [*TINY_SETTINGS, "train.method.embedding_dim=1000000000000"]}
+    unforeseen = {"methods": "byol", "settings": [*TINY_SETTINGS, "train.method.embedding_dim=1000000000000"]}
     runs = [stack.queue("experiment/demo", asked, environment), stack.queue("experiment/demo", unforeseen)]
-    ended = [stack.ended(run, timeout_s=120)[0] for run in runs]
+    ended = [stack.ended(run, timeout_s=400)[0] for run in runs]
     leader = service.running(stack.config, "s3")
     assert leader is not None
     os.kill(leader.pid, signal.SIGKILL)
     try:
-        ended += stack.ended(stack.queue("experiment/demo", asked), timeout_s=120)
+        ended += stack.ended(stack.queue("experiment/demo", asked), timeout_s=400)
     finally:
         assert stack("up")[0] == 0
     assert {run["state"]["type"] for run in ended} == {"FAILED"}

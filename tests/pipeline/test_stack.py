@@ -1,4 +1,4 @@
-"""The whole service stack, really started: free ports, a folder of its own, loopback only; and how it ends."""
+"""The whole service stack, really started on free ports, on loopback only; how it ends and comes back."""
 
 import contextlib
 import os
@@ -14,14 +14,18 @@ from pathlib import Path
 
 import pytest
 from botocore.exceptions import ClientError
-from listening import listening, outside_loopback
-from stack_shell import NAMES, ROOT, Stack, running_stack
 
 from infra.stack import config as configuration
 from infra.stack import http, object_store, ports, postgres, service, web
+from tests.support import ROOT
+from tests.support.command_server import TINY_SETTINGS
+from tests.support.deployment_runs import drop_database, kill
+from tests.support.listening_sockets import listening, outside_loopback
+from tests.support.service_stack import NAMES, Stack, running_stack
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 MAX_IDLE_MIB = 4096
+SHORT = {"settings": TINY_SETTINGS, "methods": "byol", "until": "poison"}
 LOG_RUN = """
 import mlflow, sys
 client = mlflow.MlflowClient()
@@ -202,7 +206,7 @@ def test_a_ray_task_runs_with_the_token_and_nothing_without(stack):
     assert "InvalidAuthToken" in wrong.stderr
     probe = [sys.executable, "-m", "infra.stack.ray_head", stack.config.address("ray")]
     no_token = {**stack.environment, "RAY_AUTH_MODE": "disabled"}  # what a client may try
-    assert subprocess.run(probe, cwd=ROOT, env=no_token, capture_output=True, timeout=60).returncode != 0
+    assert subprocess.run(probe, cwd=ROOT, env=no_token, capture_output=True, timeout=240).returncode != 0
 
 
 def test_another_stack_names_the_port_it_cannot_have(stack, tmp_path):
@@ -238,7 +242,7 @@ def test_ctrl_c_stops_what_was_started(tmp_path):
         assert "ready" in running.stdout.readline()
         assert stack.members() != []
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=120)
+        _, err = running.communicate(timeout=400)
     assert running.returncode == 130, err
     assert err == "stack: interrupted.\n"
     assert stack.members() == []
@@ -250,7 +254,7 @@ def test_up_brings_a_killed_server_back_with_its_data(stack, run_id, name):
     object_store.client(stack.config, "writer").put_object(Bucket="artifacts", Key="kept", Body=b"kept")
     before = leaders(stack)
     os.kill(before[name], signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while name in leaders(stack):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -269,16 +273,74 @@ def test_up_brings_a_killed_server_back_with_its_data(stack, run_id, name):
     assert read.stdout.split() == ["0.5", "kept"], read.stderr
 
 
-def test_down_leaves_no_process_and_no_port_and_keeps_the_data(stack):
-    numbers = stack.config.ports.values()
+@pytest.fixture(scope="module")
+def flow_run(stack: Stack) -> dict:
+    """A short run of a deployment, over."""
+    done = stack.deploy("experiment/demo", "--watch", **SHORT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return stack.flow_run(done)
+
+
+@pytest.fixture(scope="module")
+def went_down(stack: Stack, run_id: str, flow_run: dict) -> tuple[int, str, str]:
+    """What `down` answered, once there was something to keep."""
     assert len(stack.members()) > len(NAMES)
-    code, _, err = stack("down")
+    return stack("down")
+
+
+def test_down_leaves_no_process_and_no_port_and_keeps_the_data(stack, went_down):
+    code, _, err = went_down
     assert code == 0, err
     assert stack.members() == []
-    assert [port for port in numbers if ports.answers(port)] == []
+    assert [port for port in stack.config.ports.values() if ports.answers(port)] == []
     assert (stack.folder / "postgres" / "PG_VERSION").is_file()
     assert list((stack.folder / "run").iterdir()) == []
     assert stack("down")[:2] == (0, f"down; data are kept in {stack.folder}\n")
     assert stack("status")[0] == 1
     with pytest.raises(OSError, match="refused"):
         socket.create_connection((ports.LOOPBACK, stack.config.ports["s3"]), timeout=5).close()
+
+
+def computed_nothing(stack: Stack) -> bool:
+    """The same run again comes through, every stage reused."""
+    (run,) = stack.ended(stack.queue("experiment/demo", SHORT), timeout_s=300)
+    assert run["state"]["type"] == "COMPLETED", run["state"]["message"]
+    stages = stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return {one["state"]["name"] for one in stages} == {"Reused"}
+
+
+@pytest.fixture
+def other_ports() -> dict[str, str]:
+    numbers = ports.free(len(ports.DEFAULTS))
+    return {ports.variable(name): str(number) for name, number in zip(ports.DEFAULTS, numbers, strict=True)}
+
+
+def test_a_stack_copied_while_down_comes_up_in_another_home_and_may_lose_prefects_database(
+    stack, run_id, flow_run, went_down, tmp_path, other_ports
+):
+    assert went_down[0] == 0
+    archive, home = tmp_path / "backup.tar", tmp_path / "restored"
+    packing = "umask 077 && tar -C {0} --exclude stack/run --exclude stack/logs -cf {1} stack"
+    subprocess.run(["sh", "-c", packing.format(stack.home, archive)], check=True)
+    assert archive.stat().st_mode & 0o777 == 0o600  # the secrets are in it
+    home.mkdir()
+    subprocess.run(["tar", "-C", home, "-xpf", archive], check=True)
+
+    restored = Stack(home, **other_ports)
+    try:
+        code, out, err = restored("up")
+        assert code == 0, out + err
+        past = restored.api(f"flow_runs/{flow_run['id']}")
+        assert (past["state"]["type"], past["state"]["message"]) == ("COMPLETED", "done up to poison")
+        read = restored.client(READ_RUN, run_id)
+        assert read.stdout.split() == ["0.5", "kept"], read.stderr
+        assert computed_nothing(restored)
+
+        for name in ("worker", "prefect"):
+            kill(restored, name)
+        drop_database(restored, "prefect")
+        assert restored("up")[0] == 0
+        assert restored.api("flow_runs/filter", {"flow_runs": {"id": {"any_": [flow_run["id"]]}}}) == []
+        assert computed_nothing(restored)
+    finally:
+        restored("down")

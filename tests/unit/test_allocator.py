@@ -50,6 +50,7 @@ def counted(how: str) -> Counted:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these thresholds")
+@pytest.mark.slow
 def test_freed_memory_is_kept_inside_and_handed_back_after() -> None:
     kept, as_it_is = counted("kept"), counted("as it is")
     assert as_it_is.faults > 5000

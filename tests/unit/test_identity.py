@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from golden.make_identity import CALLS, FILE, defaults, keys
 from pydantic import ValidationError
 
 from ssl_backdoor import specs
@@ -13,6 +12,7 @@ from ssl_backdoor.identity import STAGE_VERSION, artifact_key, canonical, canoni
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream, sub_seed
+from tests.golden.make_identity import CALLS, FILE, defaults, keys
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8"))
 
@@ -87,6 +87,7 @@ def test_streams_are_named_and_stable():
     assert stream(1, "x").integers(1 << 30) != stream(2, "x").integers(1 << 30)
 
 
+@pytest.mark.slow
 def test_library_alone_trains_without_the_orchestrator(tmp_path: Path):
     script = f"""
 import sys

@@ -24,6 +24,7 @@ NOTHING = {"flip_p": 0.0, "jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0}
         (20, 20, NOTHING),
     ],
 )
+@pytest.mark.slow
 def test_each_view_is_that_of_the_operators(height: int, width: int, changes: dict[str, Any]) -> None:
     spec = STRONG.model_copy(update=changes)
     images, parameters = random_images(24, height, width), draw(24, height, width, spec)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 import torch
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.resident import load_resident
@@ -16,6 +15,7 @@ from ssl_backdoor.progress import silent
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.tables import OVERLAY
+from tests.support.tiny_sets import tiny_dataset
 
 
 def overlay_of(folder: Path, dataset: Dataset) -> Overlay:

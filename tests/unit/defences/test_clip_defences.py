@@ -11,13 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from defence_worker import KINDS, run_all
-from listening import ON_LOOPBACK
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from tiny_defences import clip_defence, save_clip
-from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, FolderCheckpoints, Stop, compress_spec
 
 from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.defences.trusted import select
@@ -25,8 +20,13 @@ from ssl_backdoor.errors import CheckpointError, DataError, SpecError
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.specs import AdamWSpec, FitSpec, Resources, ViewsSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, load_text_tower, save_backbone
+from tests.support import ROOT
+from tests.support.defence_replicas import KINDS, run_all
+from tests.support.listening_sockets import ON_LOOPBACK
+from tests.support.tiny_defences import clip_defence, save_clip
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import BACKBONE, FolderCheckpoints, Stop, compress_spec
 
-TESTS = Path(__file__).parents[2]
 each = pytest.mark.parametrize("kind", KINDS)
 torch.set_num_threads(1)
 
@@ -146,10 +146,10 @@ def test_two_replicas_are_one(tmp_path: Path) -> None:
     run_all(alone, 1)
     command = [
         *(*ON_LOOPBACK, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
-        *("--rdzv-endpoint=127.0.0.1:0", str(TESTS / "defence_worker.py"), str(both)),
+        *("--rdzv-endpoint=127.0.0.1:0", "--module", "tests.support.defence_replicas", str(both)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    ran = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=240)
+    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert ran.returncode == 0, ran.stderr[-3000:]
     for kind in KINDS:
         one, two = (pq.read_table(folder / f"{kind}-0" / "curves.parquet").to_pylist() for folder in (alone, both))

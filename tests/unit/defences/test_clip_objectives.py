@@ -7,11 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from open_clip.loss import DistillClipLoss
-from tiny_defences import build_cleanclip, build_distillation, pairs
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Alone
+from tests.support.tiny_defences import build_cleanclip, build_distillation, pairs
 
 torch.set_num_threads(1)
 

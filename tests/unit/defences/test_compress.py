@@ -7,8 +7,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, build_compress, compress_spec, random_batch
 
 from ssl_backdoor.defences.trusted import select
 from ssl_backdoor.errors import CheckpointError, SpecError
@@ -19,6 +17,8 @@ from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.methods.losses import similarity_divergence
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, save_backbone
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import BACKBONE, build_compress, compress_spec, random_batch
 
 RESOURCES = Resources(device="cpu")
 

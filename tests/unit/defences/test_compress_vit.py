@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_sets import tiny_dataset
-from tiny_training import VIT, compress_spec
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, save_backbone
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import VIT, compress_spec
 
 
 @pytest.mark.parametrize("num_queues", [1, 2])

@@ -2,12 +2,12 @@ from typing import Any
 
 import pyarrow.compute as pc
 import pytest
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.defences.trusted import num_trusted, open_trusted, select
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.tables import TRUSTED
+from tests.support.tiny_sets import tiny_dataset
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save
-from tiny_training import BACKBONE, compress_spec, train_spec
+from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 from ssl_backdoor.estimate import calibration as module
 from ssl_backdoor.estimate.calibration import Calibrator

@@ -7,7 +7,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_sets import tiny_dataset
 from torch import Tensor, nn
 
 from ssl_backdoor.data.dataset import Dataset
@@ -24,6 +23,7 @@ from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.tables import MEASUREMENTS, PREDICTIONS
 from ssl_backdoor.train.checkpoint import save_backbone
+from tests.support.tiny_sets import tiny_dataset
 
 TRIGGER = GridTriggerSpec(size_px=5)
 SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "linear_sgd"), label_fractions=(0.5, 1.0))

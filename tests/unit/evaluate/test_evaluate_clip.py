@@ -8,8 +8,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_sets import tiny_dataset
-from tiny_towers import tiny_towers
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import DataError, SpecError
@@ -23,6 +21,8 @@ from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import EvaluationSpec, ResNetSpec, TargetsSpec
 from ssl_backdoor.tables import SIMILARITY, TARGETS
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_towers import tiny_towers
 
 CLASSES = ("bird", "cat", "dog", "fire_truck")
 SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "zero_shot"), label_fractions=(1.0,))

@@ -5,8 +5,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import tiny_dataset
-from tiny_towers import tiny_towers
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical
@@ -28,6 +26,8 @@ from ssl_backdoor.specs import (
 from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_name, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_towers import tiny_towers
 
 GRID = GridTriggerSpec(seed=3, size_px=4)
 FOUR = TargetsSpec(num_targets=4)

@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_sets import tiny_dataset
-from tiny_training import VIT
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.evaluate import evaluate
@@ -13,6 +11,8 @@ from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import EvaluationSpec
 from ssl_backdoor.train.checkpoint import save_backbone
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import VIT
 
 TRIGGER = GridTriggerSpec(size_px=4)
 

@@ -7,8 +7,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, VIT
 from torch import nn
 
 from ssl_backdoor.data.dataset import Dataset
@@ -24,6 +22,8 @@ from ssl_backdoor.progress import Progress, silent
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import EvaluationSpec
 from ssl_backdoor.train.checkpoint import load_backbone, save_backbone
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import BACKBONE, VIT
 
 SPEC = EvaluationSpec(probes=("fine_tune",), label_fractions=(0.5, 1.0))
 

@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_sets import tiny_dataset
-from tiny_towers import tiny_towers
 from torch import Tensor
 
 from ssl_backdoor.data.dataset import Dataset
@@ -25,6 +23,8 @@ from ssl_backdoor.progress import Progress
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.train.checkpoint import save_backbone
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_towers import tiny_towers
 
 SPEC = EvaluationSpec(probes=("linear_layers",), label_fractions=(0.5, 1.0))
 CONDITIONS = [Condition("clean"), Condition("triggered", GridTriggerSpec(size_px=5))]

@@ -7,8 +7,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from PIL import Image
-from tiny_sets import CLASSES, tiny_dataset
-from tiny_towers import tiny_towers
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import load_resident
@@ -19,6 +17,8 @@ from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import EvaluationSpec, ResNetSpec
 from ssl_backdoor.train.checkpoint import load_backbone, save_backbone, save_text_tower
+from tests.support.tiny_sets import CLASSES, tiny_dataset
+from tests.support.tiny_towers import tiny_towers
 
 TRIGGER = GridTriggerSpec(size_px=5)
 SPEC = EvaluationSpec(probes=("knn",))

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_towers import tiny_text_tower
 
 from ssl_backdoor.evaluate import retrieval
 from ssl_backdoor.evaluate.retrieval import measure_retrieval, own_places, pair_up
 from ssl_backdoor.evaluate.zero_shot import embed_texts
 from ssl_backdoor.seeds import stream
+from tests.support.tiny_towers import tiny_text_tower
 
 CAPTIONS = [
     "a red bird",

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.methods.build import build_backbone
@@ -14,6 +13,7 @@ from ssl_backdoor.specs import EvaluationSpec, ResNetSpec, TriggerSpec
 from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import save_backbone
+from tests.support.tiny_sets import tiny_dataset
 
 SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "linear_layers"), label_fractions=(1.0,))
 OTHER = ("circle", "line", "ring", "square")

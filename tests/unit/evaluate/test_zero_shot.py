@@ -7,12 +7,12 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_towers import tiny_towers
 
 from ssl_backdoor.evaluate.probes import predict
 from ssl_backdoor.evaluate.zero_shot import class_embeddings, embed_texts, prompt_templates, zero_shot
 from ssl_backdoor.methods.clip_towers import TextTower
 from ssl_backdoor.seeds import stream
+from tests.support.tiny_towers import tiny_towers
 
 CLASSES = ("airplane", "fire_truck", "golden-retriever", "cat", "frog")
 

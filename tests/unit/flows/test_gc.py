@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import store_worker
 
 from flows.commands.gc import GcOptions, collect, render, report_slow_progress
 from ssl_backdoor.errors import SpecError, StoreError
@@ -18,6 +17,7 @@ from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
 from ssl_backdoor.store import contents, open_store
 from ssl_backdoor.store.garbage import garbage, reached, sweep
 from ssl_backdoor.store.survey import survey
+from tests.support import store_commits
 
 HEX = "0123456789abcdef" * 2
 EVERYTHING = GcOptions(delete=True, unreached=True, older_than_days=0)
@@ -96,7 +96,7 @@ def test_a_cycle_of_inputs_ends(store, tmp_path):
 
 
 def test_without_delete_nothing_changes(store, folder, chain, later):
-    store_worker.kill(store_worker.start(store.root, folder.parent / "files" / "images", "crashed"))
+    store_commits.kill(store_commits.start(store.root, folder.parent / "files" / "images", "crashed"))
     before = below(folder)
     later(31)
     told = collect(store, GcOptions(unreached=True))
@@ -153,16 +153,16 @@ def test_a_running_commit_is_left_alone_and_a_dead_one_goes_after_a_day(store, f
     source = tmp_path / "source"
     source.mkdir()
     (source / "hello.txt").write_text("hello")
-    running = store_worker.start(store.root, source, "running")
-    store_worker.wait_ready(running)
+    running = store_commits.start(store.root, source, "running")
+    store_commits.wait_ready(running)
     told = collect(store, GcOptions(delete=True))
     assert (told["items"], len(told["young"])) == ([], 1)
     assert store.keys("ingest") == ()  # its manifest is written already, and hidden
-    store_worker.race(running)
-    assert store.find("ingest", store_worker.KEY) is not None
+    store_commits.race(running)
+    assert store.find("ingest", store_commits.KEY) is not None
 
     collect(store, EVERYTHING)
-    store_worker.kill(store_worker.start(store.root, source, "killed"))
+    store_commits.kill(store_commits.start(store.root, source, "killed"))
     later(0.9)
     assert collect(store, GcOptions(delete=True))["items"] == []
     later(1.1)

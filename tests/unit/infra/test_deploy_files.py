@@ -12,7 +12,6 @@ import pytest
 import yaml
 from kubernetes_validate import validate
 from prefect.utilities.templating import apply_values
-from services import wait_until
 
 from infra import containers
 from infra.stack import config as configuration
@@ -20,6 +19,7 @@ from infra.stack import object_store, ports, postgres, ray_head, web
 from infra.stack.errors import ServiceError
 from infra.stack.services import SERVICES
 from ssl_backdoor.errors import UserError
+from tests.support.waiting import wait_until
 
 INFRA = Path(__file__).parents[3] / "infra"
 COMPOSE = yaml.safe_load((INFRA / "compose.yaml").read_text())
@@ -192,7 +192,7 @@ def test_a_command_beside_ray_ends_the_node_and_keeps_its_exit_code(node, comman
     before = containers._raylets()
     node(60)
     assert containers.beside_ray(command) == code
-    wait_until(lambda: containers._raylets() <= before, timeout_s=5, what="the end of the node")
+    wait_until(lambda: containers._raylets() <= before, timeout_s=30, what="the end of the node")
 
 
 def test_a_lost_node_ends_the_command(node):

@@ -3,11 +3,11 @@ import math
 
 import pytest
 import torch
-from tiny_training import BACKBONE, random_batch
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.byol import BYOL, ema_decay
 from ssl_backdoor.specs import BYOLSpec
+from tests.support.tiny_training import BACKBONE, random_batch
 
 SPEC = BYOLSpec(projector_hidden_dim=16, embedding_dim=8, predictor_hidden_dim=16, ema_decay_start=0.9)
 

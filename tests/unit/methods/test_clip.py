@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import BATCH, TOWERS, random_batch
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
@@ -13,6 +12,7 @@ from ssl_backdoor.methods.clip import CLIP, clip_loss, in_chunks
 from ssl_backdoor.methods.clip_towers import build_towers
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import CLIPSpec, OpenCLIPSpec
+from tests.support.tiny_training import BATCH, TOWERS, random_batch
 
 WITHOUT_BATCH_NORM = OpenCLIPSpec(config="tiny-vit-p4")
 

@@ -124,6 +124,7 @@ def test_our_configurations_are_listed_once() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_other_methods_do_without_open_clip() -> None:
     program = (
         "import sys\n"

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from tiny_training import BACKBONE, METHODS, fit_spec, random_batch
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Alone, Batch
@@ -13,6 +12,7 @@ from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.jigsaw import Jigsaw, cut_tiles
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import JigsawSpec, TrainSpec, ViewsSpec
+from tests.support.tiny_training import BACKBONE, METHODS, fit_spec, random_batch
 
 SPEC = JigsawSpec(num_permutations=10, tile_px=3, tile_dim=8, hidden_dim=16)
 

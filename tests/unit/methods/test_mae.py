@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from tiny_training import VIT
 from torch import Tensor
 
 from ssl_backdoor.errors import SpecError
@@ -14,6 +13,7 @@ from ssl_backdoor.methods.mae import MAE, count_visible, patchify
 from ssl_backdoor.methods.vit import sine_cosine_positions
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import MAESpec
+from tests.support.tiny_training import VIT
 
 Floats = NDArray[np.float64]
 SPEC = MAESpec(decoder_dim=8, decoder_depth=2, decoder_heads=2)

@@ -2,13 +2,13 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from tiny_training import BACKBONE, random_batch
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.losses import info_nce
 from ssl_backdoor.methods.moco_v2 import MoCoV2
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import MoCoV2Spec
+from tests.support.tiny_training import BACKBONE, random_batch
 
 SPEC = MoCoV2Spec(projector_hidden_dim=16, embedding_dim=8, queue_size=24, ema_decay=0.9)
 

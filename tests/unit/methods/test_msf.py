@@ -6,8 +6,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, fit_spec, random_batch, train_spec
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import SpecError
@@ -20,6 +18,8 @@ from ssl_backdoor.seeds import stream, torch_generator
 from ssl_backdoor.specs import MSFSpec, Resources, TrainSpec, ViewsSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints
 from ssl_backdoor.train.pretrain import pretrain
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import BACKBONE, fit_spec, random_batch, train_spec
 
 SPEC = MSFSpec(
     projector_hidden_dim=16, embedding_dim=8, predictor_hidden_dim=16, queue_size=20, neighbours=3, ema_decay=0.9

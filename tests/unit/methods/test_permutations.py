@@ -54,6 +54,7 @@ def test_they_follow_from_the_generator() -> None:
     assert np.array_equal(far_permutations(5, stream(0, "permutations")), one[:5])
 
 
+@pytest.mark.slow
 def test_two_thousand_take_seconds_and_little_memory() -> None:
     start = time.process_time()
     assert far_permutations(2000, stream(0, "permutations")).shape == (2000, 9)

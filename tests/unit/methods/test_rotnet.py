@@ -4,7 +4,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_training import BACKBONE, random_batch
 
 from ssl_backdoor.methods.backbones import ResNet
 from ssl_backdoor.methods.base import Alone, Batch
@@ -12,6 +11,7 @@ from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.pretext import classify
 from ssl_backdoor.methods.rotnet import RotNet, rotations
 from ssl_backdoor.specs import RotNetSpec
+from tests.support.tiny_training import BACKBONE, random_batch
 
 
 def method(bn_groups: int = 1) -> RotNet:

@@ -3,12 +3,12 @@ import math
 
 import pytest
 import torch
-from tiny_training import BACKBONE, random_batch
 from torch import Tensor, nn
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.simclr import SimCLR
 from ssl_backdoor.specs import SimCLRSpec
+from tests.support.tiny_training import BACKBONE, random_batch
 
 SPEC = SimCLRSpec(projector_hidden_dim=16, embedding_dim=8, temperature=0.2)
 

@@ -2,12 +2,12 @@ import copy
 
 import pytest
 import torch
-from tiny_training import BACKBONE, random_batch
 from torch import Tensor, nn
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.simsiam import SimSiam, collapse_gauge
 from ssl_backdoor.specs import SimSiamSpec
+from tests.support.tiny_training import BACKBONE, random_batch
 
 SPEC = SimSiamSpec(projector_hidden_dim=16, embedding_dim=8, predictor_hidden_dim=4)
 

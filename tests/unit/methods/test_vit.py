@@ -9,7 +9,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 from timm.models.vision_transformer import VisionTransformer
-from tiny_training import BACKBONE, METHODS, TOWERS, VIT
 from torch import Tensor
 
 from ssl_backdoor.errors import SpecError
@@ -19,6 +18,7 @@ from ssl_backdoor.methods.vit import LAYER_NORM_EPS, ViT, sine_cosine_positions
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import FitSpec, TrainSpec, ViewsSpec, ViTSpec
 from ssl_backdoor.train.checkpoint import load_backbone, save_backbone
+from tests.support.tiny_training import BACKBONE, METHODS, TOWERS, VIT
 
 CPU = torch.device("cpu")
 

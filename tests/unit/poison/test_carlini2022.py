@@ -4,7 +4,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
@@ -16,6 +15,7 @@ from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import TargetsSpec
 from ssl_backdoor.tables import SAMPLES
+from tests.support.tiny_sets import tiny_dataset
 
 TRIGGER = GridTriggerSpec(size_px=6)
 CLASSES = ("bird", "cat", "fire_truck")

@@ -5,7 +5,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
@@ -17,6 +16,7 @@ from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import Codec, DatasetSpec, NoAttackSpec, TriggerSpec
+from tests.support.tiny_sets import tiny_dataset
 
 TRIGGER = GridTriggerSpec(size_px=6)
 

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 from PIL import Image
-from tiny_sets import CLASSES, tiny_dataset
 
 from ssl_backdoor.data.dataset import Overlay
 from ssl_backdoor.data.shards import read_bytes
@@ -18,6 +17,7 @@ from ssl_backdoor.poison.craft import poison
 from ssl_backdoor.poison.export import export
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import Codec
+from tests.support.tiny_sets import CLASSES, tiny_dataset
 
 
 def poisoned(dataset: object, out: Path, codec: Codec) -> Overlay:

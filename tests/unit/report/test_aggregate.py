@@ -189,6 +189,7 @@ def test_a_pair_without_excess_has_no_share_removed():
     assert pair.removed(FP[0], "knn") is None
 
 
+@pytest.mark.slow
 def test_shown_probes_are_the_same_for_every_hash_seed():
     layers = [f"linear_layer{layer}_100" for layer in range(5)]
     script = f"from ssl_backdoor.report.runs import shown_probes; print(shown_probes({layers}))"

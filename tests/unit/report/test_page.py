@@ -11,6 +11,8 @@ from report_fakes import CLASSES, NO_PREDICTIONS, bare, examples, one_pair, repo
 from ssl_backdoor.report.aggregate import Row
 from ssl_backdoor.report.page import ROWS, markdown, write_report
 
+pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
+
 HOSTILE = "<script>alert(1)</script>|`$x_{$ *b* \U0001f600\n# h"
 SUMMARY = {
     "num_poisons": 10,

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.methods.build import build_backbone
@@ -20,6 +19,7 @@ from ssl_backdoor.stages import EvaluateStage, IngestStage, PoisonStage, StageCa
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.tables import CURVES
 from ssl_backdoor.train.checkpoint import save_backbone
+from tests.support.tiny_sets import tiny_dataset
 
 BACKBONE = ResNetSpec(depth=8, width=4, stem="small")
 RUN = RunSpec(

@@ -4,7 +4,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_sets import tiny_dataset
 
 from ssl_backdoor.data.dataset import Overlay
 from ssl_backdoor.data.images import UInt8Image
@@ -16,6 +15,7 @@ from ssl_backdoor.report.examples import read_examples
 from ssl_backdoor.report.stealth import stealth
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import DatasetSpec
+from tests.support.tiny_sets import tiny_dataset
 
 NONE = (0, 0, 0, 0)
 

@@ -27,6 +27,8 @@ from ssl_backdoor.report.sweep_figures import pooled_histograms
 from ssl_backdoor.report.sweep_view import columns_of, figure_table, figure_text
 from ssl_backdoor.specs import FigureSpec, ReportSpec
 
+pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
+
 
 def spec_of(scored, figures, **changes):
     runs = tuple(dict.fromkeys(one.run for one in scored))

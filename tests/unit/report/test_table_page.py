@@ -16,6 +16,8 @@ from ssl_backdoor.report.stealth import Stealth
 from ssl_backdoor.report.table_page import pictured_variant
 from ssl_backdoor.specs import TableRow
 
+pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
+
 LABELS = ("BYOL", "RotNet")
 MISSING = "suspect, trigger 13 -> cat, MAE, seed 2: the loss is not finite at step 12"
 TABLES = (

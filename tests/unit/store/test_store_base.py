@@ -5,12 +5,12 @@ import sys
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from store_worker import REPOSITORY
 
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import Manifest, open_store
 from ssl_backdoor.store.base import Checkpoint, check_name, manifest_bytes, newest_first, superseded
 from ssl_backdoor.store.local import folder_of
+from tests.support import ROOT
 
 
 @pytest.mark.parametrize(
@@ -117,4 +117,4 @@ def test_the_local_store_imports_neither_boto3_nor_torch(tmp_path):
         "import sys, ssl_backdoor.store as s; s.open_store(sys.argv[1]); print({'boto3', 'torch'} & set(sys.modules))"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
-    assert subprocess.check_output(command, text=True, cwd=REPOSITORY).strip() == "set()"
+    assert subprocess.check_output(command, text=True, cwd=ROOT).strip() == "set()"

@@ -5,12 +5,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import store_worker
 
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import Manifest, Range, open_store
+from tests.support import store_commits
 
-KEY = store_worker.KEY
+KEY = store_commits.KEY
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def test_a_second_commit_adopts_the_first(store, source, tmp_path):
 
 
 def test_two_processes_race_and_one_wins(store, tmp_path):
-    workers = [store_worker.start(store.root, make_source(tmp_path / name, name), name) for name in ("one", "two")]
-    store_worker.wait_ready(*workers)
+    workers = [store_commits.start(store.root, make_source(tmp_path / name, name), name) for name in ("one", "two")]
+    store_commits.wait_ready(*workers)
     assert store.find("ingest", KEY) is None
-    answers = [Manifest.model_validate_json(answer) for answer in store_worker.race(*workers)]
+    answers = [Manifest.model_validate_json(answer) for answer in store_commits.race(*workers)]
     kept = store.manifest(store.ref("ingest", KEY))
     assert answers == [kept, kept]
     assert (store.fetch(store.ref("ingest", KEY)) / "samples.txt").read_text() == kept.summary["by"]
@@ -92,7 +92,7 @@ def test_two_processes_race_and_one_wins(store, tmp_path):
 
 
 def test_a_crash_before_the_rename_leaves_nothing_findable(store, source, tmp_path):
-    store_worker.kill(store_worker.start(store.root, source, "crashed"))
+    store_commits.kill(store_commits.start(store.root, source, "crashed"))
     (leftover,) = os.listdir(tmp_path / "store" / "ingest")
     assert leftover.startswith(".")
     assert store.find("ingest", KEY) is None

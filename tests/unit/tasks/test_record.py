@@ -167,6 +167,7 @@ def test_a_link_names_the_address_that_a_browser_knows(monkeypatch, page, shown)
     assert tracking.record.fn(None, None) == f"{shown}/#/experiments/7/runs/c0ffee"
 
 
+@pytest.mark.slow
 def test_a_database_is_made_ahead_and_one_that_another_shell_made_meanwhile_is_kept(tmp_path, monkeypatch):
     file = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")

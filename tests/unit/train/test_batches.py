@@ -1,10 +1,10 @@
 import torch
-from tiny_training import BATCH, NUM_IMAGES, STEPS_PER_EPOCH, tiny_images
 
 from ssl_backdoor.methods.base import Alone
 from ssl_backdoor.specs import ViewsSpec
 from ssl_backdoor.train import batches
 from ssl_backdoor.train.batches import make_batches
+from tests.support.tiny_training import BATCH, NUM_IMAGES, STEPS_PER_EPOCH, tiny_images
 
 STILL = ViewsSpec(size_px=12, crop_scale=(1.0, 1.0), flip_p=0, jitter_p=0, grey_p=0, blur_p=0)
 MOVED = ViewsSpec(size_px=12)

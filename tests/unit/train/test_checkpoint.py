@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_training import TOWERS, objective, random_batch
 
 from ssl_backdoor.errors import CheckpointError
 from ssl_backdoor.methods.base import SSLMethod
@@ -20,6 +19,7 @@ from ssl_backdoor.train.checkpoint import (
     training_state,
 )
 from ssl_backdoor.train.optim import build_optimizer
+from tests.support.tiny_training import TOWERS, objective, random_batch
 
 SPEC = ResNetSpec(depth=10, width=8, stem="small")
 

@@ -3,13 +3,13 @@ from typing import Any, final
 
 import pytest
 import torch
-from tiny_training import BACKBONE
 from torch import Tensor
 
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.methods.base import Alone, Batch, LossOutput, SSLMethod
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.train.fit import StepLog, fit
+from tests.support.tiny_training import BACKBONE
 
 
 @final

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tiny_training import OBJECTIVES, RATES, build_compress, objective, random_batch, train_spec
 
 from ssl_backdoor.methods.base import Alone, Batch, SSLMethod
 from ssl_backdoor.methods.build import build_method
 from ssl_backdoor.train.gradients import NUM_EAGER, Gradients
+from tests.support.tiny_training import OBJECTIVES, RATES, build_compress, objective, random_batch, train_spec
 
 REPLAYABLE = ("byol", "compress_1", "compress_2", "moco_v2", "msf", "rotnet", "simclr", "simsiam")
 

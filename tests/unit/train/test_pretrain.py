@@ -6,8 +6,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, TOWERS, FolderCheckpoints, train_spec
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.shards import read_bytes
@@ -18,6 +16,8 @@ from ssl_backdoor.specs import Resources, SGDSpec
 from ssl_backdoor.tables import CURVES, OVERLAY
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, load_text_tower
 from ssl_backdoor.train.pretrain import pretrain
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import BACKBONE, TOWERS, FolderCheckpoints, train_spec
 
 RESOURCES = Resources(device="cpu", checkpoint_every_steps=2)
 

@@ -10,19 +10,19 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from listening import ON_LOOPBACK
-from replica_worker import run_all
 from safetensors.torch import load_file
-from tiny_sets import tiny_dataset
-from tiny_training import METHODS, train_spec
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import NoCheckpoints
 from ssl_backdoor.train.pretrain import pretrain
+from tests.support import ROOT
+from tests.support.listening_sockets import ON_LOOPBACK
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import METHODS, train_spec
+from tests.support.training_replicas import run_all
 
-TESTS = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 NAMES = [*METHODS, "compress_1", "compress_2"]
 
@@ -35,10 +35,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     shutil.copytree(alone / "states-0" / "byol", both / "states-0" / "byol")
     command = [
         *(*ON_LOOPBACK, sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
-        *("--rdzv-endpoint=127.0.0.1:0", str(TESTS / "replica_worker.py"), str(both)),
+        *("--rdzv-endpoint=127.0.0.1:0", "--module", "tests.support.training_replicas", str(both)),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    run = subprocess.run(command, env=environment, cwd=TESTS.parent, capture_output=True, text=True, timeout=240)
+    run = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr[-3000:]
     return alone, both
 

@@ -3,7 +3,6 @@ from collections.abc import Sequence
 import pyarrow as pa
 import pytest
 import torch
-from tiny_training import BATCH, NUM_IMAGES, tiny_images
 
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.methods.base import Alone
@@ -11,6 +10,7 @@ from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
 from ssl_backdoor.train.batches import make_batches
 from ssl_backdoor.train.training_set import Captions, tokenised
+from tests.support.tiny_training import BATCH, NUM_IMAGES, tiny_images
 
 CPU = torch.device("cpu")
 

@@ -1,7 +1,8 @@
 """What tests of the S3 store keep in it, and what they then see there behind its back."""
 
 import numpy as np
-from store_worker import KEY
+
+from tests.support.store_commits import KEY
 
 
 def make_source(folder, text="hello", large_bytes=0):

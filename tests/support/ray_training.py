@@ -1,4 +1,4 @@
-"""`python ray_worker.py STORE WORKERS`: one small training through the Ray adapter, with many checkpoints."""
+"""`python ray_training.py STORE WORKERS`: one small training through the Ray adapter, with many checkpoints."""
 
 import sys
 

@@ -1,17 +1,17 @@
 """Runs both defences of CLIP with as many replicas as torchrun started; the tests compare with one process.
 
-Usage: defence_worker.py FOLDER. Every replica ingests its own copy of the data; replica 0's results stay in FOLDER.
+`python -m tests.support.defence_replicas FOLDER`: every replica ingests its own copy of the data; replica 0's results
+stay in FOLDER.
 """
 
 import os
 import sys
 from pathlib import Path
 
-from tiny_defences import clip_defence, save_clip
-from tiny_sets import tiny_dataset
-
 from ssl_backdoor.specs import Resources, SGDSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints
+from tests.support.tiny_defences import clip_defence, save_clip
+from tests.support.tiny_sets import tiny_dataset
 
 KINDS = ("distil_image_tower", "cleanclip")
 

@@ -1,17 +1,16 @@
-"""`python checkpoint_worker.py STORE`: a training that halts once it has saved its checkpoint after 40 of 60 steps.
+"""`python -m tests.support.halting_training STORE`: a training of 60 steps that halts after its 40th.
 
-It prints ``ready`` then, so that a test can kill it there, and waits for a line on stdin.
+Its checkpoint is saved; it prints ``ready``, so that a test can kill it there, and waits for a line on stdin.
 """
 
 import sys
 from typing import Any
 
-from ray_worker import byol
-
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import DatasetSpec, Resources, ScenesSourceSpec
 from ssl_backdoor.stages import Finished, IngestStage, StageCall, TrainStage, run_stage
 from ssl_backdoor.store import ArtifactStore, open_store
+from tests.support.ray_training import byol
 
 EVERY_STEPS, HALT_STEP, STEPS = 10, 40, 60
 IMAGES = StageCall(

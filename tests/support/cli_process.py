@@ -52,7 +52,7 @@ def left_of(folder: Path) -> dict[int, str]:
     return _processes(lambda entry: mark.encode() in _environment(entry) or os.getsid(int(entry.name)) in sessions)
 
 
-def nothing_left_of(folder: Path, within_s: float = 60) -> None:
+def nothing_left_of(folder: Path, within_s: float = 180) -> None:
     """Wait until no process that a command of ``folder`` started is there; RuntimeError naming those that stay."""
     deadline = time.monotonic() + within_s
     while left := left_of(folder):

@@ -1,4 +1,4 @@
-"""`python full_disk_worker.py WAY FOLDER`: work where there is no room left, and the same again where there is.
+"""`python -m tests.support.full_disk WAY FOLDER`: work where there is no room left, and the same again where there is.
 
 WAY is ``mount``: below FOLDER a file system of 8 MiB is made and filled; for a process in a mount namespace of its own.
 Or ``limit``: no file may grow beyond 16 KiB, which every user can ask for. Prints a JSON object: for each piece of work
@@ -15,13 +15,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import checkpoint_worker
-
 from ssl_backdoor.data.ingest import ingest
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
+from tests.support import halting_training
 
 DATASET = DatasetSpec(source=ScenesSourceSpec(train_per_class=20, test_per_class=2, side_px=64))
 IMAGES = StageCall(IngestStage(dataset=DATASET), source="scenes")
@@ -51,7 +50,7 @@ def main(way: str, folder: Path) -> None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", small], check=True)
     here, there = open_store(str(small / "store")), open_store(str(roomy / "store"))
     ingest(DATASET, None, roomy / "files")
-    training = checkpoint_worker.training(there)
+    training = halting_training.training(there)
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(roomy / "torch")  # else PyTorch makes a folder there for good
     tempfile.tempdir = str(small / "tmp")
     (small / "tmp").mkdir()
@@ -63,7 +62,7 @@ def main(way: str, folder: Path) -> None:
     pieces: dict[str, Callable[[], str]] = {
         "ingest": lambda: there.manifest(run_stage(IMAGES, there).ref).digest,
         "commit": commit,
-        "train": lambda: there.manifest(checkpoint_worker.run(training, there).ref).digest,
+        "train": lambda: there.manifest(halting_training.run(training, there).ref).digest,
     }
     told = {}
     for name, work in pieces.items():

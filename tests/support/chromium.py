@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Iterator
 
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
-from stack_shell import Stack, needs
 
 from infra.stack import config as configuration
+from tests.support.service_stack import Stack, needs
 
 _FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync")
 _FLAGS += ("--disable-background-networking", "--disable-component-update")

@@ -1,4 +1,4 @@
-"""`python killed_shell.py STAGE ARGUMENTS`: `ssl-backdoor ARGUMENTS` on S3, killed in the middle of a commit.
+"""`python cli_killed_in_commit.py STAGE ARGUMENTS`: `ssl-backdoor ARGUMENTS` on S3, killed in the middle of a commit.
 
 SIGKILL comes when all parts of the first artifact of STAGE are uploaded and its manifest is not.
 """

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from typing import Any
 
-from command_server import TINY_SETTINGS
 from psycopg2 import sql
-from services import wait_until
-from shells import marked
 
 from infra.stack import object_store, postgres, processes
 from infra.stack import service as services
+from tests.support.cli_process import marked
+from tests.support.command_server import TINY_SETTINGS
+from tests.support.waiting import wait_until
 
 Asked = Mapping[str, Any]
 
@@ -47,7 +47,7 @@ def kill(stack, name: str) -> None:
     for each in processes.members(stack.folder, name, leader):
         with suppress(ProcessLookupError):
             os.kill(each.process.pid, signal.SIGKILL)
-    wait_until(lambda: services.running(stack.config, name) is None, timeout_s=20, what=f"the end of {name}")
+    wait_until(lambda: services.running(stack.config, name) is None, timeout_s=60, what=f"the end of {name}")
 
 
 def drop_database(stack, name: str) -> None:
@@ -61,20 +61,20 @@ def begin(stack, asked: Asked, **resources: object) -> str:
     """Ask for a run; its id, once its trainings have left a checkpoint that was not there before."""
     before = kept(stack, ".checkpoints/train/")
     run = stack.queue("experiment/demo", {**asked, "resources": {"checkpoint_every_steps": 20, **resources}})
-    wait_until(lambda: kept(stack, ".checkpoints/train/") - before, timeout_s=200, what="a checkpoint")
+    wait_until(lambda: kept(stack, ".checkpoints/train/") - before, timeout_s=400, what="a checkpoint")
     return run
 
 
 def last_state(stack, run: str) -> tuple[str, str]:
     """How a run ended, which leaves no training behind, and what it says of it."""
-    state = stack.ended(run, timeout_s=240)[0]["state"]
-    wait_until(lambda: not training(stack), timeout_s=60, what="the trainings to end")
+    state = stack.ended(run, timeout_s=400)[0]["state"]
+    wait_until(lambda: not training(stack), timeout_s=180, what="the trainings to end")
     return state["type"], state["message"]
 
 
 def finish(stack, asked: Asked, times: int = 1) -> list[dict]:
     """The same asked for again, so often at once, comes through, and leaves neither checkpoint nor training behind."""
-    runs = stack.ended(*(stack.queue("experiment/demo", asked) for _ in range(times)), timeout_s=300)
+    runs = stack.ended(*(stack.queue("experiment/demo", asked) for _ in range(times)), timeout_s=600)
     assert {run["state"]["type"] for run in runs} == {"COMPLETED"}, [run["state"]["message"] for run in runs]
     assert kept(stack, ".checkpoints/") == set()
     assert training(stack) == []

@@ -1,9 +1,10 @@
-"""`python -m tests.soak [--experiments 50] [--every 20] [--seed 0]`: many small experiments while things are killed.
+"""Many small experiments while processes and services are killed at random.
 
-They are queued on the deployment, which does two at a time; every few seconds a process or a service is killed at
-random, or as soon as the services of the last time are back. A run that fails or crashes is asked for again, as an
-operator would. In the end every experiment has its report once, the store and MLflow agree, and nothing runs any more.
-Prints one JSON object; exit code 1 where that is not so.
+`python -m tests.support.random_kills [--experiments 50] [--every 20] [--seed 0]`. They are queued on the deployment,
+which does two at a time; every few seconds a process or a service is killed at random, or as soon as the services of
+the last time are back. A run that fails or crashes is asked for again, as an operator would. In the end every
+experiment has its report once, the store and MLflow agree, and nothing runs any more. Prints one JSON object; exit
+code 1 where that is not so.
 """
 
 import argparse
@@ -19,22 +20,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import httpx
-from deployed import small
-from shells import marked
-from stack_shell import Stack, is_over
 
 from infra.stack import object_store, processes
 from infra.stack import service as services
+from tests.support.cli_process import marked
+from tests.support.deployment_runs import small
+from tests.support.service_stack import Stack, is_over
 
 SERVICES = ("worker", "mlflow", "prefect", "s3", "ray", "postgres")
 LIMIT_S = 3 * 3600
 
 
-class Soak:
-    """The experiments of one soak, by number; each has a run that is under way or has come through."""
+class Campaign:
+    """The experiments of one campaign, by number; each has a run that is under way or has come through."""
 
     def __init__(self, stack: Stack, num: int, seed: int) -> None:
         self.stack = stack
@@ -49,7 +48,7 @@ class Soak:
         """Queue a run of experiment ``number``; its id."""
         asked = small(1000 + number, "train.fit.batch_size=64", "train.fit.epochs=2")
         page = f"deployments/{self.deployment}/create_flow_run"
-        return str(self.stack.api(page, {"parameters": asked, "name": f"soak {number}"})["id"])
+        return str(self.stack.api(page, {"parameters": asked, "name": f"experiment {number}"})["id"])
 
     def look(self) -> None:
         """Note the reports that were made; ask again for what failed."""
@@ -168,23 +167,23 @@ def main() -> int:
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started_s = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="ssl-backdoor-soak-") as folder:
+    with tempfile.TemporaryDirectory(prefix="ssl-backdoor-kills-") as folder:
         stack = Stack(Path(folder) / "home")
         try:
             code, out, err = stack("up")
             if code != 0:
                 raise SystemExit(out + err)
-            soak = Soak(stack, options.experiments, options.seed)
+            campaign = Campaign(stack, options.experiments, options.seed)
             next_s = time.monotonic() + options.every
-            while len(soak.reports) < options.experiments and time.monotonic() - started_s < LIMIT_S:
+            while len(campaign.reports) < options.experiments and time.monotonic() - started_s < LIMIT_S:
                 time.sleep(1.0)
-                patiently(soak.look)
+                patiently(campaign.look)
                 if time.monotonic() >= next_s:
                     next_s += options.every
-                    soak.kill()
+                    campaign.kill()
                     next_s = max(next_s, time.monotonic())
             time.sleep(2.0)
-            found = soak.findings()
+            found = campaign.findings()
         finally:
             stack("down")
         found["processes_after_down"] = len(stack.members())

@@ -1,6 +1,6 @@
-"""`python impatient_shell.py ARGUMENTS`: `ssl-backdoor ARGUMENTS`; its S3 client gives up after two tries of a request.
+"""`python cli_with_few_retries.py ARGUMENTS`: `ssl-backdoor ARGUMENTS`, with an S3 client that soon gives up.
 
-Its eight take half a minute or more.
+It tries a request twice; the usual eight tries take half a minute or more.
 """
 
 import sys

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_towers import SPEC
 
 from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.defences.distil_image_tower import DistilImageTowerSpec
@@ -15,6 +14,7 @@ from ssl_backdoor.methods.distil_image_tower import DistilImageTower
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import AdamWSpec, CosineSpec, DefenceSpec, FitSpec, ViewsSpec
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
+from tests.support.tiny_towers import SPEC
 
 VIEWS = ViewsSpec(size_px=12)
 WORDS = ("small", "red", "old", "photo", "of", "a", "bird", "cat", "dog", "unbelievable")

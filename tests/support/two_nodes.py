@@ -1,4 +1,4 @@
-"""`python two_nodes.py FOLDER`: one training over two Ray nodes that share nothing; one of them is lost in the middle.
+"""`python -m tests.support.two_nodes FOLDER`: a training over two Ray nodes that share nothing; one is lost.
 
 Runs as root of user, network, mount and process namespaces of its own (`NAMESPACES`). Here are the head, SeaweedFS and
 the driver. The other node has a second network, reached over a pair of Ethernet ends, and finds an empty folder where
@@ -16,7 +16,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from services import ObjectStore, wait_until
+from tests.support.seaweedfs import ObjectStore
+from tests.support.waiting import wait_until
 
 NAMESPACES = (
     *("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid"),
@@ -84,14 +85,14 @@ def begin_head(folder: Path) -> None:
     address = [f"--node-ip-address={HEAD}", f"--port={PORT}", f"--temp-dir={folder / 'ray'}"]
     begin(node("--head", "--include-dashboard=false", *address), folder / "head.log")
     asked = [RAY, "health-check", "--address", f"{HEAD}:{PORT}"]
-    wait_until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, timeout_s=90, what="the head")
+    wait_until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, timeout_s=240, what="the head")
 
 
 def begin_other(folder: Path) -> subprocess.Popen:
     """The other node, its network joined to this one."""
     command = node(f"--address={HEAD}:{PORT}", f"--node-ip-address={OTHER}")
     other = begin(["unshare", "--net", "--mount", "sh", "-c", JOIN, "sh", *command], folder / "other.log")
-    wait_until(lambda: network(other.pid) != network(os.getpid()), timeout_s=10, what="the other network")
+    wait_until(lambda: network(other.pid) != network(os.getpid()), timeout_s=60, what="the other network")
     ip("link", "set", "other", "netns", str(other.pid))
     return other
 
@@ -127,28 +128,28 @@ def main(folder: Path) -> None:
 def train(store_uri: str, other: subprocess.Popen) -> dict[str, Any]:
     """Train on both nodes, lose the other one after a checkpoint."""
     import ray
-    import ray_worker
 
     from ssl_backdoor.progress import Progress
     from ssl_backdoor.specs import Resources
     from ssl_backdoor.store import open_store
     from tasks.ray_fit import Watcher, connect, disconnect, run_on_ray
+    from tests.support import ray_training
 
     store = open_store(store_uri)
-    resources = Resources(workers=2, min_workers=1, device="cpu", checkpoint_every_steps=ray_worker.EVERY_STEPS)
+    resources = Resources(workers=2, min_workers=1, device="cpu", checkpoint_every_steps=ray_training.EVERY_STEPS)
     seen: dict[str, Any] = {}
 
     def listen(title: str, progress: Progress) -> None:
         print(title, progress.done, file=sys.stderr, flush=True)
-        if not seen and progress.done > 2 * ray_worker.EVERY_STEPS:
+        if not seen and progress.done > 2 * ray_training.EVERY_STEPS:
             seen.update(networks=networks_of_trainers(), lost_at=progress.done)
             threading.Thread(target=lose, args=(other,)).start()
 
     connect(resources)
-    wait_until(lambda: ray.cluster_resources().get("CPU") == 2, timeout_s=60, what="both nodes")
+    wait_until(lambda: ray.cluster_resources().get("CPU") == 2, timeout_s=240, what="both nodes")
     watcher = Watcher(listen)
     try:
-        finished = run_on_ray(ray_worker.training(store, 2, EPOCHS), store.root, resources, watcher)
+        finished = run_on_ray(ray_training.training(store, 2, EPOCHS), store.root, resources, watcher)
     finally:
         watcher.close()
         disconnect()
@@ -156,5 +157,4 @@ def train(store_uri: str, other: subprocess.Popen) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main(Path(sys.argv[1]))

@@ -18,8 +18,8 @@ import pytest
 from infra.stack import config as configuration
 from infra.stack import http, processes, service
 from infra.stack.services import SERVICES
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 NAMES = [each.name for each in SERVICES]
 
 
@@ -44,7 +44,7 @@ class Stack:
 
     def __call__(self, action: str) -> tuple[int, str, str]:
         with self.begin(action) as running:
-            out, err = running.communicate(timeout=200)
+            out, err = running.communicate(timeout=600)
         return running.returncode, out, err
 
     @property
@@ -87,7 +87,7 @@ class Stack:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
     def deploy(self, name: str, *options: str, **parameters: object) -> subprocess.CompletedProcess:
@@ -100,12 +100,12 @@ class Stack:
             cwd=self.home,
             capture_output=True,
             text=True,
-            timeout=400,
+            timeout=800,
         )
 
     def api(self, page: str, body: object = None):
         """An answer of Prefect's server."""
-        status, text = http.ask_prefect(self.config, page, body, timeout_s=20.0)
+        status, text = http.ask_prefect(self.config, page, body, timeout_s=60.0)
         assert status in (200, 201), text
         return json.loads(text)
 
@@ -116,15 +116,18 @@ class Stack:
         assert status == 200, text
         return json.loads(text)
 
-    def ask(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> tuple[int, str]:
+    def ask(
+        self, name: str, parameters: object, environment: Mapping[str, str] = {}, **more: object
+    ) -> tuple[int, str]:
         """Ask the server for a run of a deployment, as its page, a client or a schedule does; status and answer."""
         place = f"deployments/{self.api(f'deployments/name/{name}')['id']}"
-        body = {"parameters": parameters, "job_variables": {"env": dict(environment)} if environment else {}}
-        return http.ask_prefect(self.config, f"{place}/create_flow_run", body, timeout_s=30.0)
+        variables = {"env": dict(environment)} if environment else {}
+        body = {"parameters": parameters, "job_variables": variables, **more}
+        return http.ask_prefect(self.config, f"{place}/create_flow_run", body, timeout_s=60.0)
 
-    def queue(self, name: str, parameters: object, environment: Mapping[str, str] = {}) -> str:
+    def queue(self, name: str, parameters: object, environment: Mapping[str, str] = {}, **more: object) -> str:
         """The same of a run that the server takes; its id."""
-        status, answer = self.ask(name, parameters, environment)
+        status, answer = self.ask(name, parameters, environment, **more)
         assert status == 201, answer
         return str(json.loads(answer)["id"])
 

@@ -1,6 +1,7 @@
 """Pre-trains and distils with as many replicas as torchrun started; the tests compare with one process.
 
-Usage: replica_worker.py FOLDER. Every replica ingests its own copy of the data; replica 0's results stay in FOLDER.
+`python -m tests.support.training_replicas FOLDER`: every replica ingests its own copy of the data; replica 0's results
+stay in FOLDER.
 """
 
 import json
@@ -12,8 +13,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tiny_sets import tiny_dataset
-from tiny_training import BACKBONE, METHODS, FolderCheckpoints, compress_spec, train_spec
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.losses import nt_xent
@@ -22,6 +21,8 @@ from ssl_backdoor.specs import Resources
 from ssl_backdoor.train.checkpoint import save_backbone
 from ssl_backdoor.train.collectives import connect
 from ssl_backdoor.train.pretrain import pretrain
+from tests.support.tiny_sets import tiny_dataset
+from tests.support.tiny_training import BACKBONE, METHODS, FolderCheckpoints, compress_spec, train_spec
 
 
 def contrast(file: Path, resources: Resources) -> None:

@@ -1,7 +1,8 @@
 """What a stranger on this machine or another finds open while a command runs.
 
-    python doors.py watch COMMAND...   runs it in this network and looks at all that it starts; prints one JSON object
-    python doors.py knock PORT...      asks there without a token or a password, as another user where this one is root
+`python -m tests.support.open_ports watch COMMAND...` runs the command in this network, looks at all that it starts and
+prints one JSON object. `... knock PORT...` asks there without a token or a password, as another user where this one is
+root.
 
 A stranger speaks HTTP and gRPC, and knows what each kind of server here is asked for.
 """
@@ -18,11 +19,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from listening import listening, outside_loopback
-
 from flows.terminal.reaper import descendants
+from tests.support import ROOT
+from tests.support.listening_sockets import listening, outside_loopback
 
 STRANGER = 65534
+_PROGRAM = (sys.executable, "-m", "tests.support.open_ports")
 ALONE = ("unshare", "--net") if os.geteuid() == 0 else ("unshare", "--user", "--map-root-user", "--net")
 """Before a command: a network of its own, which ``watch`` gives an address that another machine could reach."""
 _POLL_S = 0.5
@@ -107,8 +109,8 @@ class Seen:
                         self.listened[port] = title
                         new.append(port)
         if new:
-            command = [sys.executable, __file__, "knock", *map(str, new)]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+            command = [*_PROGRAM, "knock", *map(str, new)]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
             if done.returncode != 0:
                 raise RuntimeError(done.stderr)
             self.answers |= {int(port): answers for port, answers in json.loads(done.stdout).items()}
@@ -158,8 +160,9 @@ def watch(command: Sequence[str]) -> dict[str, object]:
             seen.look(descendants(running.pid) | {running.pid})
             for folder in Path(tempfile.gettempdir()).glob("ssl-ray-*"):
                 if str(folder) not in folders and (folder / "r" / "session_latest" / "sockets").exists():
-                    asked = [sys.executable, __file__, "read", str(folder)]
-                    folders[str(folder)] = json.loads(subprocess.run(asked, capture_output=True, text=True).stdout)
+                    asked = [*_PROGRAM, "read", str(folder)]
+                    told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+                    folders[str(folder)] = json.loads(told.stdout)
             time.sleep(_POLL_S)
         said.seek(0)
         text = said.read()
