@@ -1,6 +1,6 @@
 """Ideas of the user's own: a Python file or module whose classes join the families, without an edit of the project.
 
-A plug-in's code runs with the user's rights, here and in every process that works on its stages: their calls carry the
+A plug-in's code runs with the user's rights, here and in every process that works on its stages: its specs carry the
 file's text along, so that workers on other machines need no copy of it. Its digest is in the keys of all that its
 classes take part in: whoever edits the file computes anew. What the file imports from elsewhere is not in the digest.
 """
@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs.family import BUILT_IN, Idea, every_member, forget
+from ssl_backdoor.specs.family import BUILT_IN, Idea, every_member, forget, members
 
 GROUP = "ssl_backdoor.plugins"
 """Entry points of installed packages: each names a module, which every run of the command and of a worker loads."""
@@ -92,6 +92,7 @@ def _load(plugin: Plugin) -> ModuleType:
     for member in [one for one in every_member() if one not in before and one.__module__ not in own]:
         text = plugin.text if member.__module__ == plugin.module and plugin.file else _text_of(member)
         member.source_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        member.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
     return module
 
 
@@ -116,15 +117,26 @@ def _frames(error: BaseException) -> Iterable[traceback.FrameSummary]:
     yield from reversed(traceback.extract_tb(error.__traceback__))
 
 
-class Carried:
-    """Put before specs in what is pickled: where that is read, the plug-ins of this process are loaded first."""
+class _Carried:
+    """Pickled before a plug-in's spec: where it is read, the plug-ins of this process are loaded first."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """All that are loaded now."""
         return _carry, (tuple(_loaded.values()),)
 
 
-def _carry(plugins: tuple[Plugin, ...]) -> Carried:
+_CARRIED = _Carried()  # one: what refers to it many times is pickled once
+
+
+def _carry(plugins: tuple[Plugin, ...]) -> _Carried:
     for plugin in plugins:
         _load(plugin)
-    return Carried()
+    return _CARRIED
+
+
+def _reduce(spec: Idea) -> tuple[Any, ...]:
+    """How a plug-in's spec is pickled: another process may know neither its class nor its file."""
+    return _restored, (_CARRIED, spec.family, spec.kind, dict(spec))
+
+
+def _restored(_: _Carried, family: str, kind: str, values: dict[str, Any]) -> Idea:
+    return members(family)[kind].model_validate(values)

@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
@@ -25,7 +25,6 @@ from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
 from ssl_backdoor.errors import SpecError, printed, translate_os_errors
 from ssl_backdoor.events import about, tell
 from ssl_backdoor.identity import artifact_key, canonical
-from ssl_backdoor.plugins import Carried
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
     Arm,
@@ -158,10 +157,6 @@ class StageCall:
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", printed(self.title))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Wherever it is read the plug-ins of its specs are loaded first."""
-        return _call, (Carried(), {one.name: getattr(self, one.name) for one in fields(self)})
-
     @property
     def stage(self) -> Stage:
         """The stage's name."""
@@ -187,10 +182,6 @@ class StageCall:
     def ids(self) -> dict[str, str]:
         """What events of this stage are about."""
         return {"stage": self.stage, "key": self.key, "title": self.title or self.stage}
-
-
-def _call(_: Carried, values: Mapping[str, Any]) -> StageCall:
-    return StageCall(**values)
 
 
 class Finished(NamedTuple):

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save
-from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 from ssl_backdoor.estimate import calibration as module
 from ssl_backdoor.estimate.calibration import Calibrator
@@ -16,6 +15,7 @@ from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Car
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resources, TargetsSpec
+from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 FRAME = DatasetSpec(frame_px=12)
 TRIGGER = GridTriggerSpec(size_px=4)
