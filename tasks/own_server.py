@@ -31,8 +31,12 @@ _ON_ITS_OWN = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PYTHONSAFEPATH": "1",
 }
-"""What Prefect gives its own: no pages, no schedules. Its errors go to a file, of which nothing stays."""
+"""What Prefect gives its own: no pages, no schedules. Its errors go to a file, of which nothing stays.
+
+Python does not look for modules in the working folder, where anybody's data may lie.
+"""
 _RAISED = re.compile(r"[\w.]+(?:Error|Exception)\b")
 """How the line of a traceback begins that names the exception."""
 

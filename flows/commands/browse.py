@@ -69,6 +69,7 @@ def _served(password: str) -> Iterator[Mapping[str, _Server]]:
     }
     environment = {
         **os.environ,
+        "PYTHONSAFEPATH": "1",  # no module is taken from the working folder
         "PREFECT_SERVER_API_AUTH_STRING": f"{USER}:{password}",
         "PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{ports['Prefect']}/api",
         "MLFLOW_TRACKING_USERNAME": USER,

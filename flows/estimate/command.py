@@ -129,7 +129,7 @@ def _startup_s() -> float:
         UserError: the server that this shell names does not answer.
     """
     startup_s = 0.0
-    command = [sys.executable, "-m", "flows.estimate.startup_probe"]
+    command = [sys.executable, "-P", "-m", "flows.estimate.startup_probe"]  # -P: no module of the working folder
     for _ in range(2):
         began_s = time.perf_counter()
         probe = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

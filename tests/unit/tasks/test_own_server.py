@@ -85,6 +85,15 @@ sys.exit(3)
 """
 
 
+def test_a_server_takes_no_module_from_the_working_folder(monkeypatch, tmp_path):
+    (tmp_path / "planted.py").write_text("exit('planted')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", "import planted"))
+    own_server.begin()
+    with pytest.raises(TrainingError, match="No module named 'planted'"), own_server.used():
+        pass
+
+
 @pytest.mark.parametrize(
     ("program", "said"),
     [
