@@ -22,8 +22,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ssl_backdoor.errors import StoreError, printed
-from ssl_backdoor.report.facts import facts_of
-from ssl_backdoor.report.runs import pair_of
+from ssl_backdoor.report.frame import covariates, pair_of
 from ssl_backdoor.specs import ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
@@ -210,7 +209,7 @@ class _Evidence:
         """What figures are drawn over: number of poisons, of training images, of parameters, ..."""
         poison = self.store.manifest(self.poison)
         images = self.store.manifest(self.store.ref("ingest", poison.inputs["dataset"]))
-        for name, value in facts_of(run, self.arm, self.store.manifest(self.model), poison, images).items():
+        for name, value in covariates(run, self.arm, self.store.manifest(self.model), poison, images).items():
             yield Metric(f"facts/{name}", value, 0, 0)
 
     def curves(self) -> Iterator[Metric]:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay, located
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
-from ssl_backdoor.report.figures import Example
+from ssl_backdoor.report.cells import Example
 
 
 def read_examples(dataset: Dataset | Catalogue, overlay: Overlay, attack: str, count: int) -> Iterator[Example]:

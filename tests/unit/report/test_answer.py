@@ -1,8 +1,8 @@
 import pytest
 from report_fakes import bare, one_pair, ten_pairs
 
-from ssl_backdoor.report.aggregate import aggregate, per_pair
-from ssl_backdoor.report.answer import answer, verdict
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.sentences import pairs_clauses, sentence
 
 
 def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6)):
@@ -23,7 +23,7 @@ def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6)):
 
 
 def said(scored, note=""):
-    return answer(aggregate(scored), per_pair(scored), note)
+    return sentence(pairs_clauses(paired(scored), note))
 
 
 def test_it_is_one_sentence():
@@ -56,20 +56,6 @@ def test_a_null_result_is_said_as_such():
 
 def test_a_reverse_result_is_said_as_such():
     assert said(runs((-100, -110, -90, -100), (-0.1, -0.11, -0.1, -0.1))).startswith("The effect runs the other way")
-
-
-@pytest.mark.parametrize(
-    ("directions", "which"),
-    [
-        (("up", "up"), "all"),
-        (("up", "unclear"), "some"),
-        (("up", "down"), "some"),
-        (("unclear", "unclear"), "none"),
-        (("unclear", "down"), "reverse"),
-    ],
-)
-def test_verdict(directions, which):
-    assert verdict(directions) == which
 
 
 def test_the_share_removed_and_what_is_left():

@@ -2,7 +2,7 @@ import pytest
 from report_fakes import run_spec
 from sweep_fakes import backdoor_run, targeted_run
 
-from ssl_backdoor.report.facts import facts_of
+from ssl_backdoor.report.frame import covariates
 from ssl_backdoor.store import Manifest
 
 POISON = {"num_poisons": 32, "poison_fraction_of_dataset": 0.0064}
@@ -16,7 +16,7 @@ def manifest(summary, seconds=0.0):
 
 def facts(run, arm, model=None):
     made = manifest({"num_parameters": 81_488} if model is None else model, 41.5)
-    return facts_of(run, arm, made, manifest(POISON), manifest({"num_train": 5000}))
+    return covariates(run, arm, made, manifest(POISON), manifest({"num_train": 5000}))
 
 
 def test_poisons_are_counted_for_each_pair_and_the_control_has_none():

@@ -3,10 +3,9 @@ from dataclasses import replace
 from matrix_fakes import KEY, grid, table
 from report_fakes import bare
 
-from ssl_backdoor.report.aggregate import aggregate
 from ssl_backdoor.report.comparisons import compare
-from ssl_backdoor.report.runs import indexed
-from ssl_backdoor.report.table_answer import table_answer
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.sentences import sentence, table_clauses
 from ssl_backdoor.specs import TableRow
 
 EXCESS = {
@@ -17,8 +16,8 @@ EXCESS = {
 
 
 def said(runs, *tables, unit="seed", missing=0):
-    index = indexed(runs)
-    return table_answer([(one, compare(one, index, unit)) for one in tables], aggregate(runs, unit), missing)
+    results = paired(runs, unit)
+    return sentence(table_clauses([(one, compare(one, results)) for one in tables], results, missing))
 
 
 def test_each_verdict_is_said_with_size_and_interval():
