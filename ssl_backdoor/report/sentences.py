@@ -7,6 +7,7 @@ pair or one model alone illustrates and is no evidence, whatever its numbers. A 
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations, pairwise
+from statistics import stdev
 
 from ssl_backdoor.report.cells import (
     Quantity,
@@ -62,92 +63,94 @@ def _title(quantity: Quantity) -> str:
     return quantity.title if quantity.kind == "score" else quantity.detail
 
 
-def _by_kind(effects: Sequence[tuple[Quantity, str]], verb: str) -> str:
-    """Joins the amounts: the target's false positives by each probe, then the z-score."""
-    counts = [f"{verb} {text}" for quantity, text in effects if quantity.kind == "count"]
-    scores = [f"the z-score {verb} {text}" for quantity, text in effects if quantity.kind == "score"]
-    joined = f"target false positives on triggered images change {listing(counts)}" if counts else ""
-    return ", ".join(part for part in (joined, *scores) if part)
+def _by_kind(changes: Sequence[tuple[Quantity, str]], verb: str) -> str:
+    """From control to suspect: the target's false positives by each probe, then the z-score."""
+    counts = listing([f"{verb} {text}" for quantity, text in changes if quantity.kind == "count"])
+    joined = [f"target false positives on triggered images change {counts}"] if counts else []
+    scores = [f"the z-score {verb} {text}" for quantity, text in changes if quantity.kind == "score"]
+    return f"from control to suspect, {', '.join([*joined, *scores])}"
 
 
 def _effect(results: Results, effects: Sequence[Quantity], num_pairs: int) -> str:
-    found = [(q, row) for q in effects if (row := results.get(q.measure, SUSPECT, statistic="excess")) is not None]
-    amounts = []
-    for position, (quantity, row) in enumerate(found):
+    amounts: list[tuple[Quantity, str]] = []
+    directions: list[str] = []
+    for quantity in effects:
+        row = results.get(quantity.measure, SUSPECT, statistic="excess")
+        if row is None:
+            continue
         probe = f" with {quantity.detail}" if quantity.kind == "count" else ""
-        label = "95 % interval " if position == 0 else ""
-        doubt = ", not clear of 0" if row.direction == "unclear" else ""
+        label, doubt = "" if amounts else "95 % interval ", ", not clear of 0" if row.direction == "unclear" else ""
         interval = f"{label}{interval_of(row, quantity.kind)}{doubt}" if row.low is not None else "no interval"
         amounts.append((quantity, f"{number(row.value, quantity.kind, True)}{probe} ({interval})"))
-    whole = _verdict([row.direction for _, row in found])
-    return f"{whole} over {num_pairs} trigger/target pairs: from control to suspect, {_by_kind(amounts, 'by')}"
-
-
-def _verdict(directions: Sequence[str]) -> str:
+        directions.append(row.direction)
     if all(direction == "up" for direction in directions):
-        return "The backdoor takes hold"
-    if "up" in directions:
-        return "The backdoor takes hold by some measures and not by others"
-    return "The effect runs the other way" if "down" in directions else "No backdoor effect can be told from zero"
+        verdict = "The backdoor takes hold"
+    elif "up" in directions:
+        verdict = "The backdoor takes hold by some measures and not by others"
+    else:
+        verdict = (
+            "The effect runs the other way" if "down" in directions else "No backdoor effect can be told from zero"
+        )
+    return f"{verdict} over {num_pairs} trigger/target pairs: {_by_kind(amounts, 'by')}"
 
 
 def _illustration(results: Results, effects: Sequence[Quantity], note: str) -> str:
     changes = []
     for quantity in effects:
-        before, after = (results.get(quantity.measure, arm) for arm in (CONTROL, SUSPECT))
-        if before is None or after is None or before.value is None or after.value is None:
+        before, after = (row.value if row else None for row in
+                         (results.get(quantity.measure, arm) for arm in (CONTROL, SUSPECT)))  # fmt: skip
+        if before is None or after is None:
             continue
-        text = f"{number(before.value, quantity.kind)} to {number(after.value, quantity.kind)}"
+        text = f"{number(before, quantity.kind)} to {number(after, quantity.kind)}"
         if quantity.kind == "count":
-            text += f" with {quantity.detail}"
-            text += f" ({after.value / before.value:.1f} times)" if before.value > 0 else ""
+            text += f" with {quantity.detail}{f' ({after / before:.1f} times)' if before > 0 else ''}"
         changes.append((quantity, text))
     num_suspects = len(suspects_of(results, ""))
     seeds = f" over {num_suspects} seeds" if num_suspects > 1 else ""
     pointer = " (for evidence see the note)" if note else ""
-    return (
-        f"One trigger/target pair{seeds} illustrates and is no evidence{pointer}: "
-        f"from control to suspect, {_by_kind(changes, 'from')}"
-    )
+    return f"One trigger/target pair{seeds} illustrates and is no evidence{pointer}: {_by_kind(changes, 'from')}"
 
 
 def _removed(results: Results, effects: Sequence[Quantity]) -> str:
     """What each defence took away and what it left."""
     parts = []
     for arm in defended_arms(results):
-        rows = [(q, row) for q in effects if (row := results.get(q.measure, arm, statistic="removed_frac"))]
         shares: dict[str, list[str]] = {"removes": [], "adds": []}
-        for quantity, row in rows:
+        none, left = [], []
+        for quantity in effects:
+            row = results.get(quantity.measure, arm, statistic="removed_frac")
+            after = results.get(quantity.measure, arm, statistic="excess")
+            if row is None:
+                continue
             if row.value is None:
+                none.append(_title(quantity))
                 continue
             interval = ""
             if row.value >= 0 and row.low is not None and row.high is not None:
                 interval = f", {100 * row.low:.0f} to {100 * row.high:.0f}".replace("-", "−")
             verb = "removes" if row.value >= 0 else "adds"
             shares[verb].append(f"{100 * abs(row.value):.0f} % ({_title(quantity)}{interval})")
+            left += [_title(quantity)] if after is not None and after.direction == "up" else []
         for verb, word in (("removes", "of"), ("adds", "to")):
             if shares[verb]:
                 parts.append(f"the distilled student {verb} {listing(shares[verb])} {word} the excess")
-        if none := [_title(q) for q, row in rows if row.value is None]:
-            parts.append(f"with {listing(none)} there is no clear excess to remove")
-        after = [(q, results.get(q.measure, arm, statistic="excess")) for q, row in rows if row.value is not None]
-        if left := [_title(q) for q, row in after if row is not None and row.direction == "up"]:
-            parts.append(f"what it leaves is still clear of 0 with {listing(left)}")
+        parts += [f"with {listing(none)} there is no clear excess to remove"] if none else []
+        parts += [f"what it leaves is still clear of 0 with {listing(left)}"] if left else []
     return ", ".join(parts)
 
 
 def _accuracy_cost(results: Results) -> str:
     """Clean accuracy of the poisoned and the defended encoder against the control."""
-    measure = next((q.measure for q in accuracy_quantities(results.probes())), None)
-    arms = (SUSPECT, *defended_arms(results))
-    rows = [(arm, results.get(measure, arm, statistic="excess")) for arm in arms] if measure else []
-    changes = [(arm, row.value) for arm, row in rows if row is not None and row.value is not None]
-    if not changes:
-        return ""
-    is_near = max(abs(value) for _, value in changes) <= 0.03
+    changes = [
+        (arm, row.value)
+        for quantity in accuracy_quantities(results.probes())[:1]
+        for arm in (SUSPECT, *defended_arms(results))
+        if (row := results.get(quantity.measure, arm, statistic="excess")) is not None and row.value is not None
+    ]
+    is_near = all(abs(value) <= 0.03 for _, value in changes)
     where = "stays within 3 points of" if is_near else "moves more than 3 points from"
-    told = [f"{bare_number(value, 'percent', True)} points in the {arm.label}" for arm, value in changes]
-    return f"clean accuracy {where} the control's ({listing(told)})"
+    told = listing([f"{bare_number(value, 'percent', True)} points in the {arm.label}" for arm, value in changes])
+    return f"clean accuracy {where} the control's ({told})" if changes else ""
 
 
 def _pair_spread(results: Results, quantity: Quantity) -> str:
@@ -156,11 +159,9 @@ def _pair_spread(results: Results, quantity: Quantity) -> str:
     values = list(pair_means(row.values).values()) if row else []
     if len(values) < 2:
         return ""
-    mean = sum(values) / len(values)
-    deviation = (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
     low, high = (number(value, quantity.kind, signed=True) for value in (min(values), max(values)))
     spread = f"{low} to {high} with {_title(quantity)}"
-    if deviation > 0.5 * abs(mean):
+    if stdev(values) > 0.5 * abs(sum(values) / len(values)):
         return f"pairs differ widely ({spread}): the mean speaks for the recipe, one pair foretells little of the next"
     return f"pairs agree closely ({spread}), so one pair foretells much of the next"
 
@@ -288,12 +289,9 @@ def _removed_shares(lines: Sequence[Comparison], results: Results) -> str:
         point = line.difference.point
         row = results.get(line.difference.measure, point.arm, point.variant, "removed_frac")
         if row is not None and row.value is not None:
-            shares.append(f"{number(row.value, 'percent')} with {_name(line)}{_bracketed(interval_of(row, 'percent'))}")
+            interval = interval_of(row, "percent")
+            shares.append(f"{number(row.value, 'percent')} with {_name(line)}{f' ({interval})' if interval else ''}")
     return f"of the suspect's excess the student removes {listing(shares)}" if shares else ""
-
-
-def _bracketed(text: str) -> str:
-    return f" ({text})" if text else ""
 
 
 def _cost(table: TableSpec, lines: Sequence[Comparison], results: Results) -> str:

@@ -93,7 +93,8 @@ def _cell(row: Estimate | None) -> Cell:
     if row is None or row.value is None:
         return Cell(MISSING)
     kind = quantity_of(row.measure).kind
-    n = "1 model" if row.num_units == 1 and row.measure.metric not in POOLED else f"n = {row.n:,}"
+    is_pooled = row.statistic == "value" and row.measure.metric in POOLED
+    n = "1 model" if row.num_units == 1 and not is_pooled else f"n = {row.n:,}"
     return Cell(number(row.value, kind, row.statistic == "excess"), interval_of(row, kind), n)
 
 
