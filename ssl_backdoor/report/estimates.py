@@ -72,7 +72,7 @@ class Estimate:
 
     @property
     def direction(self) -> Literal["up", "down", "unclear"]:
-        """Where the interval of a difference lies; one without an interval is not clear of 0."""
+        """Where the interval of a difference lies; one without an interval is unclear."""
         if self.low is not None and self.low > 0:
             return "up"
         return "down" if self.high is not None and self.high < 0 else "unclear"
@@ -386,7 +386,7 @@ def _removed(measure: Measure, point: Point, units: Units) -> Estimate:
     )  # fmt: skip
     mean, low, _ = t_interval(excess) if n >= 2 else (float(excess[0]), float(excess[0]), 0.0)
     if low <= 0.0:
-        return replace(base, definition=f"{text} Here not defined: no excess to remove clear of 0 (n = {n}).")
+        return replace(base, definition=f"{text} Here not defined: no excess significantly above 0 (n = {n}).")
     base = replace(base, value=float(lost.mean()) / mean)
     if n < 3:
         why = "One run" if n == 1 else _how(units)

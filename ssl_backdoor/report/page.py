@@ -219,8 +219,8 @@ def _table(one: _TableFound) -> list[Section]:
     parts = []
     if lines:
         how = (
-            f"Differences are paired. {note} Above or below is said where p after Holm's correction over this table's "
-            'lines is under 0.05; "cannot be told" is no proof of equality.'
+            f"Differences are paired. {note} Significant: p after Holm's correction over this table's lines is "
+            'under 0.05; "no significant difference" is no proof of equality.'
         )
         compared = table.comparison_table(lines)
         parts.append(

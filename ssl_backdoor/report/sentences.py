@@ -1,7 +1,7 @@
 """The answer in one sentence, by plain rules from the estimates.
 
-A difference is *clear* when its 95 % interval lies on one side of 0; a line of a table is above or below its control
-where Holm's p is under 0.05; two levels are told apart, and lines ranked, only where their intervals do not meet. One
+A difference is *significant* where its 95 % interval lies on one side of 0; a line of a table where Holm's p is under
+0.05. Two levels differ, and lines are ranked, only where their intervals do not overlap. One
 pair or one model alone illustrates and is no evidence, whatever its numbers. A negative or null result is said as such.
 """
 
@@ -79,7 +79,7 @@ def _effect(results: Results, effects: Sequence[Quantity], num_pairs: int) -> st
         if row is None:
             continue
         probe = f" with {quantity.detail}" if quantity.kind == "count" else ""
-        label, doubt = "" if amounts else "95 % interval ", ", not clear of 0" if row.direction == "unclear" else ""
+        label, doubt = "" if amounts else "95 % interval ", ", not significant" if row.direction == "unclear" else ""
         interval = f"{label}{interval_of(row, quantity.kind)}{doubt}" if row.low is not None else "no interval"
         amounts.append((quantity, f"{number(row.value, quantity.kind, True)}{probe} ({interval})"))
         directions.append(row.direction)
@@ -88,9 +88,7 @@ def _effect(results: Results, effects: Sequence[Quantity], num_pairs: int) -> st
     elif "up" in directions:
         verdict = "The backdoor takes hold by some measures and not by others"
     else:
-        verdict = (
-            "The effect runs the other way" if "down" in directions else "No backdoor effect can be told from zero"
-        )
+        verdict = "The effect runs the other way" if "down" in directions else "No significant backdoor effect"
     return f"{verdict} over {num_pairs} trigger/target pairs: {_by_kind(amounts, 'by')}"
 
 
@@ -134,8 +132,8 @@ def _removed(results: Results, effects: Sequence[Quantity]) -> str:
         for verb, word in (("removes", "of"), ("adds", "to")):
             if shares[verb]:
                 parts.append(f"the distilled student {verb} {listing(shares[verb])} {word} the excess")
-        parts += [f"with {listing(none)} there is no clear excess to remove"] if none else []
-        parts += [f"what it leaves is still clear of 0 with {listing(left)}"] if left else []
+        parts += [f"with {listing(none)} there is no significant excess to remove"] if none else []
+        parts += [f"what it leaves is still significantly above the control's with {listing(left)}"] if left else []
     return ", ".join(parts)
 
 
@@ -162,16 +160,16 @@ def _pair_spread(results: Results, quantity: Quantity) -> str:
     low, high = (number(value, quantity.kind, signed=True) for value in (min(values), max(values)))
     spread = f"{low} to {high} with {_title(quantity)}"
     if stdev(values) > 0.5 * abs(sum(values) / len(values)):
-        return f"pairs differ widely ({spread}): the mean speaks for the recipe, one pair foretells little of the next"
-    return f"pairs agree closely ({spread}), so one pair foretells much of the next"
+        return f"results vary widely across pairs ({spread}), so one pair is a poor predictor of the next"
+    return f"results agree closely across pairs ({spread}), so one pair is a good predictor of the next"
 
 
 # ---------------------------------------------------------------------------------------------------- tables
 
 _VERDICTS: tuple[tuple[Verdict, str], ...] = (
-    ("above", "{lie} above the control's with"),
-    ("below", "{lie} below the control's with"),
-    ("unclear", "cannot be told from the control's with"),
+    ("above", "{lie} significantly above the control's with"),
+    ("below", "{lie} significantly below the control's with"),
+    ("unclear", "{show} no significant difference from the control's with"),
 )
 
 
@@ -249,7 +247,8 @@ def _by_verdict(lines: Sequence[Comparison], amounts: bool) -> list[str]:
     for verdict, words in _VERDICTS:
         named = [_amount(line) if amounts else _name(line) for line in lines if line.verdict == verdict]
         if named:
-            parts.append(f"{words.format(lie='lie' if _is_plural(lines[0]) else 'lies')} {listing(named)}")
+            verbs = {"lie": "lie", "show": "show"} if _is_plural(lines[0]) else {"lie": "lies", "show": "shows"}
+            parts.append(f"{words.format(**verbs)} {listing(named)}")
     return parts
 
 
@@ -272,13 +271,13 @@ def _apart(lines: Sequence[Comparison]) -> str:
 
 
 def _power(lines: Sequence[Comparison]) -> str:
-    """What it would take to tell those that cannot be told; a defence where nothing was to repair is left out."""
+    """What it would take to find the other effects; a defence where nothing was to repair is left out."""
     unsure = [
         f"{needed_text(line)} with {_name(line)}"
         for line in lines
         if line.verdict == "unclear" and line.units_needed is not None and not line.difference.point.arm.is_clean
     ]
-    told = f"to find the effects seen where it cannot be told would take {listing(unsure)} (80 % power)"
+    told = f"to find the effects that are not significant would take {listing(unsure)} (80 % power)"
     return told if unsure else ""
 
 
@@ -376,11 +375,11 @@ def _rise(figure: FigureSpec, results: Results, curve: Curve) -> str:
     if excess and not curve.is_one_model:
         places = [_poisons(row) for row in excess if row.direction == "up"]
         if not places:
-            text += ", at no point above the control's clear of 0"
+            text += ", at no point significantly above the control's"
         elif clear[-1] and clear == sorted(clear):  # once clear, clear from there on
-            text += f", above the control's clear of 0 from {places[0]} on"
+            text += f", significantly above the control's from {places[0]} on"
         else:
-            text += f", above the control's clear of 0 only with {listing(places)}"
+            text += f", significantly above the control's only with {listing(places)}"
     values = [row.value or 0.0 for row in curve.points]
     if len(values) > 1:
         steady = all(a <= b for a, b in pairwise(values))
@@ -408,7 +407,7 @@ def _trend(figure: FigureSpec, results: Results, curve: Curve) -> str:
     if first.low is None or first.high is None or last.low is None or last.high is None:
         return f"{text}, without intervals"
     if first.low <= last.high and last.low <= first.high:
-        return f"{text}, where the intervals meet: no change can be told"
+        return f"{text}, where the intervals overlap: no significant change"
     verb = "rises" if first.high < last.low else "falls"
     return f"{text}, so it {verb} with the {AXIS_LABELS[axis].partition(',')[0]}"
 
@@ -439,11 +438,11 @@ def _swept_cost(figure: FigureSpec, results: Results) -> str:
     most = max(rows, key=x_of)
     clear = [_poisons(row) for row in rows if row.direction != "unclear"]
     told = f"{amount(most)} with {_poisons(most)}"
-    text = f"{ATTACKS[figure.attack].phrase}{quantity_of(accuracy).in_words} differs from the control's"
+    text = f"{ATTACKS[figure.attack].phrase}{quantity_of(accuracy).in_words} differs"
     if most.low is None:
-        return f"{text} by {told}, no interval"
+        return f"{text} from the control's by {told}, no interval"
     where = "at no point" if not clear else "at every point" if len(clear) == len(rows) else f"with {listing(clear)}"
-    return f"{text} clear of 0 {where} ({told})"
+    return f"{text} significantly from the control's {where} ({told})"
 
 
 def _left(figure: FigureSpec, results: Results, with_cost: bool) -> list[str]:
@@ -461,7 +460,7 @@ def _left(figure: FigureSpec, results: Results, with_cost: bool) -> list[str]:
         name = f" ({point.variant})" if several and point.variant else ""
         was = "" if before is None else f" from {amount(before)}"
         excess = at(results, figure, measure, point, "excess")
-        doubt = ", still above the control's clear of 0" if excess is not None and excess.direction == "up" else ""
+        doubt = ", still significantly above the control's" if excess is not None and excess.direction == "up" else ""
         cost = at(results, figure, accuracy, point, "excess") if accuracy and with_cost else None
         paid = "" if cost is None else f", clean accuracy {with_interval(cost, 'percent')} against the control"
         clauses.append(

@@ -25,9 +25,9 @@ from ssl_backdoor.report.frame import CONTROL, SUSPECT, Arm, EvaluatedModel, Mea
 from ssl_backdoor.specs import PaperCell, TableRow, TableSpec
 
 VERDICTS: dict[Verdict, str] = {
-    "above": "above the control",
-    "below": "below the control",
-    "unclear": "cannot be told",
+    "above": "significantly above the control",
+    "below": "significantly below the control",
+    "unclear": "no significant difference",
     "unmeasured": "not measured",
 }
 _TONES: dict[Verdict, str] = {
@@ -194,7 +194,7 @@ def needed_text(line: Comparison) -> str:
     """Units that the observed effect needs, in words."""
     unit = line.difference.unit
     if line.units_needed is None:
-        return "cannot be told"
+        return "not defined"
     return f"{line.units_needed:,} {unit}s" if line.units_needed else f"more than {MOST_UNITS:,} {unit}s"
 
 

@@ -108,7 +108,7 @@ def test_share_removed_is_not_defined_without_a_clear_excess(suspects):
     runs = [one for i, v in enumerate(zip(CONTROL, suspects, STUDENT, strict=True)) for one in arms(v, trigger_seed=i)]
     got = row(paired(runs), "target_false_positives_removed_frac", "student")
     assert (got.value, got.low, got.high) == (None, None, None)
-    assert "not defined: no excess to remove" in got.definition
+    assert "not defined: no excess significantly above 0" in got.definition
 
 
 def test_lost_accuracy_counts_as_excess_to_remove():

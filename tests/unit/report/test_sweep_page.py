@@ -134,7 +134,7 @@ def test_the_answer_to_targeted_poisoning():
     assert "is 8.3 % (" in answer
     assert "first reaches 50 % with 4 poisons a pair, 91.7 %" in answer
     assert "and first reaches 90 % with 4 poisons a pair" in answer
-    assert "clean accuracy (zero-shot) differs from the control's clear of 0 at every point (+1.1 pt" in answer
+    assert "clean accuracy (zero-shot) differs significantly from the control's at every point (+1.1 pt" in answer
     never = [one for one in targeted_sweep() if one.arm == "control" or one.run.attack.num_poisons <= 2]
     answer = sweep_answer([SUCCESS], never)
     assert "never reaches 50 % (its highest is 41.7 %" in answer
@@ -144,7 +144,7 @@ def test_the_answer_to_targeted_poisoning():
 def test_the_answer_to_a_backdoor_and_its_defence():
     answer = sweep_answer([RATE, SIMILAR], backdoor_sweep())
     assert "11.0 % (8.5 to 13.5) in the control" in answer
-    assert "above the control's clear of 0 from 50 poisons on" in answer
+    assert "significantly above the control's from 50 poisons on" in answer
     assert "rising with the number of poisons" in answer
     assert "the defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
     assert "the mean cosine is" in answer
@@ -161,7 +161,7 @@ def test_a_null_result_is_said_as_such():
         if arm == "suspect" or count == 5
     ]
     answer = sweep_answer([RATE], scored)
-    assert "at no point above the control's clear of 0" in answer
+    assert "at no point significantly above the control's" in answer
     assert "not rising at every step" in answer
 
 
@@ -174,7 +174,7 @@ def test_one_model_is_no_evidence():
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [((0.1, 0.9), "so it rises with the clean training images"), ((0.5, 0.51), "no change can be told")],
+    [((0.1, 0.9), "so it rises with the clean training images"), ((0.5, 0.51), "no significant change")],
 )
 def test_a_trend_is_told_only_where_intervals_part(values, expected):
     figure = FigureSpec(

@@ -120,8 +120,8 @@ def test_comparisons_as_text_and_csv(found):
     first, second, last = ([cell.value for cell in line.cells] for line in comparison_table(comparisons).lines)
     assert first[0] == "+410"
     assert first[2:4] == ["+300 to +520", "3 seeds"]
-    assert second[-2:] == ["below the control", "BYOL"]
-    assert last == ["–", "–", "–", "0 seeds", "–", "–", "–", "cannot be told", "not measured", "–"]
+    assert second[-2:] == ["significantly below the control", "BYOL"]
+    assert last == ["–", "–", "–", "0 seeds", "–", "–", "–", "not defined", "not measured", "–"]
     lines = list(csv.DictReader(comparison_csv(comparisons).splitlines()))
     assert [(line["label"], line["verdict"]) for line in lines] == [
         (one.label, VERDICTS[one.verdict]) for one in comparisons
@@ -149,7 +149,7 @@ def test_the_terminal_gets_table_and_comparisons_in_fixed_width(found):
     one = table(tuple(EXCESS), paper=SAID)
     text = table_text(one, paper_table(one, found), compare(one, found))
     assert max(len(line) for line in text.splitlines()) <= 120
-    assert re.search(r"RotNet +−20 +.* 3 seeds .* below the control", text)
+    assert re.search(r"RotNet +−20 +.* 3 seeds .* significantly below the control", text)
     assert "Table 1 (linear_100), linear 100 %" in text
     nothing = table(("MAE",))
     assert "not measured" in table_text(nothing, paper_table(nothing, found), compare(nothing, found))
