@@ -15,7 +15,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from ssl_backdoor.report.estimates import Estimate, Results, Unit, t_interval, units_of
-from ssl_backdoor.report.frame import Arm, Measure
+from ssl_backdoor.report.frame import SUSPECT, Arm, Measure
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.specs import TableRow, TableSpec
 
@@ -47,7 +47,7 @@ class Comparison:
 def arm_of(row: TableRow, results: Results) -> Arm:
     """The encoder that a line sets against the control: the one that it names, else the poisoned one."""
     defences = (model.run.defence.kind for model in results.models if model.run.variant == row.variant)
-    return Arm.named(row.arm or "suspect", next(defences, "none"))
+    return Arm.named(row.arm or SUSPECT.name, next(defences, "none"))
 
 
 def compare(table: TableSpec, results: Results) -> tuple[Comparison, ...]:

@@ -27,7 +27,7 @@ from ssl_backdoor.report.figures.images import neighbours, poisons
 from ssl_backdoor.report.figures.paired_dots import before_after, paired_dotplot
 from ssl_backdoor.report.frame import FRAME, EvaluatedModel, tidy
 from ssl_backdoor.report.sections import pairs, sweep, table
-from ssl_backdoor.report.sentences import pairs_clauses, sentence, sweep_clauses, table_clauses
+from ssl_backdoor.report.sentences import pairs_clauses, punctuated, sweep_clauses, table_clauses
 from ssl_backdoor.report.stealth import Stealth
 from ssl_backdoor.specs import ReportSpec, TableSpec
 
@@ -113,9 +113,10 @@ def write_report(
         missing = len(spec.missing)
         first = table_clauses(tables, report.paired, missing) if tables else pairs_clauses(report.paired, spec.note)
         clauses = [*first, *clauses]
-    answer = sentence(clauses)
+    parts = punctuated(clauses)
+    answer = " ".join(parts)
     sections = _sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {})
-    _write_pages({"spec": spec, "answer": answer, "sections": sections}, out)
+    _write_pages({"spec": spec, "answer": parts, "sections": sections}, out)
     (out / "figures").mkdir(exist_ok=True)
     for picture in _pictures_in(sections):
         (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
@@ -170,7 +171,7 @@ def _summary(report: _Report) -> dict[str, Any]:
     for one in report.tables:
         for name, value in table.headline_numbers(one.spec, found, one.comparisons).items():
             of_tables.setdefault(name, value)  # of tables that share a number, the first
-    texts = [table.table_text(one.spec, one.cells.shown(), one.comparisons) for one in report.tables]
+    texts = [one.cells.text(one.comparisons) for one in report.tables]
     if any(not row.point.variant for row in found.rows):
         texts.append(pairs.headline_text(found))
     texts += [sweep.figure_text(figure, report.along) for figure in spec.figures]

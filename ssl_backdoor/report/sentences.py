@@ -37,10 +37,13 @@ MAX_APART = 4  # comparisons of two lines that the sentence names
 _ONE_MODEL = "one model a point illustrates and is no evidence: "
 
 
-def sentence(clauses: Iterable[str]) -> str:
-    """``clauses`` as one sentence, without those that are empty; nothing without any."""
-    text = "; ".join(clause for clause in clauses if clause)
-    return f"{text[0].upper()}{text[1:]}." if text else ""
+def punctuated(clauses: Iterable[str]) -> list[str]:
+    """``clauses`` as the parts of one sentence, without those that are empty."""
+    parts = [f"{clause};" for clause in clauses if clause]
+    if parts:
+        parts[0] = f"{parts[0][0].upper()}{parts[0][1:]}"
+        parts[-1] = f"{parts[-1][:-1]}."
+    return parts
 
 
 # ----------------------------------------------------------------------------------------------------- pairs

@@ -23,7 +23,7 @@ from ssl_backdoor.report.cells import (
     share_quantities,
 )
 from ssl_backdoor.report.estimates import Results
-from ssl_backdoor.report.frame import CONTROL, SUSPECT, Arm, EvaluatedModel, Measure, Replicate
+from ssl_backdoor.report.frame import ARMS, CONTROL, SUSPECT, Arm, EvaluatedModel, Measure, Replicate
 
 _LEVELS = "Each cell: mean, 95 % interval, n. Target FP: test images not of the target class predicted as it."
 _DIFFERENCES = "Arm minus control on triggered images (clean accuracy: on clean images): mean, 95 % interval, n."
@@ -145,7 +145,7 @@ def pair_table(results: Results, variant_word: str) -> Table:
             cells = [Cell(str(model.run.seed))]
             for q in groups:
                 values = (bare_number(value, q.kind) for value in cases[variant, q][key])
-                tones = ("control start", SUSPECT.name, "student")
+                tones = (f"{ARMS[0]} start", *ARMS[1:3])
                 cells += [Cell(value, tone=tone) for value, tone in zip(values, tones, strict=True)]
             cells.append(Cell(_top_class(model) or MISSING, tone="text start"))
             shares = [_share(cases[variant, q][key].removed) for q in removed]
@@ -158,18 +158,16 @@ def _pair_heads(groups: list[Quantity], removed: list[Quantity]) -> tuple[tuple[
     above = [Head("trigger / target", rows=2), Head("seed", rows=2)]
     below = []
     for q in groups:
-        detail = "" if q.detail == "features" else f", {q.detail}".replace(" %", "\u00a0%")
+        detail = "" if q.measure.probe == "features" else f", {q.detail}".replace(" %", "\u00a0%")
         above.append(Head(f"{q.title}{detail}{', %' * (q.kind == 'percent')}", span=3, tone="group"))
         below += [
-            Head("c", tone="start", hint="control"),
-            Head("s", hint="suspect"),
-            Head("d", hint="student"),
+            Head(letter, tone="" if position else "start", hint=ARMS[position]) for position, letter in enumerate("csd")
         ]
     above.append(Head("top class", rows=2, tone="start text"))
     if removed:
         above.append(Head("share removed", span=len(removed), tone="group"))
     for position, q in enumerate(removed):
-        title = "z‑score" if q.detail == "features" else q.detail.replace(" %", "\u00a0%")
+        title = "z‑score" if q.measure.probe == "features" else q.detail.replace(" %", "\u00a0%")
         below.append(Head(title, tone="" if position else "start"))
     return tuple(above), tuple(below)
 

@@ -127,10 +127,19 @@ def figure_csv(figure: FigureSpec, results: Results) -> str:
         for row in curve.points
     ]  # fmt: skip
     said = [
-        (paper_label(value.is_verified), *value.measure.partition("/")[::2], "", "", f"{value.x:.10g}", value.value,
-         "", "", "", "")
+        (
+            paper_label(value.is_verified),
+            measure.metric,
+            measure.probe,
+            "",
+            "",
+            f"{value.x:.10g}",
+            value.value,
+            *[""] * 4,
+        )
         for value in figure.paper
-    ]  # fmt: skip
+        for measure in (Measure.of_figure(value.measure),)
+    ]
     return csv_text(heads, [*ours, *said])
 
 

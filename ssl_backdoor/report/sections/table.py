@@ -21,7 +21,7 @@ from ssl_backdoor.report.cells import (
 )
 from ssl_backdoor.report.comparisons import MOST_UNITS, Comparison, Verdict, arm_of, unit_of
 from ssl_backdoor.report.estimates import SHARED, Estimate, Results
-from ssl_backdoor.report.frame import CONTROL, SUSPECT, Arm, EvaluatedModel, Measure, arm_name, probe_label
+from ssl_backdoor.report.frame import ARMS, CONTROL, SUSPECT, Arm, EvaluatedModel, Measure, arm_name, probe_label
 from ssl_backdoor.specs import PaperCell, TableRow, TableSpec
 
 VERDICTS: dict[Verdict, str] = {
@@ -32,7 +32,7 @@ VERDICTS: dict[Verdict, str] = {
 }
 _TONES: dict[Verdict, str] = {
     "above": SUSPECT.name,
-    "below": "student",
+    "below": ARMS[2],
     "unclear": CONTROL.name,
     "unmeasured": CONTROL.name,
 }
@@ -154,6 +154,22 @@ class PaperTable:
                 lines.append((paper_label(said.is_verified), *named, said.value, *[""] * 6))
         return csv_text((*heads, "pair_low", "pair_high"), lines)
 
+    def text(self, comparisons: Sequence[Comparison]) -> str:
+        """Table and comparisons for the end of a run in a terminal."""
+        text, shown = title_of(self.table), self.shown()
+        if self._columns:
+            heads = [("", *(arm.label if arm else "" for arm, _ in self._columns))]
+            heads.append(("", *(measure.condition for _, measure in self._columns)))
+            heads.append(("", *(in_table(measure).title for _, measure in self._columns)))
+            heads = heads[1:] if self.is_by_arm else heads
+            body = [(line.label, *(cell.value for cell in line.cells)) for line in shown.lines]
+            text = f"{text}\n{fixed_width([*heads, *body], len(heads))}"
+        if not comparisons:
+            return text
+        cells = [(line.label, _compared(line)) for line in comparisons]
+        body = [(label, *(found[head].value for head in _IN_TERMINAL)) for label, found in cells]
+        return f"{text}\n\n{comparison_title(comparisons)}\n{fixed_width([('', *_IN_TERMINAL), *body], 1)}"
+
 
 # ------------------------------------------------------------------------------------------------- comparisons
 
@@ -253,23 +269,6 @@ def unit_note(lines: Sequence[Comparison]) -> str:
     differences = [line.difference for line in lines]
     shared = kind == "pair" and any(len({seed for _, seed in row.values}) < row.num_units for row in differences)
     return f"{note} {SHARED}" if shared else note
-
-
-def table_text(table: TableSpec, shown: Table, lines: Sequence[Comparison]) -> str:
-    """Table and comparisons for the end of a run in a terminal."""
-    columns = shown.columns[1:]
-    text = title_of(table)
-    if columns:
-        over = [group.removesuffix(" images").split(", ") for group, _ in columns]
-        heads = [("", *column) for column in zip(*over, strict=True)]
-        heads.append(("", *(head.title for _, head in columns)))
-        body = [(line.label, *(cell.value for cell in line.cells)) for line in shown.lines]
-        text = f"{text}\n{fixed_width([*heads, *body], len(heads))}"
-    if not lines:
-        return text
-    cells = [(line.label, _compared(line)) for line in lines]
-    body = [("", *_IN_TERMINAL), *((label, *(found[head].value for head in _IN_TERMINAL)) for label, found in cells)]
-    return f"{text}\n\n{comparison_title(lines)}\n{fixed_width(body, 1)}"
 
 
 def headline_numbers(table: TableSpec, results: Results, lines: Sequence[Comparison]) -> dict[str, float]:

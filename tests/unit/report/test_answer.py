@@ -2,7 +2,7 @@ import pytest
 from report_fakes import bare, one_pair, ten_pairs
 
 from ssl_backdoor.report.estimates import paired
-from ssl_backdoor.report.sentences import pairs_clauses, sentence
+from ssl_backdoor.report.sentences import pairs_clauses, punctuated
 
 
 def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6)):
@@ -23,7 +23,7 @@ def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6)):
 
 
 def said(scored, note=""):
-    return sentence(pairs_clauses(paired(scored), note))
+    return " ".join(punctuated(pairs_clauses(paired(scored), note)))
 
 
 def test_it_is_one_sentence():

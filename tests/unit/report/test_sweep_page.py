@@ -25,7 +25,7 @@ from ssl_backdoor.report.frame import CONTROL, FRAME, SUSPECT
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.report.page import write_report
 from ssl_backdoor.report.sections.sweep import columns_of, figure_table, figure_text
-from ssl_backdoor.report.sentences import sentence, sweep_clauses
+from ssl_backdoor.report.sentences import punctuated, sweep_clauses
 from ssl_backdoor.report.swept import pooled_histograms
 from ssl_backdoor.specs import FigureSpec, ReportSpec
 
@@ -36,7 +36,7 @@ def spec_of(scored, figures, **changes):
 
 
 def sweep_answer(figures, scored, over=None):
-    return sentence(sweep_clauses(figures, swept(over or figures, scored)))
+    return " ".join(punctuated(sweep_clauses(figures, swept(over or figures, scored))))
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from report_fakes import bare
 
 from ssl_backdoor.report.comparisons import compare
 from ssl_backdoor.report.estimates import paired
-from ssl_backdoor.report.sentences import sentence, table_clauses
+from ssl_backdoor.report.sentences import punctuated, table_clauses
 from ssl_backdoor.specs import TableRow
 
 EXCESS = {
@@ -17,7 +17,7 @@ EXCESS = {
 
 def said(runs, *tables, unit="seed", missing=0):
     results = paired(runs, unit)
-    return sentence(table_clauses([(one, compare(one, results)) for one in tables], results, missing))
+    return " ".join(punctuated(table_clauses([(one, compare(one, results)) for one in tables], results, missing)))
 
 
 def test_each_verdict_is_said_with_size_and_interval():

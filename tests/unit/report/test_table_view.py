@@ -16,7 +16,6 @@ from ssl_backdoor.report.sections.table import (
     comparison_title,
     cost_table,
     p_text,
-    table_text,
     unit_note,
 )
 from ssl_backdoor.specs import PaperCell, TableRow
@@ -147,12 +146,12 @@ def test_p_values(p, text):
 
 def test_the_terminal_gets_table_and_comparisons_in_fixed_width(found):
     one = table(tuple(EXCESS), paper=SAID)
-    text = table_text(one, paper_table(one, found), compare(one, found))
+    text = PaperTable(one, found).text(compare(one, found))
     assert max(len(line) for line in text.splitlines()) <= 120
     assert re.search(r"RotNet +−20 +.* 3 seeds .* significantly below the control", text)
     assert "Table 1 (linear_100), linear 100 %" in text
     nothing = table(("MAE",))
-    assert "not measured" in table_text(nothing, paper_table(nothing, found), compare(nothing, found))
+    assert "not measured" in PaperTable(nothing, found).text(compare(nothing, found))
 
 
 def test_cost_counts_the_control_of_a_seed_once():
