@@ -21,7 +21,7 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "train": 1,
     "defend": 1,
     "evaluate": 2,
-    "report": 4,
+    "report": 5,
 }
 
 
