@@ -318,9 +318,8 @@ def _over_units(base: Estimate, units: Units, group: Group | None = None) -> Est
         text = f"{text} Mean over {n} models; 95 % t interval over models{cut}."
     else:
         has_control = base.statistic == "excess" or base.point.arm.is_clean
-        text = (
-            f"{text} {_how(units)}; 95 % t interval over {kind}s.{f' {SHARED}' if has_control and units.shared else ''}"
-        )
+        shared = f" {SHARED}" if has_control and units.shared else ""
+        text = f"{text} {_how(units)}; 95 % t interval over {kind}s.{shared}"
     return replace(base, value=mean, low=low, high=high, definition=text, interval="t")
 
 

@@ -67,9 +67,9 @@ class Arm(NamedTuple):
         return self.trained_on == "clean"
 
     @property
-    def order(self) -> tuple[bool, bool]:
-        """Clean-trained, poisoned, poisoned and defended, clean-trained and defended."""
-        return bool(self.defence), self.is_clean is bool(self.defence)
+    def order(self) -> tuple[bool, bool, str]:
+        """Clean-trained, poisoned, poisoned and defended, clean-trained and defended; defences by name."""
+        return bool(self.defence), self.is_clean is bool(self.defence), self.defence
 
     @classmethod
     def named(cls, name: str, defence: str) -> "Arm":

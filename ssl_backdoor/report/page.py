@@ -117,15 +117,7 @@ def write_report(
     answer = " ".join(parts)
     sections = _sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {})
     _write_pages({"spec": spec, "answer": parts, "sections": sections}, out)
-    (out / "figures").mkdir(exist_ok=True)
-    for picture in _pictures_in(sections):
-        (out / "figures" / f"{picture.name}.png").write_bytes(picture.png)
-        if picture.data:
-            (out / "figures" / f"{picture.name}.csv").write_text(picture.data, encoding="utf-8")
-    for one in report.tables:
-        (out / "figures" / f"{one.spec.name}.csv").write_text(one.cells.csv(), encoding="utf-8")
-        comparisons = table.comparison_csv(one.comparisons)
-        (out / "figures" / f"{one.spec.name}_comparisons.csv").write_text(comparisons, encoding="utf-8")
+    _write_figures(report, _pictures_in(sections), out / "figures")
     _write_numbers(report, out)
     return {"question": spec.question, "answer": answer} | _summary(report)
 
@@ -406,6 +398,19 @@ def _write_pages(context: Mapping[str, Any], out: Path) -> None:
 
 def _pictures_in(sections: Iterable[Section]) -> list[Picture]:
     return [picture for one in sections for picture in (*one.pictures, *_pictures_in(one.parts))]
+
+
+def _write_figures(report: _Report, pictures: Sequence[Picture], folder: Path) -> None:
+    """Every picture, and the numbers behind it and behind every table."""
+    folder.mkdir(exist_ok=True)
+    texts = {picture.name: picture.data for picture in pictures if picture.data}
+    for one in report.tables:
+        comparisons = table.comparison_csv(one.comparisons)
+        texts |= {one.spec.name: one.cells.csv(), f"{one.spec.name}_comparisons": comparisons}
+    for picture in pictures:
+        (folder / f"{picture.name}.png").write_bytes(picture.png)
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
 
 
 def _write_numbers(report: _Report, out: Path) -> None:

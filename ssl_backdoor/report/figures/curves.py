@@ -98,7 +98,7 @@ def _tick(axis: str, x: float) -> str:
 
 
 def _legend(figure: FigureSpec, curves: Sequence[Curve], probes: Sequence[str], series: Sequence[str]) -> list[Line2D]:
-    arms = sorted({curve.arm for curve in curves}, key=lambda arm: (arm.order, arm.defence))
+    arms = sorted({curve.arm for curve in curves}, key=lambda arm: arm.order)
     handles = [Line2D([], [], color=drawing.colour_of(arm), linewidth=2.5, label=arm.label) for arm in arms]
     for i, probe in enumerate(probes if len(probes) > 1 else ()):
         handles.append(Line2D([], [], color=drawing.INK, linestyle=_DASHES[i % len(_DASHES)], label=probe_label(probe)))
