@@ -26,7 +26,7 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "defend": 1,
     "detect": 1,
     "evaluate": 2,
-    "report": 4,
+    "report": 5,
 }
 
 

@@ -419,11 +419,10 @@ def _model_files(evaluation: EvaluationSpec, held: Container[str]) -> list[str]:
 
 def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path) -> dict[str, Any]:
     """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
-    from ssl_backdoor.report.facts import facts_of
+    from ssl_backdoor.report.frame import EvaluatedModel, covariates
     from ssl_backdoor.report.page import write_report
-    from ssl_backdoor.report.runs import Scored
 
-    scored, poisons = [], {}
+    models, poisons = [], {}
     first: dict[str, ArtifactRef] = {}  # by kind of attack
     figures = {figure.attack for figure in spec.figures}
     for index, run in enumerate(spec.runs):
@@ -440,8 +439,8 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
                 model, scores = inputs[f"{place}/model"], inputs[f"{place}/scores"]
                 folder, made = store.fetch(scores), store.manifest(model)
                 histogram = folder / "similarity.parquet"
-                scored.append(
-                    Scored(
+                models.append(
+                    EvaluatedModel(
                         run=one,
                         arm=name,
                         measurements=pq.read_table(folder / "measurements.parquet"),
@@ -449,16 +448,17 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
                         map_file=folder / "map.npz",
                         seconds=made.seconds + store.manifest(scores).seconds,
                         curves=_curves(store, model),
-                        facts=facts_of(one, arm.trained_on == "clean", made, crafted, images),
+                        facts=covariates(one, arm.trained_on == "clean", made, crafted, images),
                         similarity=pq.read_table(histogram) if histogram.exists() else None,
                         neighbours=sheet if (sheet := folder / "neighbours.npz").exists() else None,
+                        encoder=model.key,
                     )
                 )
     seconds = _seconds(inputs, store)
     looks = {kind: _poisons(poison, store, kind) for kind, poison in first.items()}
     examples = [example for shown, _ in looks.values() for example in shown]
     stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
-    return write_report(spec, scored, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
+    return write_report(spec, models, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
 
 
 def _curves(store: ArtifactStore, model: ArtifactRef) -> pa.Table | None:

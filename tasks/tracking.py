@@ -22,8 +22,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ssl_backdoor.errors import StoreError, printed
-from ssl_backdoor.report.facts import facts_of
-from ssl_backdoor.report.runs import pair_of
+from ssl_backdoor.report.frame import covariates, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
@@ -220,7 +219,7 @@ class _Evidence:
         poison = self.store.manifest(self.poison)
         images = self.store.manifest(self.store.ref("ingest", poison.inputs["dataset"]))
         is_clean, model = self.arm.trained_on == "clean", self.store.manifest(self.model)
-        for name, value in facts_of(run, is_clean, model, poison, images).items():
+        for name, value in covariates(run, is_clean, model, poison, images).items():
             yield Metric(f"facts/{name}", value, 0, 0)
 
     def curves(self) -> Iterator[Metric]:

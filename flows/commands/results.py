@@ -1,15 +1,10 @@
 """What a command hands back: references resolved, and a finished report as one JSON object."""
 
+import json
 from typing import Any, cast, get_args
-
-import pyarrow.parquet as pq
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical
-from ssl_backdoor.report.aggregate import Row
-from ssl_backdoor.report.sweep_view import figure_text
-from ssl_backdoor.report.text import to_json_measurements
-from ssl_backdoor.report.view import headline_text
 from ssl_backdoor.specs import ReportSpec, Stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 
@@ -48,8 +43,7 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
     manifest = store.manifest(page)
     made = ReportSpec.model_validate(manifest.spec)  # of a matrix, what came through
     result["runs"] = [canonical(run) for run in made.runs]
-    rows = [Row(**row) for row in pq.read_table(folder / "measurements.parquet").to_pylist()]
-    result["measurements"] = to_json_measurements(rows)
+    result["measurements"] = json.loads((folder / "measurements.json").read_text(encoding="utf-8"))
     result["seconds"] = manifest.summary["seconds"]
     result["artifacts"] |= {
         "report": str(folder / "report.html"),
@@ -58,10 +52,7 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
     }
     answer = manifest.summary["answer"]
     note = f"{report.note}\n\n" if report.note else ""
-    matrix = manifest.summary.get("tables", [])
-    if matrix:
-        result["tables"] = [{name: value for name, value in one.items() if name != "text"} for one in matrix]
-    tables = [one["text"] for one in matrix]
-    tables += [headline_text(rows)] if any("=" not in row.condition and not row.variant for row in rows) else []
-    tables += [figure_text(figure, rows) for figure in report.figures]
-    return result | {"answer": answer, "text": "\n\n".join([f"{note}{answer}", *tables]) + "\n"}
+    if "tables" in manifest.summary:
+        result["tables"] = manifest.summary["tables"]
+    texts = manifest.summary["texts"]
+    return result | {"answer": answer, "text": "\n\n".join([f"{note}{answer}", *texts]) + "\n"}

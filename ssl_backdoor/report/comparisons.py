@@ -1,145 +1,113 @@
 """Each line of a table against the clean-trained control: how far apart, how sure, how many units it would take.
 
 A difference is arm minus control of the same dataset, trigger, target and seed, on triggered images; a unit is a seed
-or a pair (see ``aggregate.units_of``). p-values are corrected over the lines of one table.
+or a pair (see ``estimates.units_of``). p-values are corrected over the lines of one table.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from ssl_backdoor.report.aggregate import FloatArray, Unit, differences, pair_means, t_interval, units_of
-from ssl_backdoor.report.runs import Index, Key, Replicate, control_of, of_arm
+from ssl_backdoor.report.estimates import Estimate, Results, Unit, t_interval, units_of
+from ssl_backdoor.report.frame import SUSPECT, Arm, Measure
+from ssl_backdoor.report.layout import Point
 from ssl_backdoor.specs import TableRow, TableSpec
 
 ALPHA, POWER = 0.05, 0.8
 MOST_UNITS = 10_000  # beyond this many no number of units is named
-Verdict = Literal["above the control", "below the control", "cannot be told", "not measured"]
+Verdict = Literal["above", "below", "unclear", "unmeasured"]
 
 
-class Comparison(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
     """One line of a table against its control. What cannot be computed is None."""
 
     label: str
-    variant: str
-    arm: str
-    key: Key
-    """Name, condition and probe of what is compared."""
-    differences: dict[Replicate, float]
-    """Arm minus control by pair and seed."""
-    unit: Unit
-    n: int
-    """Units of the kind ``unit``."""
-    mean: float | None
-    low: float | None
-    high: float | None
-    """95 % t interval over units."""
-    p: float | None
+    difference: Estimate
+    """Mean over units; ``num_units`` of them, 0 where it was not measured."""
+    p: float | None = None
     """Two-sided t-test of the units' differences against 0."""
-    p_holm: float | None
+    p_holm: float | None = None
     """``p`` corrected after Holm over the lines of the table."""
-    effect_size: float | None
+    effect_size: float | None = None
     """Cohen's d of the paired differences: their mean over their standard deviation."""
-    units_needed: int | None
+    units_needed: int | None = None
     """Units for 80 % power at that effect (two-sided, 5 %, uncorrected); 0: more than ``MOST_UNITS``."""
-    verdict: Verdict
+    verdict: Verdict = "unmeasured"
     apart_from: tuple[str, ...] = ()
     """Labels of the lines whose intervals do not overlap with this one's."""
 
-    @property
-    def pair_range(self) -> tuple[float, float] | None:
-        """Least and largest difference of a pair, seeds averaged; None below two pairs."""
-        means = pair_means(self.differences).values()
-        return (min(means), max(means)) if len(means) >= 2 else None
+
+def arm_of(row: TableRow, results: Results) -> Arm:
+    """The encoder that a line sets against the control: the one that it names, else the poisoned one."""
+    here = (model.made.defence for model in results.models if model.run.variant == row.variant)
+    return Arm.named(row.arm or SUSPECT.name, next(filter(None, here), "none"))
 
 
-def arm_of(row: TableRow) -> str:
-    """The encoder that a line sets against the control."""
-    return row.arm or "suspect"
-
-
-def key_of(table: TableSpec, name: str, condition: str) -> Key:
-    """The measurement ``name`` of ``table``; what is measured on the features alone has no probe of its own."""
-    on_features = name.startswith(("z_score_", "similarity_"))
-    return name, condition, "features" if on_features else table.probe
-
-
-def control_variant(index: Index, variant: str) -> str:
-    """The variant that holds the controls of ``variant``: its own, else the main one where they are lent."""
-    if of_arm(index, variant, "control"):
-        return variant
-    lent = any(control_of(index, one) for one, _ in of_arm(index, variant, "suspect").values())
-    return "" if lent else variant
-
-
-def compare(table: TableSpec, index: Index, unit: Unit) -> tuple[Comparison, ...]:
+def compare(table: TableSpec, results: Results) -> tuple[Comparison, ...]:
     """Every line of ``table`` whose encoder is not the control itself, in the order of the table."""
-    key = key_of(table, table.measures[-1], "triggered")
-    rows = [row for row in table.rows if arm_of(row) != "control"]
-    plain = [_one(row, differences(index, row.variant, arm_of(row), key), key, unit) for row in rows]
-    tested = [position for position, one in enumerate(plain) if one.p is not None]
+    measure = Measure.of_table(table.measures[-1], "triggered", table.probe)
+    points = [(row.label, Point(row.variant, arm_of(row, results))) for row in table.rows]
+    lines = [
+        _compared(label, results, point, measure)
+        for label, point in points
+        if point.arm.defence or not point.arm.is_clean
+    ]
+    tested = [position for position, line in enumerate(lines) if line.p is not None]
     if tested:
-        corrected = multipletests([plain[position].p for position in tested], alpha=ALPHA, method="holm")[1]
-        for position, p_holm in zip(tested, corrected, strict=True):
-            one = plain[position]
-            plain[position] = one._replace(p_holm=float(p_holm), verdict=_verdict(one.mean, float(p_holm)))
+        corrected = multipletests([lines[position].p for position in tested], alpha=ALPHA, method="holm")[1]
+        for position, p_holm in zip(tested, map(float, corrected), strict=True):
+            verdict = _verdict(lines[position].difference.value or 0.0, p_holm)
+            lines[position] = replace(lines[position], p_holm=p_holm, verdict=verdict)
     return tuple(
-        one._replace(apart_from=tuple(other.label for other in plain if other is not one and _apart(one, other)))
-        for one in plain
+        replace(line, apart_from=tuple(other.label for other in lines if other is not line and _apart(line, other)))
+        for line in lines
     )
 
 
-def _one(row: TableRow, found: dict[Replicate, float], key: Key, unit: Unit) -> Comparison:
-    bare = Comparison(
-        row.label,
-        row.variant,
-        arm_of(row),
-        key,
-        found,
-        unit,
-        0,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        None,
-        "not measured",
+def _compared(label: str, results: Results, point: Point, measure: Measure) -> Comparison:
+    values = results.differences(point, measure)
+    difference = Estimate(
+        measure=measure, statistic="excess", point=point, unit=results.unit, num_units=0, values=values
     )
-    if not found:
-        return bare
-    units = units_of({replicate: (value,) for replicate, value in found.items()}, unit)
-    values = units.values[:, 0]
-    bare = bare._replace(unit=units.kind, n=len(values), mean=float(values.mean()), verdict="cannot be told")
-    if len(values) < 2 or _constant(values):
-        return bare
-    mean, low, high = t_interval(values)
-    effect = mean / float(values.std(ddof=1))
-    p = float(stats.ttest_1samp(values, 0.0).pvalue)
-    return bare._replace(mean=mean, low=low, high=high, p=p, effect_size=effect, units_needed=units_needed(effect))
+    if not values:
+        return Comparison(label=label, difference=difference)
+    units = units_of({replicate: (value,) for replicate, value in values.items()}, results.unit)
+    each = units.values[:, 0]
+    n = len(each)
+    difference = replace(difference, value=float(each.mean()), n=n, num_units=n, unit=units.kind)
+    is_constant = float(np.ptp(each)) <= 1e-9 * float(np.abs(each).max())  # up to rounding: no spread to test against
+    if n < 2 or is_constant:
+        return Comparison(label=label, difference=difference, verdict="unclear")
+    mean, low, high = t_interval(each)
+    effect = mean / float(each.std(ddof=1))
+    return Comparison(
+        label=label,
+        difference=replace(difference, value=mean, low=low, high=high, interval="t"),
+        p=float(stats.ttest_1samp(each, 0.0).pvalue),
+        effect_size=effect,
+        units_needed=units_needed(effect),
+        verdict="unclear",
+    )
 
 
-def _constant(values: FloatArray) -> bool:
-    """Whether there is no spread to test against (up to rounding)."""
-    return float(np.ptp(values)) <= 1e-9 * float(np.abs(values).max())
+def _verdict(mean: float, p_holm: float) -> Verdict:
+    if not p_holm < ALPHA:
+        return "unclear"
+    return "above" if mean > 0 else "below"
 
 
-def _verdict(mean: float | None, p_holm: float) -> Verdict:
-    if mean is None or not p_holm < ALPHA:
-        return "cannot be told"
-    return "above the control" if mean > 0 else "below the control"
-
-
-def _apart(one: Comparison, other: Comparison) -> bool:
-    if one.low is None or one.high is None or other.low is None or other.high is None:
+def _apart(line: Comparison, other: Comparison) -> bool:
+    a, b = line.difference, other.difference
+    if a.low is None or a.high is None or b.low is None or b.high is None:
         return False
-    return one.low > other.high or other.low > one.high
+    return a.low > b.high or b.low > a.high
 
 
 def units_needed(effect_size: float) -> int:
@@ -157,6 +125,6 @@ def units_needed(effect_size: float) -> int:
     return math.ceil(float(power.solve_power(effect_size=size, alpha=ALPHA, power=POWER, alternative="two-sided")))
 
 
-def kind_of(comparisons: Sequence[Comparison]) -> Unit:
+def unit_of(comparisons: Sequence[Comparison]) -> Unit:
     """What the intervals of these lines are over: the first measured one's unit."""
-    return next((one.unit for one in comparisons if one.n), "pair")
+    return next((line.difference.unit for line in comparisons if line.difference.num_units), "pair")

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay, located
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.shards import read_bytes
-from ssl_backdoor.report.figures import Example
+from ssl_backdoor.report.cells import Example
 
 
 def read_examples(dataset: Dataset | Catalogue, overlay: Overlay, attack: str, count: int) -> Iterator[Example]:
@@ -26,7 +26,7 @@ def read_examples(dataset: Dataset | Catalogue, overlay: Overlay, attack: str, c
         yield Example(
             original=decode(original, limit, frame_px),
             poisoned=decode(poisoned, limit),
-            box=(row["box_x"], row["box_y"], row["box_width"], row["box_height"]),
+            box=None if row["box_x"] is None else (row["box_x"], row["box_y"], row["box_width"], row["box_height"]),
             caption=row["source_key"],
             text=(row["caption"] or "") if row["action"] == "add" else "",
             attack=attack,

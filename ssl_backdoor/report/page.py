@@ -3,69 +3,60 @@
 Everything that comes from data, specs or file names is escaped: by Jinja2 in HTML, by ``markdown`` in Markdown.
 """
 
-import base64
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_backdoor.errors import visible
 from ssl_backdoor.identity import canonical
-from ssl_backdoor.report.aggregate import PairRow, Row, aggregate, find, per_pair
-from ssl_backdoor.report.answer import answer
-from ssl_backdoor.report.comparison_view import COMPARED, COSTS
-from ssl_backdoor.report.figures import Example, Picture, draw_all
-from ssl_backdoor.report.runs import Scored, variants_of
-from ssl_backdoor.report.sweep import curves_of, sweep, swept
-from ssl_backdoor.report.sweep_answer import sweep_answer
-from ssl_backdoor.report.sweep_figures import Drawn, draw
-from ssl_backdoor.report.sweep_view import GLOSSARY as SWEEP_GLOSSARY
-from ssl_backdoor.report.sweep_view import figure_table
-from ssl_backdoor.report.table_page import (
-    STEALTH,
-    Matrix,
-    matrix_headline,
-    matrix_of,
-    matrix_summary,
-    pictured_variant,
-    stealth_lines,
-    write_tables,
-)
-from ssl_backdoor.report.table_view import GLOSSARY as TABLE_GLOSSARY
-from ssl_backdoor.report.table_view import interval_definition
-from ssl_backdoor.report.text import headline_quantities, to_json_measurements
-from ssl_backdoor.report.view import (
-    GLOSSARY,
-    POISON_COLUMNS,
-    Table,
-    cost_table,
-    excess_table,
-    full_table,
-    headline_table,
-    pair_table,
-    poison_table,
-)
-from ssl_backdoor.specs import FigureSpec, ReportSpec
-from ssl_backdoor.tables import MEASUREMENTS
+from ssl_backdoor.report.cells import MISSING, Example, Picture, Table, arm_label, dense_table, plain_number
+from ssl_backdoor.report.comparisons import Comparison, compare
+from ssl_backdoor.report.estimates import Estimate, Results, paired, swept
+from ssl_backdoor.report.figures.bars import false_positives, similarity_histograms
+from ssl_backdoor.report.figures.curves import axis_curves, loss_curves
+from ssl_backdoor.report.figures.feature_map import embedding
+from ssl_backdoor.report.figures.heatmaps import confusion, delta_heatmap, prediction_heatmap
+from ssl_backdoor.report.figures.images import neighbours, poisons
+from ssl_backdoor.report.figures.paired_dots import before_after, paired_dotplot
+from ssl_backdoor.report.frame import FRAME, EvaluatedModel, tidy
+from ssl_backdoor.report.sections import pairs, sweep, table
+from ssl_backdoor.report.sentences import pairs_clauses, punctuated, sweep_clauses, table_clauses
+from ssl_backdoor.report.stealth import Stealth
+from ssl_backdoor.specs import ReportSpec, TableSpec
 
-if TYPE_CHECKING:
-    from ssl_backdoor.report.stealth import Stealth
+_POISONS = ("num_poisons", "poison_fraction_of_target", "poison_fraction_of_dataset", "num_recoded")
+_STEALTH = ("poisons read", "SSIM", "PSNR (dB)", "unchanged", "area of the trigger")
 
-ROWS = pa.schema(
-    [
-        MEASUREMENTS.field("name"),
-        ("arm", pa.string()),
-        ("variant", pa.string()),
-        *list(MEASUREMENTS)[1:],
-        ("interval", pa.string()),
-    ]
-)
-"""A Row."""
+
+class Section(NamedTuple):
+    """A part of the page, in the order of its fields."""
+
+    title: str = ""
+    id: str = ""
+    level: int = 2
+    nav: str = ""
+    """Its name among the contents; empty: not listed."""
+    fold: str = ""
+    """What the line to unfold it says; empty: not folded."""
+    text: str = ""
+    caption: str = ""
+    csv: str = ""
+    """Name of the file with these numbers."""
+    tables: tuple[Table, ...] = ()
+    pictures: tuple[Picture, ...] = ()
+    has_titles: bool = True
+    """Whether its pictures' titles stand below them."""
+    words: Mapping[str, str] | None = None
+    numbered: Sequence[str] = ()
+    code: str = ""
+    parts: Sequence["Section"] = ()
 
 
 class Verbatim(str):
@@ -85,22 +76,23 @@ def markdown(value: Any) -> str:
 
 def write_report(
     spec: ReportSpec,
-    scored: Sequence[Scored],
+    models: Sequence[EvaluatedModel],
     examples: Sequence[Example],
     poison_summaries: Mapping[str, Mapping[str, Any]],
     out: Path,
     seconds: Mapping[str, float] | None = None,
     *,
-    stealth: Mapping[str, "Stealth"] | None = None,
+    stealth: Mapping[str, Stealth] | None = None,
 ) -> dict[str, Any]:
     """Writes report.html, report.md, measurements.parquet, measurements.json and figures/ into ``out``.
 
     Runs under an attack that ``spec.figures`` names are laid out along the figures' axes (PNG, and the data behind it
     as CSV); all others are paired with their controls, and laid out in the tables that ``spec.tables`` names.
+    measurements.parquet is the tidy frame (``frame.FRAME``), measurements.json what the page shows.
 
     Args:
         spec: the question and the runs.
-        scored: every encoder of the runs, measured; the order is that of the page.
+        models: every encoder of the runs, measured; the order is that of the page.
         examples: training images before and after poisoning.
         poison_summaries: summary of each poison stage by a name for people.
         out: an existing folder.
@@ -108,159 +100,323 @@ def write_report(
         stealth: how visible the poisons of each kind of attack are.
 
     Returns:
-        ``question``, ``answer`` and ``headline``, the key numbers by ``name/arm/condition/probe``; where there are
-        tables, ``tables`` as ``matrix_summary`` gives them.
+        ``question``, ``answer``, ``headline`` (the key numbers by ``name/arm/condition/probe``) and ``texts`` (tables
+        for a terminal); where there are tables, ``tables``: the comparisons of each as JSON data.
 
     Raises:
-        SpecError: two results for one arm, variant, pair and seed, or points that mix settings (see ``sweep``).
+        SpecError: two results for one arm, variant, pair and seed, or points that mix settings (see ``swept``).
     """
-    found = _Found.of(spec, scored)
-    drawn = [(figure, draw(figure, found.points, found.swept)) for figure in spec.figures]
-    pictures = draw_all(found.tables, found.paired, found.pairs, examples, pictured_variant(spec, found.tables))
-    sentence = _answer(spec, found)
-    context = _context(spec, found) | {
-        "answer": sentence,
-        "sweeps": [_section(figure, one, found.points) for figure, one in drawn],
-        "stealth": stealth_lines(stealth or {}),
-        "pictures": [(picture, base64.b64encode(picture.png).decode()) for picture in pictures],
-        "poisons": poison_table(poison_summaries),
-        "costs": cost_table(found.tables, seconds or {}),
-    }
-    _write_pages(context, out)
-    _write_figures(pictures, [one for _, one in drawn if one], out / "figures")
-    if found.matrix:
-        _write_figures((), found.matrix.drawn, out / "figures")
-        write_tables(found.matrix, out / "figures")
-    _write_numbers((*found.paired, *found.points), out)
-    return {"question": spec.question, "answer": sentence} | _numbers(spec, found)
+    report = _Report.of(spec, models)
+    clauses = sweep_clauses(spec.figures, report.along)
+    if report.paired.models or not any(clauses):
+        tables = [(one.spec, one.comparisons) for one in report.tables]
+        missing = len(spec.missing)
+        first = table_clauses(tables, report.paired, missing) if tables else pairs_clauses(report.paired, spec.note)
+        clauses = [*first, *clauses]
+    parts = punctuated(clauses)
+    answer = " ".join(parts)
+    sections = _sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {})
+    _write_pages({"spec": spec, "answer": parts, "sections": sections}, out)
+    _write_figures(report, _pictures_in(sections), out / "figures")
+    _write_numbers(report, out)
+    return {"question": spec.question, "answer": answer} | _summary(report)
 
 
-class _Found(NamedTuple):
-    """The encoders apart, and their rows."""
+class _TableFound(NamedTuple):
+    spec: TableSpec
+    cells: table.PaperTable
+    comparisons: tuple[Comparison, ...]
 
-    tables: list[Scored]
-    swept: list[Scored]
-    paired: tuple[Row, ...]
-    pairs: tuple[PairRow, ...]
-    points: tuple[Row, ...]
-    matrix: Matrix | None
+
+class _Report(NamedTuple):
+    """The encoders that are paired with a control, and those along an axis, each with its estimates."""
+
+    spec: ReportSpec
+    paired: Results
+    along: Results
+    tables: tuple[_TableFound, ...]
 
     @classmethod
-    def of(cls, spec: ReportSpec, scored: Sequence[Scored]) -> "_Found":
-        tables = [one for one in scored if not swept(spec.figures, one)]
-        curves = [one for one in scored if swept(spec.figures, one)]
-        rows = aggregate(tables, spec.unit)
-        matrix = matrix_of(spec, tables, rows) if spec.tables else None
-        return cls(tables, curves, rows, per_pair(tables), sweep(spec.figures, curves), matrix)
+    def of(cls, spec: ReportSpec, models: Sequence[EvaluatedModel]) -> "_Report":
+        attacks = {figure.attack for figure in spec.figures}
+        along = swept(spec.figures, [model for model in models if model.run.attack.kind in attacks])
+        found = paired([model for model in models if model.run.attack.kind not in attacks], spec.unit)
+        tables = (_TableFound(one, table.PaperTable(one, found), compare(one, found)) for one in spec.tables)
+        return cls(spec, found, along, tuple(tables))
+
+    @property
+    def rows(self) -> list[Estimate]:
+        return [*self.paired.rows, *self.along.rows]
+
+    @property
+    def pictured_variant(self) -> str:
+        """The variant that the figures of one experiment are of: the main one, else the first line's."""
+        lines = [row.variant for one in self.spec.tables for row in one.rows]
+        return next((variant for variant in ("", *lines) if variant in self.paired.variants), "")
 
 
-def _context(spec: ReportSpec, found: _Found) -> dict[str, Any]:
-    """What the templates read besides pictures, poisons and costs."""
-    paired = [row for row in found.paired if found.matrix is None or not row.name.startswith("false_positives:")]
-    full, definitions = full_table((*paired, *found.points))
-    spec_json = json.dumps(canonical(spec), indent=1, sort_keys=True, ensure_ascii=False)
-    variants = variants_of(found.tables)
-    glossary = dict((*GLOSSARY, *(SWEEP_GLOSSARY if spec.figures else ()), *(TABLE_GLOSSARY if spec.tables else ())))
-    if spec.unit == "seed":
-        glossary |= [interval_definition(spec.unit)]
-    return {
-        "spec": spec,
-        "paired": bool(found.tables) or not spec.figures,
-        "headline": headline_table(found.paired),
-        "sides": [headline_table(found.paired, variant) for variant in variants if variant],
-        "excesses": [table for variant in variants if (table := excess_table(found.paired, variant)).lines],
-        "pairs": pair_table(found.paired, found.pairs),
-        "poison_columns": POISON_COLUMNS,
-        "rows": full,
-        "definitions": definitions,
-        "glossary": tuple(glossary.items()),
-        "matrix": found.matrix,
-        "pictured": pictured_variant(spec, found.tables),
-        "compared": COMPARED,
-        "cost_heads": COSTS,
-        "stealth_heads": STEALTH,
-        "heading": "h3" if found.matrix else "h2",
-        "spec_json": spec_json,
-        "spec_fence": Verbatim(spec_json.replace("<", "\\u003c")),
-        "verbatim": Verbatim,
-    }
+def _summary(report: _Report) -> dict[str, Any]:
+    """The key numbers, tables for a terminal and, where there are tables, their comparisons."""
+    spec, found = report.spec, report.paired
+    numbers = pairs.headline_numbers(found) | sweep.headline_numbers(spec.figures, report.along)
+    of_tables: dict[str, float] = {}
+    for one in report.tables:
+        for name, value in table.headline_numbers(one.spec, found, one.comparisons).items():
+            of_tables.setdefault(name, value)  # of tables that share a number, the first
+    texts = [one.cells.text(one.comparisons) for one in report.tables]
+    if any(not row.point.variant for row in found.rows):
+        texts.append(pairs.headline_text(found))
+    texts += [sweep.figure_text(figure, report.along) for figure in spec.figures]
+    summary: dict[str, Any] = {"headline": numbers | of_tables, "texts": texts}
+    if report.tables:
+        summary["tables"] = [
+            {
+                "name": one.spec.name,
+                "title": table.title_of(one.spec),
+                "comparisons": table.comparisons_json(one.comparisons),
+            }
+            for one in report.tables
+        ]
+    return summary
 
 
-def _answer(spec: ReportSpec, found: _Found) -> str:
-    """Of the pairs, then of the figures, each as one sentence."""
-    last = sweep_answer(spec.figures, found.points)
-    if last and not found.tables:
-        return f"{last[0].upper()}{last[1:]}"
-    first = found.matrix.answer if found.matrix else answer(found.paired, found.pairs, spec.note)
-    return f"{first[:-1]}; {last}" if last else first
+# -------------------------------------------------------------------------------------------------- sections
 
 
-class _Section(NamedTuple):
-    """One figure of the page."""
+def _sections(
+    report: _Report, examples: Sequence[Example], stage_tables: Sequence[Section], seconds: Mapping[str, float]
+) -> list[Section]:
+    """The page from top to bottom."""
+    has_pairs = bool(report.paired.models) or not report.spec.figures
+    sweeps = _sweeps(report)
+    sections = [section for one in report.tables for section in _table(one)]
+    if report.tables and (sheet := neighbours([row for one in report.tables for row in one.spec.rows], report.paired)):
+        sections.append(Section("Nearest neighbours", "neighbours", nav="Neighbours", pictures=(sheet,)))
+    sections += [*_levels(report)] if has_pairs else sweeps
+    pictures = _pictures(report, examples)
+    if pictures:
+        of = f" of {report.pictured_variant}" if report.pictured_variant else ""
+        sections.append(Section(f"Figures{of}", "figures", nav="Figures", pictures=pictures))
+    if has_pairs:
+        sections += [*sweeps, _every_pair(report)]
+    return [*sections, *stage_tables, *_numbers(report), *_spec(report), _cost(report, seconds)]
 
-    figure: FigureSpec
-    drawn: Drawn | None
-    data: str
-    """The picture in base64."""
-    table: Table
+
+def _table(one: _TableFound) -> list[Section]:
+    shown, lines, name = one.cells.shown(), one.comparisons, one.spec.name
+    note = table.unit_note(lines)
+    caption = f"Mean, 95 % interval, n, range over pairs. {note}"
+    if any(line.tone == "paper" for line in shown.lines):
+        caption += " The paper's numbers are of its own data, encoder and test set."
+    title = table.title_of(one.spec)
+    parts = []
+    if lines:
+        how = (
+            f"Differences are paired. {note} Significant: p after Holm's correction over this table's lines is "
+            'under 0.05; "no significant difference" is no proof of equality.'
+        )
+        compared = table.comparison_table(lines)
+        parts.append(
+            Section(table.comparison_title(lines), level=3, caption=how, csv=f"{name}_comparisons", tables=(compared,))
+        )
+    drawn = (paired_dotplot(one.spec, lines, one.cells.results), delta_heatmap(one.spec, lines))
+    parts.append(Section(pictures=tuple(picture for picture in drawn if picture)))
+    return [Section(title, f"table-{name}", nav=title, caption=caption, csv=name, tables=(shown,), parts=parts)]
 
 
-def _section(figure: FigureSpec, drawn: Drawn | None, points: Sequence[Row]) -> _Section:
-    data = base64.b64encode(drawn.picture.png).decode() if drawn else ""
-    return _Section(figure, drawn, data, figure_table(figure, points))
+def _sweeps(report: _Report) -> list[Section]:
+    parts = []
+    for number, figure in enumerate(report.spec.figures, 1):
+        drawn = (
+            similarity_histograms(figure, report.along.models)
+            if figure.axis == "similarity"
+            else (axis_curves(figure, report.along))
+        )
+        shown = sweep.figure_table(figure, report.along)
+        below = [Section(tables=(shown,))] if shown.lines else []
+        pictures = (drawn,) if drawn else ()
+        parts.append(Section(figure.title, f"sweep-{number}", 3, pictures=pictures, has_titles=False, parts=below))
+    text = "Each point is several models, trained alike under different seeds. The control is the clean-trained model."
+    return [Section("Along an axis", "sweeps", nav="Along an axis", text=text, parts=parts)] if parts else []
 
 
-def sweep_headline(figures: Sequence[FigureSpec], points: Sequence[Row]) -> dict[str, float]:
-    """What the figures draw, by ``name/arm/condition/probe``; an arm of a side series reads ``student[series]``."""
-    return {
-        f"{row.name}/{row.arm}{f'[{row.variant}]' if row.variant else ''}/{row.condition}/{row.probe}": row.value
-        for figure in figures
-        for curve in curves_of(figure, points)
-        for _, row in curve.points
-        if row.value is not None
-    }
+def _levels(report: _Report) -> list[Section]:
+    found, has_tables = report.paired, bool(report.tables)
+    word = "variant" if has_tables else "side variant"
+    shown = [(variant, one) for variant in found.variants if (one := pairs.excess_table(found, variant)).lines]
+    parts = [
+        Section(
+            (f"{word.capitalize()}: {variant}" if variant else "Main variant") * (len(shown) > 1),
+            level=3,
+            tables=(one,),
+        )
+        for variant, one in shown
+    ]
+    for variant in filter(None, found.variants):
+        levels = pairs.headline_table(found, variant)
+        parts.append(Section(f"Levels under the {word} {variant}", level=3, tables=(levels,)))
+    excess = Section(
+        "Excess over the control, and what the defence removes", "excess", 3 if has_tables else 2,
+        nav="Excess and defence",
+        text="Differences are paired: same dataset, trigger, target and seed. Accuracies and shares differ in "
+        "percentage points (pt).",
+        parts=parts,
+    )  # fmt: skip
+    levels = pairs.headline_table(found)
+    if not has_tables:
+        return [Section("Table", "table", nav="Table", tables=(levels,)), excess]
+    fold = "All arms of every variant, by every shown probe"
+    tables = (levels,) if levels.lines else ()
+    return [Section("Every variant", "table", nav="Every variant", fold=fold, tables=tables, parts=[excess])]
+
+
+def _pictures(report: _Report, examples: Sequence[Example]) -> tuple[Picture, ...]:
+    """Every figure of one variant for which there are data; poisons come first."""
+    attacks = dict.fromkeys(example.attack for example in examples)
+    drawn = [poisons([example for example in examples if example.attack == attack]) for attack in attacks]
+    for draw in (before_after, false_positives, prediction_heatmap, embedding, confusion, loss_curves):
+        drawn.append(draw(report.paired, report.pictured_variant))
+    return tuple(picture for picture in drawn if picture)
+
+
+def _every_pair(report: _Report) -> Section:
+    text = (
+        "Triggered test images; c, s and d are the control, the suspect and the distilled student. The top class is "
+        "the one that most of the suspect's triggered images are given. A pair's share removed is shown where its "
+        "suspect lies above its control; where that excess is small the share swings widely."
+    )
+    shown = pairs.pair_table(report.paired, "variant" if report.tables else "side variant")
+    return Section("Every pair", "pairs", nav="Every pair", text=text, tables=(shown,))
+
+
+def _stage_tables(summaries: Mapping[str, Mapping[str, Any]], stealth: Mapping[str, Stealth]) -> list[Section]:
+    """What was poisoned, and how visible the trigger is; identical images have no finite PSNR."""
+    poisoned = [
+        (name, str(summary.get("target_class") or MISSING), *(_counted(summary.get(column)) for column in _POISONS))
+        for name, summary in summaries.items()
+    ]
+    visible_poisons = [
+        (attack.replace("_", " "), f"{one.n:,}", _rounded(one.ssim, 3), _rounded(one.psnr_db, 1),
+         f"{one.num_unchanged:,}", f"{100 * one.area_frac:.1f} %")
+        for attack, one in stealth.items()
+    ]  # fmt: skip
+    sections = []
+    if poisoned:
+        shown = dense_table(("poisoning", "target class", *_POISONS), poisoned, text=(1,))
+        sections.append(Section("What was poisoned", level=3, tables=(shown,)))
+    if visible_poisons:
+        caption = (
+            "Poisoned images against their originals, means, in the stored frame. PSNR is over the images that "
+            "changed; the area is that of the trigger's box over the image's."
+        )
+        shown = dense_table(("attack", *_STEALTH), visible_poisons)
+        sections.append(Section("How visible the trigger is", level=3, caption=caption, tables=(shown,)))
+    return sections
+
+
+def _counted(value: Any) -> str:
+    return MISSING if value is None else f"{value:,.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _rounded(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def _numbers(report: _Report) -> list[Section]:
+    """Every row with the number of its definition, and the definitions."""
+    rows = [row for row in report.rows if not (report.tables and row.measure.class_name)]
+    number = {text: position for position, text in enumerate(dict.fromkeys(row.definition for row in rows), 1)}
+    heads = ("arm", "name", "condition", "probe", "value", "low", "high", "n", "interval", "def.")
+    lines = [
+        (arm_label(row.point.arm, row.point.variant), row.name, row.record()["condition"], row.measure.probe,
+         *map(plain_number, (row.value, row.low, row.high)), f"{row.n:,}", row.interval, f"{number[row.definition]}")
+        for row in rows
+    ]  # fmt: skip
+    also = ", and the false positives of every class," if report.tables else ""
+    text = (
+        f"The same rows{also} are in measurements.json, every encoder's in measurements.parquet. The last column "
+        "numbers the exact definitions below."
+    )
+    shown = dense_table(heads, lines, text=(1, 2, 3, 8))._replace(is_long=True)
+    words = vars(_environment(markup=True).get_template("glossary.j2").module)
+    spec = report.spec
+    lists = {"pairs": True, "sweeps": spec.figures, "tables": spec.tables, "over_seeds": spec.unit == "seed"}
+    told = dict(pair for name, is_told in lists.items() if is_told for pair in words[name])
+    exact = Section(fold=f"Exact definition of every row ({len(number)})", numbered=tuple(number))
+    return [
+        Section("All numbers", "all", nav="All numbers", fold=f"{len(rows)} rows", text=text, tables=(shown,)),
+        Section(
+            "Definitions", "definitions", nav="Definitions", words=told,
+            parts=[exact],
+        ),
+    ]  # fmt: skip
+
+
+def _spec(report: _Report) -> list[Section]:
+    text = json.dumps(canonical(report.spec), indent=1, sort_keys=True, ensure_ascii=False)
+    fold = "Canonical JSON (fields equal to their default are left out)"
+    return [Section("Spec", "spec", nav="Spec", fold=fold, code=text)]
+
+
+def _cost(report: _Report, seconds: Mapping[str, float]) -> Section:
+    """What took how long: stages as given, then the mean encoder of each arm."""
+    found = report.paired
+    lines = [(f"stage {stage}", f"{value:,.1f}", "") for stage, value in seconds.items()]
+    for arm in found.arms:
+        each = [model.seconds for model in found.models if model.made == arm]
+        lines.append((f"one {arm.label}, mean", f"{sum(each) / len(each):,.1f}", f"{len(each)}"))
+    shown = dense_table(("what", "seconds", "of"), lines)
+    if not report.tables:
+        return Section("Cost", "cost", nav="Cost", tables=(shown,))
+    caption = (
+        "By cell, seconds on average. Device-hours: of all trainings, times the devices that each ran on, and of all "
+        "evaluations; a clean-trained encoder that the pairs of a seed share is counted once, one that several "
+        "variants share in each."
+    )
+    return Section("Cost", "cost", nav="Cost", caption=caption, tables=(table.cost_table(found), shown))
+
+
+# --------------------------------------------------------------------------------------------------- writing
+
+
+def _environment(markup: bool) -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=markup,  # noqa: S701  Markdown is escaped by finalize
+        finalize=None if markup else markdown,
+    )
 
 
 def _write_pages(context: Mapping[str, Any], out: Path) -> None:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    options: dict[str, Any] = {"loader": loader, "undefined": jinja2.StrictUndefined, "trim_blocks": True}
-    html = jinja2.Environment(autoescape=True, lstrip_blocks=True, **options)
-    text = jinja2.Environment(autoescape=False, lstrip_blocks=True, finalize=markdown, **options)  # noqa: S701  escaped by finalize
-    for environment, name in ((html, "report.html"), (text, "report.md")):
-        (out / name).write_text(environment.get_template(f"{name}.j2").render(context) + "\n", encoding="utf-8")
+    for markup, name in ((True, "report.html"), (False, "report.md")):
+        text = _environment(markup).get_template(f"{name}.j2").render(context, verbatim=Verbatim)
+        (out / name).write_text(text + "\n", encoding="utf-8")
 
 
-def _write_figures(pictures: Sequence[Picture], drawn: Sequence[Drawn], folder: Path) -> None:
+def _pictures_in(sections: Iterable[Section]) -> list[Picture]:
+    return [picture for one in sections for picture in (*one.pictures, *_pictures_in(one.parts))]
+
+
+def _write_figures(report: _Report, pictures: Sequence[Picture], folder: Path) -> None:
+    """Every picture, and the numbers behind it and behind every table."""
     folder.mkdir(exist_ok=True)
-    for picture in (*pictures, *(one.picture for one in drawn)):
+    texts = {picture.name: picture.data for picture in pictures if picture.data}
+    for one in report.tables:
+        comparisons = table.comparison_csv(one.comparisons)
+        texts |= {one.spec.name: one.cells.csv(), f"{one.spec.name}_comparisons": comparisons}
+    for picture in pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
-    for one in drawn:
-        (folder / f"{one.picture.name}.csv").write_text(one.data, encoding="utf-8")
+    for name, text in texts.items():
+        (folder / f"{name}.csv").write_text(text, encoding="utf-8")
 
 
-def _numbers(spec: ReportSpec, found: _Found) -> dict[str, Any]:
-    """The key numbers, and where there are tables, their comparisons."""
-    numbers = headline(found.paired) | sweep_headline(spec.figures, found.points)
-    if found.matrix is None:
-        return {"headline": numbers}
-    numbers |= matrix_headline(found.matrix, found.paired)
-    return {"headline": numbers, "tables": matrix_summary(found.matrix)}
-
-
-def headline(rows: Sequence[Row]) -> dict[str, float]:
-    """The key numbers of the main variant by ``name/arm/condition/probe``; what is not defined is left out."""
-    numbers = {}
-    for quantity in headline_quantities(rows):
-        for arm in ("control", "suspect", "student"):
-            for suffix in ("", "_excess", "_removed_frac"):
-                row = find(rows, f"{quantity.name}{suffix}", arm, quantity.condition, quantity.probe)
-                if row is not None and row.value is not None:
-                    numbers[f"{row.name}/{arm}/{row.condition}/{row.probe}"] = row.value
-    return numbers
-
-
-def _write_numbers(rows: Sequence[Row], out: Path) -> None:
-    table = pa.Table.from_pylist([row._asdict() for row in rows], schema=ROWS)
-    pq.write_table(table, out / "measurements.parquet")
-    text = json.dumps(to_json_measurements(rows), indent=1, ensure_ascii=False, allow_nan=False)
+def _write_numbers(report: _Report, out: Path) -> None:
+    frames = [tidy(report.spec.recipe, found.models, found.frame) for found in (report.paired, report.along)]
+    frame = pa.Table.from_pandas(pd.concat(frames, ignore_index=True), FRAME, preserve_index=False)
+    pq.write_table(frame, out / "measurements.parquet")
+    records = [row.record() for row in report.rows]
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
     (out / "measurements.json").write_text(text + "\n", encoding="utf-8")

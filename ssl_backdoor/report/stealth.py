@@ -12,8 +12,8 @@ from skimage import metrics
 from ssl_backdoor.data.images import UInt8Image
 from ssl_backdoor.errors import DataError
 
-Box = tuple[int, int, int, int]
-"""x, y, width, height in px of the image; width 0: no trigger."""
+Box = tuple[int, int, int, int] | None
+"""x, y, width, height in px of the image; None or width 0: no box."""
 _WINDOW_PX = 7
 _ssim: Callable[..., float] = metrics.structural_similarity
 _psnr: Callable[..., float] = metrics.peak_signal_noise_ratio
@@ -45,14 +45,14 @@ def stealth(pairs: Iterable[tuple[UInt8Image, UInt8Image, Box]]) -> Stealth | No
     """
     similarity, noise, area = list[float](), list[float](), list[float]()
     num_unchanged = 0
-    for original, poison, (_, _, box_width, box_height) in pairs:
+    for original, poison, box in pairs:
         if original.shape != poison.shape:
             raise DataError(
                 f"a poison must have the size of its original, {_size(original)}, found {_size(poison)}: "
                 "poison the data again"
             )
         height, width = original.shape[:2]
-        area.append(box_width * box_height / (height * width))
+        area.append(box[2] * box[3] / (height * width) if box else 0.0)
         window = min(_WINDOW_PX, height - 1 + height % 2, width - 1 + width % 2)
         if window >= _MIN_WINDOW_PX:
             similarity.append(float(_ssim(original, poison, win_size=window, channel_axis=2, data_range=255)))

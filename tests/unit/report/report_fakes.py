@@ -8,8 +8,8 @@ import pyarrow as pa
 from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.report.aggregate import Scored
-from ssl_backdoor.report.figures import Example
+from ssl_backdoor.report.cells import Example
+from ssl_backdoor.report.frame import EvaluatedModel
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import BYOLSpec, DatasetSpec, ReportSpec, RunSpec, TrainSpec
 from ssl_backdoor.tables import CURVES, MEASUREMENTS, PREDICTIONS
@@ -45,8 +45,8 @@ NO_PREDICTIONS = PREDICTIONS.empty_table()
 
 
 def bare(arm, rows, **spec):
-    """A Scored that holds only the given measurements."""
-    return Scored(run=run_spec(**spec), arm=arm, measurements=measurements(rows), predictions=NO_PREDICTIONS)
+    """An EvaluatedModel that holds only the given measurements."""
+    return EvaluatedModel(run=run_spec(**spec), arm=arm, measurements=measurements(rows), predictions=NO_PREDICTIONS)
 
 
 def wilson(count, n):
@@ -65,7 +65,7 @@ def _pull(arm, condition, strength):
 
 
 def scored(arm, folder: Path | None, num_test=1000, strength=0.8, top="cat", **spec):
-    """A full Scored: predictions drawn so that ``strength`` of the suspect's triggered images go to class ``top``."""
+    """With predictions, drawn so that ``strength`` of the suspect's triggered images go to class ``top``."""
     run = run_spec(**spec)
     classes = run.dataset.classes
     rng = stream(run.seed, "fake", arm, run.attack.trigger.seed, run.variant)
@@ -89,7 +89,7 @@ def scored(arm, folder: Path | None, num_test=1000, strength=0.8, top="cat", **s
     map_file = (
         None if folder is None else _map(folder, arm, labels, pull, rng, f"{run.attack.trigger.seed}{run.variant}")
     )
-    return Scored(
+    return EvaluatedModel(
         run=run,
         arm=arm,
         measurements=measurements(rows),
@@ -206,6 +206,12 @@ def examples(captions, side=64):
         poisoned[y : y + size, x : x + size] = grid.repeat(size // 3, 0).repeat(size // 3, 1)
         result.append(Example(image, poisoned, (x, y, size, size), caption))
     return result
+
+
+def find(results, name, arm, condition, probe, variant=""):
+    """The estimate that files spell so, or None."""
+    wanted = {"name": name, "arm": arm + f"[{variant}]" * bool(variant), "condition": condition, "probe": probe}
+    return next((row for row in results.rows if wanted.items() <= row.record().items()), None)
 
 
 def report_spec(scored_runs, **changes):

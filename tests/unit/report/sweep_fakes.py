@@ -7,7 +7,7 @@ from report_fakes import NO_PREDICTIONS, measurements, wilson
 from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.report.runs import Scored
+from ssl_backdoor.report.frame import EvaluatedModel
 from ssl_backdoor.specs import (
     CLIPSpec,
     DatasetSpec,
@@ -71,7 +71,7 @@ def backdoor_run(num_poisons, seed=0, variant="", defence=None, train_per_class=
 
 def model(run, arm, rows, **facts):
     count = 0.0 if arm in CLEAN else float(run.attack.num_poisons)
-    return Scored(
+    return EvaluatedModel(
         run=run,
         arm=arm,
         measurements=measurements(rows),

@@ -5,15 +5,16 @@ import sys
 
 import numpy as np
 import pytest
-from report_fakes import bare, run_spec, ten_pairs
+from report_fakes import bare, find, run_spec, ten_pairs
 from scipy import stats
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.report.aggregate import NO_EXCESS, aggregate, find, per_pair
-from ssl_backdoor.report.runs import pair_of, shown_probes
-from ssl_backdoor.report.text import to_json_measurements
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.frame import Measure, headline_probes, pair_of
+from ssl_backdoor.report.sections.pairs import cases_of
 
 FP = ("target_false_positives", "triggered", "knn")
+MEASURE = Measure(*FP)
 CONTROL, SUSPECT, STUDENT = [100, 120, 90, 110], [1100, 700, 1300, 400], [300, 250, 500, 100]
 
 
@@ -37,7 +38,7 @@ def row(rows, name, arm, variant=""):
 
 
 def test_mean_and_t_interval_over_pairs_by_hand():
-    got = row(aggregate(four_pairs()), FP[0], "suspect")
+    got = row(paired(four_pairs()), FP[0], "suspect")
     half = stats.t.ppf(0.975, 3) * np.std(SUSPECT, ddof=1) / 2
     assert (got.value, got.n, got.interval) == (875.0, 4, "t")
     assert (got.low, got.high) == pytest.approx((875 - half, 875 + half))
@@ -46,14 +47,14 @@ def test_mean_and_t_interval_over_pairs_by_hand():
 
 def test_excess_is_paired_and_narrower_than_the_difference_of_levels():
     runs = [one for i, base in enumerate((100, 500, 900)) for one in arms((base, base + 50 + i), trigger_seed=i)]
-    got = row(aggregate(runs), "target_false_positives_excess", "suspect")
+    got = row(paired(runs), "target_false_positives_excess", "suspect")
     assert got.value == pytest.approx(51.0)
     assert got.high - got.low < 5.0
 
 
 def test_control_is_matched_by_pair_not_by_order():
     runs = [*arms((10, 30), trigger_seed=1), *arms((1000, 1020), trigger_seed=2)]
-    assert row(aggregate(runs[::-1]), "target_false_positives_excess", "suspect").value == pytest.approx(20.0)
+    assert row(paired(runs[::-1]), "target_false_positives_excess", "suspect").value == pytest.approx(20.0)
 
 
 def test_seeds_within_a_pair_are_averaged_before_the_pairs():
@@ -62,28 +63,28 @@ def test_seeds_within_a_pair_are_averaged_before_the_pairs():
         *arms((0, 300), trigger_seed=1, seed=1),
         *arms((0, 600), trigger_seed=2, seed=0),
     ]
-    got = row(aggregate(runs), FP[0], "suspect")
+    got = row(paired(runs), FP[0], "suspect")
     assert (got.value, got.n) == (400.0, 2)  # (200 + 600) / 2, not 1000 / 3
     assert "seeds within a pair averaged first" in got.definition
 
 
 def test_one_pair_with_seeds_replicates_over_seeds_and_says_so():
-    got = row(aggregate([one for seed, v in enumerate((5, 7, 9)) for one in arms((0, v), seed=seed)]), FP[0], "suspect")
+    got = row(paired([one for seed, v in enumerate((5, 7, 9)) for one in arms((0, v), seed=seed)]), FP[0], "suspect")
     assert (got.value, got.n, got.interval) == (7.0, 3, "t")
     assert "spread between pairs is not in it" in got.definition
 
 
 def test_a_single_run_keeps_its_wilson_interval_and_says_what_it_lacks():
     runs = [bare("suspect", [(*FP, 40.0, 4000, 29.0, 54.0)])]
-    got = row(aggregate(runs), FP[0], "suspect")
-    assert got[5:9] == (40.0, 4000, 29.0, 54.0)
+    got = row(paired(runs), FP[0], "suspect")
+    assert (got.value, got.n, got.low, got.high) == (40.0, 4000, 29.0, 54.0)
     assert got.interval == "wilson"
     assert "spread between pairs and seeds is not in it" in got.definition
 
 
 def test_a_single_run_without_interval_has_none_and_its_excess_neither():
-    rows = aggregate(arms((10, 40, 20)))
-    assert row(rows, FP[0], "suspect")[7:9] == (None, None)
+    rows = paired(arms((10, 40, 20)))
+    assert row(rows, FP[0], "suspect").interval == "none"
     excess = row(rows, "target_false_positives_excess", "suspect")
     assert (excess.value, excess.n, excess.low, excess.interval) == (30.0, 1, None, "none")
     removed = row(rows, "target_false_positives_removed_frac", "student")
@@ -91,7 +92,7 @@ def test_a_single_run_without_interval_has_none_and_its_excess_neither():
 
 
 def test_share_removed_is_a_ratio_of_means_with_a_seeded_bootstrap():
-    first, second = (row(aggregate(four_pairs()), "target_false_positives_removed_frac", "student") for _ in range(2))
+    first, second = (row(paired(four_pairs()), "target_false_positives_removed_frac", "student") for _ in range(2))
     assert first == second
     assert first.value == pytest.approx((875 - 287.5) / (875 - 105))
     assert first.low < first.value < first.high
@@ -105,26 +106,26 @@ def test_share_removed_is_a_ratio_of_means_with_a_seeded_bootstrap():
 @pytest.mark.parametrize("suspects", [(100, 2000, 90, 110), (50, 60, 40, 55)], ids=["unclear", "negative"])
 def test_share_removed_is_not_defined_without_a_clear_excess(suspects):
     runs = [one for i, v in enumerate(zip(CONTROL, suspects, STUDENT, strict=True)) for one in arms(v, trigger_seed=i)]
-    got = row(aggregate(runs), "target_false_positives_removed_frac", "student")
+    got = row(paired(runs), "target_false_positives_removed_frac", "student")
     assert (got.value, got.low, got.high) == (None, None, None)
-    assert NO_EXCESS in got.definition
+    assert "not defined: no excess significantly above 0" in got.definition
 
 
 def test_lost_accuracy_counts_as_excess_to_remove():
     key = ("accuracy", "triggered", "knn")
     values = {"control": (0.6, 0.61, 0.59), "suspect": (0.3, 0.32, 0.31), "student": (0.5, 0.52, 0.49)}
     runs = [bare(arm, [(*key, v)], trigger_seed=i) for arm, many in values.items() for i, v in enumerate(many)]
-    got = find(aggregate(runs), "accuracy_removed_frac", "student", "triggered", "knn")
+    got = find(paired(runs), "accuracy_removed_frac", "student", "triggered", "knn")
     assert got is not None
     assert got.value == pytest.approx((1.51 - 0.93) / (1.80 - 0.93))
 
 
 def test_a_side_variant_borrows_the_main_control_of_the_same_pair():
     runs = [*arms((100, 400)), *arms((999, 250), variant="fraction_0.5", fraction=0.5)[1:]]
-    rows = aggregate(runs)
+    rows = paired(runs)
     assert row(rows, "target_false_positives_excess", "suspect", "fraction_0.5").value == 150.0
     assert row(rows, "target_false_positives_excess", "suspect").value == 300.0
-    own = aggregate([*runs, *arms((200,), variant="fraction_0.5")])
+    own = paired([*runs, *arms((200,), variant="fraction_0.5")])
     assert row(own, "target_false_positives_excess", "suspect", "fraction_0.5").value == 50.0
 
 
@@ -134,21 +135,21 @@ def test_a_variant_trained_otherwise_does_not_borrow_the_control():
     side = dataclasses.replace(
         side, run=side.run.model_copy(update={"train": side.run.train.model_copy(update={"fit": fit})})
     )
-    rows = aggregate([*arms((100, 400)), side])
+    rows = paired([*arms((100, 400)), side])
     assert find(rows, "target_false_positives_excess", "suspect", *FP[1:], "longer") is None
 
 
 def test_a_shared_control_is_named_where_its_noise_is_missing():
-    rows = aggregate(four_pairs())
+    rows = paired(four_pairs())
     assert "share the clean-trained encoder" in row(rows, "target_false_positives_excess", "suspect").definition
     assert "share the clean-trained encoder" not in row(rows, FP[0], "suspect").definition
-    apart = aggregate([one for i in range(3) for one in arms((1, 2 + i), trigger_seed=i, seed=i)])
+    apart = paired([one for i in range(3) for one in arms((1, 2 + i), trigger_seed=i, seed=i)])
     assert "share the clean-trained encoder" not in row(apart, "target_false_positives_excess", "suspect").definition
 
 
 def test_values_that_are_not_finite_are_left_out_and_counted():
     runs = [one for i, v in enumerate((1.0, 3.0, float("nan"))) for one in arms((0.0, v), trigger_seed=i)]
-    got = row(aggregate(runs), FP[0], "suspect")
+    got = row(paired(runs), FP[0], "suspect")
     assert (got.value, got.n) == (2.0, 2)
     assert "1 run(s) without a finite value are left out" in got.definition
 
@@ -159,15 +160,15 @@ def test_the_single_run_interval_sentence_does_not_survive_aggregation():
     runs = [
         dataclasses.replace(one, measurements=one.measurements.set_column(7, "definition", [[text]])) for one in runs
     ]
-    got = row(aggregate(runs), FP[0], "suspect").definition
+    got = row(paired(runs), FP[0], "suspect").definition
     assert got.startswith("Share of all test images, right. Mean over 2")
 
 
 def test_two_results_for_one_place_and_unknown_arms_are_refused():
-    with pytest.raises(SpecError, match="two results for arm suspect"):
-        aggregate([*arms((1, 2)), arms((1, 3))[1]])
+    with pytest.raises(SpecError, match="two results for suspect, variant"):
+        paired([*arms((1, 2)), arms((1, 3))[1]])
     with pytest.raises(SpecError, match="found 'teacher'"):
-        aggregate([bare("teacher", [(*FP, 1.0)])])
+        paired([bare("teacher", [(*FP, 1.0)])])
 
 
 def test_a_pair_ignores_the_poison_fraction_and_names_trigger_and_target():
@@ -177,22 +178,23 @@ def test_a_pair_ignores_the_poison_fraction_and_names_trigger_and_target():
 
 
 def test_every_pair_is_listed_with_its_own_share_removed():
-    pairs = per_pair([*four_pairs(), *arms((0, 7), trigger_seed=50, variant="side")])
-    assert [pair.pair.label for pair in pairs] == ["11 / cat", "12 / cat", "13 / cat", "14 / cat", "50 / cat"]
-    assert pairs[0].removed(FP[0], "knn") == pytest.approx(800 / 1000)
-    assert pairs[4].removed(FP[0], "knn") is None
-    assert pairs[0].excess(FP[0], "knn") == 1000.0
+    results = paired([*four_pairs(), *arms((0, 7), trigger_seed=50, variant="side")])
+    main, side = (cases_of(results, variant, MEASURE) for variant in ("", "side"))
+    assert [pair.label for pair, _ in (*main, *side)] == ["11 / cat", "12 / cat", "13 / cat", "14 / cat", "50 / cat"]
+    assert next(iter(main.values())) == (100.0, 1100.0, 300.0)
+    assert next(iter(main.values())).removed == pytest.approx(800 / 1000)
+    assert next(iter(side.values())).removed is None
 
 
 def test_a_pair_without_excess_has_no_share_removed():
-    (pair,) = per_pair(arms((100, 50, 60)))
-    assert pair.removed(FP[0], "knn") is None
+    (case,) = cases_of(paired(arms((100, 50, 60))), "", MEASURE).values()
+    assert case.removed is None
 
 
 @pytest.mark.slow
 def test_shown_probes_are_the_same_for_every_hash_seed():
     layers = [f"linear_layer{layer}_100" for layer in range(5)]
-    script = f"from ssl_backdoor.report.runs import shown_probes; print(shown_probes({layers}))"
+    script = f"from ssl_backdoor.report.frame import headline_probes; print(headline_probes({layers}))"
     told = {
         subprocess.run(
             [sys.executable, "-c", script],
@@ -208,17 +210,17 @@ def test_shown_probes_are_the_same_for_every_hash_seed():
 
 def test_shown_probes_are_knn_and_the_linear_one_with_most_labels():
     names = ["linear_1", "linear_0.5", "linear_sgd_100", "linear_100", "knn", "features"]
-    assert shown_probes(names) == ("knn", "linear_100")
-    assert shown_probes(["linear_sgd_10", "linear_10"]) == ("linear_10",)
-    assert shown_probes(["linear_adam_100", "linear_sgd_100", "linear_10"]) == ("linear_sgd_100",)
+    assert headline_probes(names) == ("knn", "linear_100")
+    assert headline_probes(["linear_sgd_10", "linear_10"]) == ("linear_10",)
+    assert headline_probes(["linear_adam_100", "linear_sgd_100", "linear_10"]) == ("linear_sgd_100",)
     layers = [f"linear_layer{layer}_{share}" for share in (10, 100) for layer in range(12)]
-    assert shown_probes([*layers, "linear_100"]) == ("linear_100",)
-    assert shown_probes(layers) == ("linear_layer11_100",)
-    assert shown_probes(["features"]) == ()
+    assert headline_probes([*layers, "linear_100"]) == ("linear_100",)
+    assert headline_probes(layers) == ("linear_layer11_100",)
+    assert headline_probes(["features"]) == ()
 
 
 def test_json_measurements_hold_null_and_suffix_side_variants():
-    records = to_json_measurements(aggregate([*arms((10, 40, 20)), *arms((0, 5), variant="fraction_0.5")[1:]]))
+    records = [row.record() for row in paired([*arms((10, 40, 20)), *arms((0, 5), variant="fraction_0.5")[1:]]).rows]
     wanted = {"name", "arm", "condition", "probe", "value", "n", "low", "high", "definition", "variant"}
     assert wanted <= set(records[0])
     assert {"control", "suspect", "student", "suspect[fraction_0.5]"} <= {record["arm"] for record in records}
@@ -227,18 +229,18 @@ def test_json_measurements_hold_null_and_suffix_side_variants():
 
 @pytest.fixture(scope="module")
 def fake_rows():
-    return aggregate(ten_pairs(num_test=200))
+    return paired(ten_pairs(num_test=200))
 
 
 def test_every_measurement_of_every_arm_has_a_row(fake_rows):
     for arm in ("control", "suspect", "student", "distilled_control"):
         assert find(fake_rows, "z_score_sd", arm, "triggered", "features") is not None
         assert find(fake_rows, "false_positives:cat", arm, "clean", "linear_10") is not None
-    assert len({row[:5] for row in fake_rows}) == len(fake_rows)
+    assert len({row.key for row in fake_rows.rows}) == len(fake_rows.rows)
 
 
 def test_one_encoder_for_all_pairs_has_no_interval_between_them():
     runs = [one for i in range(3) for one in arms((100, 200 + i), trigger_seed=i)]
-    got = row(aggregate(runs), FP[0], "control")
+    got = row(paired(runs), FP[0], "control")
     assert (got.value, got.n, got.low, got.high, got.interval) == (100.0, 3, None, None, "none")
     assert "no spread" in got.definition

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 from matrix_fakes import KEY, cell, grid
+from report_fakes import find
 from scipy import stats
 
-from ssl_backdoor.report.aggregate import SHARED, aggregate, find, pair_means, units_of
-from ssl_backdoor.report.runs import pair_of
+from ssl_backdoor.report.estimates import SHARED, pair_means, paired, units_of
+from ssl_backdoor.report.frame import pair_of
 
 EXCESS = {"": [[100, 300], [500, 900], [0, 60]]}  # three pairs, two seeds
 
 
 def excess_row(unit, values=EXCESS):
-    found = find(aggregate(grid(values), unit), f"{KEY[0]}_excess", "suspect", *KEY[1:])
+    found = find(paired(grid(values), unit), f"{KEY[0]}_excess", "suspect", *KEY[1:])
     assert found is not None
     return found
 
@@ -52,7 +53,7 @@ def test_where_there_is_one_unit_the_other_kind_is_taken(unit, values, n, words)
 
 def test_uneven_seeds_say_how_many_pairs_stand_behind_them():
     runs = [*grid({"": [[100, 300], [500, 900]]}), *cell("", 13, 0, 100, 160)]
-    got = find(aggregate(runs, "seed"), f"{KEY[0]}_excess", "suspect", *KEY[1:])
+    got = find(paired(runs, "seed"), f"{KEY[0]}_excess", "suspect", *KEY[1:])
     assert got is not None
     assert "the 2 to 3 (trigger, target) pairs of each" in got.definition
     assert got.value == pytest.approx(((100 + 500 + 60) / 3 + 600) / 2)

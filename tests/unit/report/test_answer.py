@@ -1,8 +1,8 @@
 import pytest
 from report_fakes import bare, one_pair, ten_pairs
 
-from ssl_backdoor.report.aggregate import aggregate, per_pair
-from ssl_backdoor.report.answer import answer, verdict
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.sentences import pairs_clauses, punctuated
 
 
 def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6)):
@@ -23,7 +23,7 @@ def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6)):
 
 
 def said(scored, note=""):
-    return answer(aggregate(scored), per_pair(scored), note)
+    return " ".join(punctuated(pairs_clauses(paired(scored), note)))
 
 
 def test_it_is_one_sentence():
@@ -37,20 +37,20 @@ def test_a_clear_effect_is_said_with_size_and_interval():
     assert text.startswith("The backdoor takes hold over 4 trigger/target pairs")
     assert "by +1,000 with kNN (95 % interval +870 to +1,130)" in text
     assert "the z-score by +1.00 (+0.87 to +1.13)" in text
-    assert "not clear" not in text
+    assert "not significant" not in text
 
 
 def test_an_effect_in_one_measure_only():
     text = said(runs((1000, -900, 1200, -1100), (1.0, 1.1, 0.9, 1.0)))
     assert text.startswith("The backdoor takes hold by some measures and not by others")
-    assert "not clear of 0)" in text
-    assert "with kNN there is no clear excess to remove" in text
+    assert "not significant)" in text
+    assert "with kNN there is no significant excess to remove" in text
 
 
 def test_a_null_result_is_said_as_such():
     text = said(runs((10, -10, 12, -11), (0.1, -0.1, 0.12, -0.11)))
-    assert text.startswith("No backdoor effect can be told from zero over 4 trigger/target pairs")
-    assert "with kNN and z-score there is no clear excess to remove" in text
+    assert text.startswith("No significant backdoor effect over 4 trigger/target pairs")
+    assert "with kNN and z-score there is no significant excess to remove" in text
     assert "removes" not in text
 
 
@@ -58,25 +58,11 @@ def test_a_reverse_result_is_said_as_such():
     assert said(runs((-100, -110, -90, -100), (-0.1, -0.11, -0.1, -0.1))).startswith("The effect runs the other way")
 
 
-@pytest.mark.parametrize(
-    ("directions", "which"),
-    [
-        (("up", "up"), "all"),
-        (("up", "unclear"), "some"),
-        (("up", "down"), "some"),
-        (("unclear", "unclear"), "none"),
-        (("unclear", "down"), "reverse"),
-    ],
-)
-def test_verdict(directions, which):
-    assert verdict(directions) == which
-
-
 def test_the_share_removed_and_what_is_left():
     text = said(runs((1000, 1100, 900, 1000), (1.0, 1.1, 0.9, 1.0), student=0.25))
     assert "removes 75 % (kNN, 75 to 75) and 75 % (z-score, 75 to 75) of the excess" in text
-    assert "what it leaves is still clear of 0 with kNN and z-score" in text
-    assert "still clear" not in said(runs((1000, 1100, 900, 1000), (1.0, 1.1, 0.9, 1.0), student=0.0))
+    assert "what it leaves is still significantly above the control's with kNN and z-score" in text
+    assert "still significantly" not in said(runs((1000, 1100, 900, 1000), (1.0, 1.1, 0.9, 1.0), student=0.0))
 
 
 def test_a_defence_that_makes_it_worse():
@@ -104,8 +90,8 @@ def test_the_cost_in_clean_accuracy(accuracy, words):
 
 def test_a_large_spread_and_a_small_one_mean_something_else():
     wide = said(runs((-200, 3000, 2500, 100, 2800)))
-    assert "pairs differ widely (−200 to +3,000 with kNN): the mean speaks for the recipe" in wide
-    assert "pairs agree closely (+900 to +1,100 with kNN)" in said(runs((1000, 1100, 900)))
+    assert "results vary widely across pairs (−200 to +3,000 with kNN), so one pair is a poor predictor" in wide
+    assert "results agree closely across pairs (+900 to +1,100 with kNN)" in said(runs((1000, 1100, 900)))
 
 
 def test_one_pair_illustrates_whatever_its_numbers():

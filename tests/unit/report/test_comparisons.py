@@ -4,8 +4,9 @@ from matrix_fakes import KEY, grid, table
 from report_fakes import bare
 from scipy import stats
 
-from ssl_backdoor.report.comparisons import MOST_UNITS, compare, key_of, units_needed
-from ssl_backdoor.report.runs import indexed
+from ssl_backdoor.report.comparisons import MOST_UNITS, compare, units_needed
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.frame import Measure
 from ssl_backdoor.specs import TableRow
 
 # One pair, seeds as columns: means 300, 30, -40 and 1.
@@ -18,7 +19,7 @@ EXCESS = {
 
 
 def compared(excess=EXCESS, unit="seed", **changes):
-    return compare(table(tuple(excess), **changes), indexed(grid(excess)), unit)
+    return compare(table(tuple(excess), **changes), paired(grid(excess), unit))
 
 
 def p_by_hand(values):
@@ -39,8 +40,9 @@ def test_mean_interval_p_and_effect_by_hand():
     near = compared()[1]
     values = np.array(EXCESS["near"][0])
     half = stats.t.ppf(0.975, 3) * values.std(ddof=1) / 2
-    assert (near.n, near.unit, near.mean) == (4, "seed", 30.0)
-    assert (near.low, near.high) == pytest.approx((30 - half, 30 + half))
+    row = near.difference
+    assert (row.n, row.unit, row.value) == (4, "seed", 30.0)
+    assert (row.low, row.high) == pytest.approx((30 - half, 30 + half))
     assert near.p == pytest.approx(p_by_hand(values))
     assert near.effect_size == pytest.approx(30 / values.std(ddof=1))
 
@@ -56,10 +58,10 @@ def test_p_is_corrected_after_holm_over_the_lines_of_the_table():
 
 def test_verdicts_follow_the_corrected_p_and_the_sign():
     far, near, under, none = compared()
-    assert [one.verdict for one in (far, under, none)] == ["above the control", "below the control", "cannot be told"]
+    assert [one.verdict for one in (far, under, none)] == ["above", "below", "unclear"]
     assert near.p < 0.05 < near.p_holm
-    assert near.verdict == "cannot be told"
-    assert compared({"near": EXCESS["near"]})[0].verdict == "above the control"
+    assert near.verdict == "unclear"
+    assert compared({"near": EXCESS["near"]})[0].verdict == "above"
 
 
 def test_lines_are_apart_where_their_intervals_do_not_overlap():
@@ -71,30 +73,31 @@ def test_lines_are_apart_where_their_intervals_do_not_overlap():
 
 def test_one_unit_has_a_difference_and_nothing_else():
     (one,) = compared({"a": [[300]]})
-    assert (one.n, one.mean, one.low, one.p, one.p_holm, one.units_needed) == (1, 300.0, None, None, None, None)
-    assert one.verdict == "cannot be told"
-    assert one.pair_range is None
+    row = one.difference
+    assert (row.n, row.value, row.low, one.p, one.p_holm, one.units_needed) == (1, 300.0, None, None, None, None)
+    assert one.verdict == "unclear"
+    assert row.pair_range is None
 
 
 def test_identical_differences_give_no_test():
     (one,) = compared({"a": [[7, 7, 7]]})
-    assert (one.n, one.mean, one.low, one.p, one.verdict) == (3, 7.0, None, None, "cannot be told")
+    row = one.difference
+    assert (row.n, row.value, row.low, one.p, one.verdict) == (3, 7.0, None, None, "unclear")
 
 
 def test_what_was_not_measured_says_so_and_leaves_the_others_alone():
-    index = indexed(grid({"a": EXCESS["near"]}))
-    got = compare(table(("a", "failed")), index, "seed")
-    assert [one.verdict for one in got] == ["above the control", "not measured"]
-    assert (got[1].n, got[1].mean) == (0, None)
+    got = compare(table(("a", "failed")), paired(grid({"a": EXCESS["near"]}), "seed"))
+    assert [one.verdict for one in got] == ["above", "unmeasured"]
+    assert (got[1].difference.num_units, got[1].difference.value) == (0, None)
     assert got[0].p_holm == pytest.approx(got[0].p)
 
 
 def test_seeds_average_their_pairs_and_the_range_is_over_pairs():
     (one,) = compared({"a": [[100, 300], [500, 900], [0, 60]]})
-    assert (one.n, one.mean) == (2, pytest.approx(310.0))
-    assert one.pair_range == (30.0, 700.0)
+    assert (one.difference.n, one.difference.value) == (2, pytest.approx(310.0))
+    assert one.difference.pair_range == (30.0, 700.0)
     (over_pairs,) = compared({"a": [[100, 300], [500, 900], [0, 60]]}, "pair")
-    assert (over_pairs.n, over_pairs.unit) == (3, "pair")
+    assert (over_pairs.difference.n, over_pairs.difference.unit) == (3, "pair")
 
 
 def test_a_line_about_one_arm_sets_that_arm_against_the_control():
@@ -104,20 +107,20 @@ def test_a_line_about_one_arm_sets_that_arm_against_the_control():
         for arm, value in (("control", 100.0), ("suspect", 900.0 + seed), ("student", 150.0 - seed))
     ]
     rows = tuple(TableRow(label=arm, variant="kept", arm=arm) for arm in ("control", "suspect", "student"))
-    got = compare(table((), rows=rows), indexed(runs), "seed")
-    assert [(one.label, one.mean) for one in got] == [("suspect", 801.0), ("student", 49.0)]
+    got = compare(table((), rows=rows), paired(runs, "seed"))
+    assert [(one.label, one.difference.value) for one in got] == [("suspect", 801.0), ("student", 49.0)]
 
 
 def test_a_side_variant_borrows_the_main_control():
     main = grid({"": [[300, 310]]})
     side = [one for one in grid({"half": [[100, 120]]}) if one.arm == "suspect"]
-    (one,) = compare(table(("half",)), indexed([*main, *side]), "seed")
-    assert one.mean == pytest.approx(110.0)
+    (one,) = compare(table(("half",)), paired([*main, *side], "seed"))
+    assert one.difference.value == pytest.approx(110.0)
 
 
 def test_scores_of_the_features_have_no_probe_of_their_own():
-    assert key_of(table((), probe="knn"), "z_score_sd", "triggered") == ("z_score_sd", "triggered", "features")
-    assert key_of(table((), probe="knn"), "accuracy", "clean") == ("accuracy", "clean", "knn")
+    assert Measure.of_table("z_score_sd", "triggered", "knn").probe == "features"
+    assert Measure.of_table("accuracy", "clean", "knn").probe == "knn"
 
 
 def power_by_hand(effect, n):

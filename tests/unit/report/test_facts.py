@@ -2,10 +2,10 @@ import pytest
 from report_fakes import run_spec
 from sweep_fakes import backdoor_run, targeted_run
 
-from ssl_backdoor.report.facts import facts_of
-from ssl_backdoor.report.runs import CLEAN_ARMS
+from ssl_backdoor.report.frame import covariates
 from ssl_backdoor.store import Manifest
 
+CLEAN = ("control", "distilled_control")
 POISON = {"num_poisons": 32, "poison_fraction_of_dataset": 0.0064}
 
 
@@ -17,7 +17,9 @@ def manifest(summary, seconds=0.0):
 
 def facts(run, arm="suspect", model=None):
     made = manifest({"num_parameters": 81_488} if model is None else model, 41.5)
-    return facts_of(run, arm in CLEAN_ARMS, made, manifest(POISON), manifest({"num_train": 5000}))
+    return covariates(
+        run, arm in ("control", "distilled_control"), made, manifest(POISON), manifest({"num_train": 5000})
+    )
 
 
 def test_poisons_are_counted_for_each_pair_and_the_control_has_none():
@@ -26,7 +28,7 @@ def test_poisons_are_counted_for_each_pair_and_the_control_has_none():
         "num_poisons": 8.0, "poison_fraction_of_dataset": 0.0064, "num_train": 5000.0, "num_parameters": 81_488.0,
         "seconds": 41.5,
     }  # fmt: skip
-    for arm in CLEAN_ARMS:
+    for arm in CLEAN:
         assert facts(run, arm)["num_poisons"] == facts(run, arm)["poison_fraction_of_dataset"] == 0.0
     assert facts(run, "student")["num_poisons"] == 8.0
 

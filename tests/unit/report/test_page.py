@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from report_fakes import CLASSES, NO_PREDICTIONS, bare, examples, one_pair, report_spec, ten_pairs
 
-from ssl_backdoor.report.aggregate import Row
-from ssl_backdoor.report.page import ROWS, markdown, write_report
+from ssl_backdoor.report.frame import FRAME
+from ssl_backdoor.report.page import markdown, write_report
 
 pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
 
@@ -122,11 +122,18 @@ def test_the_summary_holds_the_key_numbers(written):
 def test_the_numbers_survive_both_files(written):
     out, _, _ = written
     table = pq.read_table(out / "measurements.parquet")
-    assert table.schema == ROWS
-    records = json.loads((out / "measurements.json").read_text())
-    assert len(records) == table.num_rows
-    rows = [Row(**row) for row in table.to_pylist()]
-    assert [row.value for row in rows] == [record["value"] for record in records]
+    assert table.schema.equals(FRAME)
+    frame = table.to_pandas()
+    records = {
+        (one["name"], one["arm"], one["condition"], one["probe"]): one
+        for one in json.loads((out / "measurements.json").read_text())
+    }
+    here = (frame.variant == "") & (frame.trained_on == "poisoned") & (frame.defence == "")
+    here &= (frame.metric == "accuracy") & (frame.condition == "clean") & (frame.probe == "linear_10")
+    for statistic, name in (("value", "accuracy"), ("excess", "accuracy_excess")):
+        values = frame[here & (frame.statistic == statistic)].value
+        assert len(values) == 10
+        assert values.mean() == pytest.approx(records[name, "suspect", "clean", "linear_10"]["value"])
 
 
 def test_hostile_text_is_shown_and_never_run(tmp_path):
@@ -178,5 +185,5 @@ def test_one_pair_has_no_landing_figure_and_the_same_bytes_twice(tmp_path):
 
 
 def test_the_report_never_imports_torch():
-    code = "import sys, ssl_backdoor.report.page, ssl_backdoor.report.view; assert 'torch' not in sys.modules"
+    code = "import sys, ssl_backdoor.report.page; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -105,3 +105,8 @@ def test_poisons_are_read_one_at_a_time_and_measured(tmp_path: Path) -> None:
     found = stealth((one.original, one.poisoned, one.box) for one in examples)
     assert found is not None
     assert (found.n, found.area_frac) == (4, 1 / 16)
+
+
+def test_a_trigger_without_a_box_covers_no_area() -> None:
+    image = noise(8, 8)
+    assert stealth([(image, image, None)]) == (1, 1.0, None, 0.0, 1)

@@ -2,7 +2,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from report_fakes import wilson
+from report_fakes import find, wilson
 from scipy import stats
 from sweep_fakes import (
     RATE,
@@ -18,19 +18,20 @@ from sweep_fakes import (
 )
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.report.aggregate import find
-from ssl_backdoor.report.sweep import curves_of, sweep, swept
+from ssl_backdoor.report.estimates import swept
+from ssl_backdoor.report.frame import CONTROL, SUSPECT
+from ssl_backdoor.report.swept import curves_of, x_of
 from ssl_backdoor.specs import FigureSpec
 
 
 @pytest.fixture(scope="module")
 def success():
-    return sweep([SUCCESS], targeted_sweep())
+    return swept([SUCCESS], targeted_sweep())
 
 
 @pytest.fixture(scope="module")
 def rate():
-    return sweep([RATE, SIMILAR], backdoor_sweep())
+    return swept([RATE, SIMILAR], backdoor_sweep())
 
 
 def row(rows, name, arm, condition, probe="zero_shot", variant=""):
@@ -48,7 +49,7 @@ def test_success_is_pooled_over_the_pairs_of_all_models(success):
 
 
 def test_pairs_of_their_own_model_are_independent():
-    rows = sweep([SUCCESS], [targeted(targeted_run(3, seed, pairs=1), "suspect", seed % 2) for seed in range(4)])
+    rows = swept([SUCCESS], [targeted(targeted_run(3, seed, pairs=1), "suspect", seed % 2) for seed in range(4)])
     got = row(rows, "targeted_success", "suspect", "num_poisons=3")
     assert (got.value, got.n) == (0.5, 4)
     assert "not independent" not in got.definition
@@ -57,7 +58,10 @@ def test_pairs_of_their_own_model_are_independent():
 def test_the_control_stands_at_zero_once_a_model(success):
     got = row(success, "targeted_success", "control", "num_poisons=0")
     assert (got.value, got.n) == (pytest.approx(1 / 12), 12)
-    assert {one.condition for one in success if one.arm == "control"} == {"num_poisons=0", "num_poisons=0, clean"}
+    assert {one.record()["condition"] for one in success.rows if one.point.arm == CONTROL} == {
+        "num_poisons=0",
+        "num_poisons=0, clean",
+    }
     assert row(success, "accuracy", "control", "num_poisons=0, clean").n == 3
 
 
@@ -77,7 +81,7 @@ def test_conditions_beside_the_main_one_are_named(rate):
     assert row(rate, "attack_success_rate", "suspect", "num_poisons=50, unseen_trigger").n == 3
     assert row(rate, "accuracy", "suspect", "num_poisons=50, clean").value == pytest.approx(0.49)
     assert row(rate, "accuracy", "suspect", "num_poisons=50").value == pytest.approx(0.245)
-    assert not [one for one in rate if one.name.startswith("false_positives")]
+    assert not [one for one in rate.rows if one.measure.class_name]
 
 
 def test_differences_to_the_control_are_paired_by_model(rate, success):
@@ -91,7 +95,10 @@ def test_differences_to_the_control_are_paired_by_model(rate, success):
 
 
 def test_an_encoder_of_several_series_is_counted_in_the_first(rate):
-    assert {one.arm for one in rate if one.variant == "cleanclip"} == {"student", "distilled_control"}
+    assert {one.point.arm.name for one in rate.rows if one.point.variant == "cleanclip"} == {
+        "student",
+        "distilled_control",
+    }
     assert row(rate, "attack_success_rate", "student", "num_poisons=50", variant="cleanclip").value == pytest.approx(
         0.21
     )
@@ -101,7 +108,7 @@ def test_an_encoder_of_several_series_is_counted_in_the_first(rate):
 
 
 def test_one_model_keeps_its_own_interval_and_says_what_it_lacks():
-    rows = sweep([RATE], [backdoor(backdoor_run(5), "suspect", 0.3), backdoor(backdoor_run(5), "control", 0.1)])
+    rows = swept([RATE], [backdoor(backdoor_run(5), "suspect", 0.3), backdoor(backdoor_run(5), "control", 0.1)])
     got = row(rows, "attack_success_rate", "suspect", "num_poisons=5")
     assert (got.n, got.interval) == (900, "wilson")
     assert "One model" in got.definition
@@ -122,41 +129,40 @@ def test_other_axes_hold_a_control_at_every_point(axis, facts, x):
         for seed in range(2)
         for arm, value in (("control", 0.1), ("suspect", 0.8))
     ]
-    rows = sweep([figure], scored)
+    rows = swept([figure], scored)
     assert row(rows, "z_score_sd", "control", f"{axis}={x}", "features").n == 2
     (control, suspect) = curves_of(figure, rows)
-    assert [point.x for point in suspect.points] == [float(x)] == [point.x for point in control.points]
+    assert [x_of(row) for row in suspect.points] == [float(x)] == [x_of(row) for row in control.points]
 
 
 def test_curves_come_back_from_the_rows(success):
     control, suspect = curves_of(SUCCESS, success)
-    assert (control.arm, suspect.arm, suspect.measure) == ("control", "suspect", "targeted_success/zero_shot")
-    assert [point.x for point in suspect.points] == [1, 2, 4, 8]
-    assert [point.row.value for point in suspect.points] == pytest.approx([2 / 12, 5 / 12, 11 / 12, 1.0])
+    assert (control.arm, suspect.arm, suspect.measure.probe) == (CONTROL, SUSPECT, "zero_shot")
+    assert [x_of(row) for row in suspect.points] == [1, 2, 4, 8]
+    assert [row.value for row in suspect.points] == pytest.approx([2 / 12, 5 / 12, 11 / 12, 1.0])
 
 
 def test_points_that_mix_are_refused():
     few, many = targeted(targeted_run(1, 0, pairs=4), "suspect", 1), targeted(targeted_run(2, 0, pairs=8), "suspect", 1)
     with pytest.raises(SpecError, match="4 and 8"):
-        sweep([SUCCESS], [few, many])
+        swept([SUCCESS], [few, many])
     sides = [backdoor(backdoor_run(5, seed, size_frac=0.1 * (1 + seed)), "suspect", 0.5) for seed in range(2)]
     with pytest.raises(SpecError, match="differ in more than seed"):
-        sweep([RATE], sides)
+        swept([RATE], sides)
     with pytest.raises(SpecError, match="two results for suspect"):
-        sweep([RATE], [backdoor(backdoor_run(5), "suspect", rate) for rate in (0.1, 0.2)])
+        swept([RATE], [backdoor(backdoor_run(5), "suspect", rate) for rate in (0.1, 0.2)])
 
 
 def test_an_axis_that_no_encoder_has_is_refused():
     figure = FigureSpec(name="f", title="F", attack="carlini2022_backdoor", axis="patch_frac", measures=("a/b",))
     with pytest.raises(SpecError, match="patch_frac"):
-        sweep([figure], [backdoor(backdoor_run(5), "suspect", 0.5)])
+        swept([figure], [backdoor(backdoor_run(5), "suspect", 0.5)])
 
 
 def test_two_attacks_in_one_report_need_names_of_their_own():
     mixed = [targeted(targeted_run(1), "suspect", 1), backdoor(backdoor_run(1), "suspect", 0.5)]
     with pytest.raises(SpecError, match="distinct variant names"):
-        sweep([SUCCESS, RATE], mixed)
+        swept([SUCCESS, RATE], mixed)
     named = [dataclasses.replace(one, run=one.run.model_copy(update={"variant": one.run.attack.kind})) for one in mixed]
-    assert {one.variant for one in sweep([SUCCESS, RATE], named)} == {"carlini2022_targeted", "carlini2022_backdoor"}
-    assert swept([SUCCESS], mixed[0])
-    assert not swept([SUCCESS], mixed[1])
+    variants = {one.point.variant for one in swept([SUCCESS, RATE], named).rows}
+    assert variants == {"carlini2022_targeted", "carlini2022_backdoor"}

@@ -20,11 +20,13 @@ from sweep_fakes import (
 )
 from test_page import HOSTILE, Page
 
-from ssl_backdoor.report.page import ROWS, write_report
-from ssl_backdoor.report.sweep import Place, sweep
-from ssl_backdoor.report.sweep_answer import sweep_answer
-from ssl_backdoor.report.sweep_figures import pooled_histograms
-from ssl_backdoor.report.sweep_view import columns_of, figure_table, figure_text
+from ssl_backdoor.report.estimates import SECONDS, swept
+from ssl_backdoor.report.frame import CONTROL, FRAME, SUSPECT
+from ssl_backdoor.report.layout import Point
+from ssl_backdoor.report.page import write_report
+from ssl_backdoor.report.sections.sweep import columns_of, figure_table, figure_text
+from ssl_backdoor.report.sentences import punctuated, sweep_clauses
+from ssl_backdoor.report.swept import pooled_histograms
 from ssl_backdoor.specs import FigureSpec, ReportSpec
 
 pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
@@ -33,6 +35,10 @@ pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
 def spec_of(scored, figures, **changes):
     runs = tuple(dict.fromkeys(one.run for one in scored))
     return ReportSpec(**({"recipe": "sweep", "question": "How many?", "runs": runs, "figures": figures} | changes))
+
+
+def sweep_answer(figures, scored, over=None):
+    return " ".join(punctuated(sweep_clauses(figures, swept(over or figures, scored))))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +77,7 @@ def test_a_page_of_figures_alone_has_no_empty_sections(written):
         assert absent not in text
     assert summary["answer"] in text.replace("\\", "")
     assert all((out / path).is_file() for path in re.findall(r"\]\((figures/[^)]*)\)", text))
-    assert pq.read_table(out / "measurements.parquet").schema == ROWS
+    assert pq.read_table(out / "measurements.parquet").schema.equals(FRAME)
 
 
 def test_the_numbers_are_named_by_their_place(written):
@@ -87,14 +93,14 @@ def test_the_numbers_are_named_by_their_place(written):
 
 def test_both_papers_share_one_page(tmp_path):
     pair = one_pair(tmp_path, num_test=200)
-    swept = targeted_sweep()
-    spec = spec_of([*pair, *swept], (SUCCESS,))
+    along = targeted_sweep()
+    spec = spec_of([*pair, *along], (SUCCESS,))
     shown = [
         *(one._replace(attack="saha2022_targeted") for one in examples(["a"])),
         *(one._replace(attack="carlini2022_targeted", text="a photo of a cat", box=(-1, -1, 0, 0))
           for one in examples(["b"])),
     ]  # fmt: skip
-    summary = write_report(spec, [*pair, *swept], shown, {}, tmp_path)
+    summary = write_report(spec, [*pair, *along], shown, {}, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
     places = [page.text.index(mark) for mark in ("One trigger/target pair", "Excess over", "Success by poisons")]
     assert places == sorted(places)
@@ -106,15 +112,15 @@ def test_both_papers_share_one_page(tmp_path):
 
 
 def test_the_table_shows_ours_beside_the_papers():
-    rows = sweep([SUCCESS], targeted_sweep())
+    rows = swept([SUCCESS], targeted_sweep())
     table = figure_table(SUCCESS, rows)
     assert [line.label for line in table.lines] == [
         "control, no poisons", "suspect, 1 poison", "suspect, 2 poisons", "suspect, 4 poisons", "suspect, 8 poisons",
         "paper (unverified), 3 poisons",
     ]  # fmt: skip
     assert [cell.value for cell in table.lines[-1].cells][:2] == ["40.0 %", "–"]
-    assert table.lines[-2].cells[0] == ("100.0 %", "75.8 to 100.0", "n = 12")
-    assert "seconds/" in columns_of(SUCCESS, rows)
+    assert table.lines[-2].cells[0][:3] == ("100.0 %", "75.8 to 100.0", "n = 12")
+    assert (SECONDS, "value") in columns_of(SUCCESS, rows)
     text = figure_text(SUCCESS, rows)
     assert "suspect, 8 poisons" in text
     assert max(len(line) for line in text.splitlines()) < 130
@@ -122,29 +128,29 @@ def test_the_table_shows_ours_beside_the_papers():
 
 def test_verified_values_are_marked_as_such():
     read = SUCCESS.model_copy(update={"paper": (SUCCESS.paper[0].model_copy(update={"is_verified": True}),)})
-    assert figure_table(read, sweep([read], targeted_sweep())).lines[-1].label == "paper, 3 poisons"
+    assert figure_table(read, swept([read], targeted_sweep())).lines[-1].label == "paper, 3 poisons"
 
 
 def test_the_answer_to_targeted_poisoning():
-    answer = sweep_answer([SUCCESS], sweep([SUCCESS], targeted_sweep()))
+    answer = sweep_answer([SUCCESS], targeted_sweep())
     assert "is 8.3 % (" in answer
     assert "first reaches 50 % with 4 poisons a pair, 91.7 %" in answer
     assert "and first reaches 90 % with 4 poisons a pair" in answer
-    assert "clean accuracy (zero-shot) differs from the control's clear of 0 at every point (+1.1 pt" in answer
+    assert "clean accuracy (zero-shot) differs significantly from the control's at every point (+1.1 pt" in answer
     never = [one for one in targeted_sweep() if one.arm == "control" or one.run.attack.num_poisons <= 2]
-    answer = sweep_answer([SUCCESS], sweep([SUCCESS], never))
+    answer = sweep_answer([SUCCESS], never)
     assert "never reaches 50 % (its highest is 41.7 %" in answer
     assert "90 %" not in answer
 
 
 def test_the_answer_to_a_backdoor_and_its_defence():
-    answer = sweep_answer([RATE, SIMILAR], sweep([RATE, SIMILAR], backdoor_sweep()))
+    answer = sweep_answer([RATE, SIMILAR], backdoor_sweep())
     assert "11.0 % (8.5 to 13.5) in the control" in answer
-    assert "above the control's clear of 0 from 50 poisons on" in answer
+    assert "significantly above the control's from 50 poisons on" in answer
     assert "rising with the number of poisons" in answer
     assert "the defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
     assert "the mean cosine is" in answer
-    twice = sweep_answer([RATE, RATE], sweep([RATE], backdoor_sweep()))
+    twice = sweep_answer([RATE, RATE], backdoor_sweep(), [RATE])
     assert twice.count("takes attack success") == 2 * twice.count("clean accuracy −1.0 pt") == 2
 
 
@@ -156,23 +162,21 @@ def test_a_null_result_is_said_as_such():
         for arm in ("control", "suspect")
         if arm == "suspect" or count == 5
     ]
-    answer = sweep_answer([RATE], sweep([RATE], scored))
-    assert "at no point above the control's clear of 0" in answer
+    answer = sweep_answer([RATE], scored)
+    assert "at no point significantly above the control's" in answer
     assert "not rising at every step" in answer
 
 
 def test_one_model_is_no_evidence():
     scored = [backdoor(backdoor_run(5), "control", 0.1), backdoor(backdoor_run(5), "suspect", 0.9)]
-    assert sweep_answer([RATE], sweep([RATE], scored)).startswith("one model a point illustrates and is no evidence")
+    assert sweep_answer([RATE], scored).startswith("One model a point illustrates and is no evidence")
     scored = [targeted(targeted_run(5, pairs=1), "suspect", 1)]
-    assert sweep_answer([SUCCESS], sweep([SUCCESS], scored)).startswith(
-        "one model a point illustrates and is no evidence"
-    )
+    assert sweep_answer([SUCCESS], scored).startswith("One model a point illustrates and is no evidence")
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [((0.1, 0.9), "so it rises with the clean training images"), ((0.5, 0.51), "no change can be told")],
+    [((0.1, 0.9), "so it rises with the clean training images"), ((0.5, 0.51), "no significant change")],
 )
 def test_a_trend_is_told_only_where_intervals_part(values, expected):
     figure = FigureSpec(
@@ -183,9 +187,11 @@ def test_a_trend_is_told_only_where_intervals_part(values, expected):
         for size, value in zip((250, 500), values, strict=True)
         for seed in range(3)
     ]
-    rows = sweep([figure], scored)
-    assert expected in sweep_answer([figure], rows)
-    assert [line.label for line in figure_table(figure, rows).lines] == ["suspect, 250 images", "suspect, 500 images"]
+    assert expected in sweep_answer([figure], scored)
+    assert [line.label for line in figure_table(figure, swept([figure], scored)).lines] == [
+        "suspect, 250 images",
+        "suspect, 500 images",
+    ]
 
 
 def test_a_trend_is_that_of_the_excess_where_the_control_follows_the_axis_too():
@@ -198,7 +204,7 @@ def test_a_trend_is_that_of_the_excess_where_the_control_follows_the_axis_too():
         for seed in range(3)
         for arm in ("control", "suspect")
     ]
-    answer = sweep_answer([figure], sweep([figure], scored))
+    answer = sweep_answer([figure], scored)
     assert "over the control's is +0.00 at a patch of 12.5 % of the side and +0.00 at a patch of 50 %" in answer
     assert "rises" not in answer
 
@@ -207,8 +213,8 @@ def test_histograms_are_summed_over_models_and_a_control_counts_once():
     scored = backdoor_sweep()
     distinct = [dataclasses.replace(one, similarity=one.similarity.slice(0)) for one in scored]
     found = pooled_histograms(distinct)
-    assert {place.x for place, _ in found if place.arm == "suspect"} == {5, 50}
-    edges, counts = found[Place("", "control", 0.0), "clean"]
+    assert {point.x for point, _ in found if point.arm == SUSPECT} == {5, 50}
+    edges, counts = found[Point("", CONTROL, 0.0), "clean"]
     table = scored[0].similarity
     one = table.filter(np.array(table["condition"]) == "clean")["num_pairs"].to_numpy()
     assert counts.tolist() == (3 * one).tolist()  # three seeds, though each control is listed three times

@@ -3,10 +3,9 @@ from dataclasses import replace
 from matrix_fakes import KEY, grid, table
 from report_fakes import bare
 
-from ssl_backdoor.report.aggregate import aggregate
 from ssl_backdoor.report.comparisons import compare
-from ssl_backdoor.report.runs import indexed
-from ssl_backdoor.report.table_answer import table_answer
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.sentences import punctuated, table_clauses
 from ssl_backdoor.specs import TableRow
 
 EXCESS = {
@@ -17,20 +16,20 @@ EXCESS = {
 
 
 def said(runs, *tables, unit="seed", missing=0):
-    index = indexed(runs)
-    return table_answer([(one, compare(one, index, unit)) for one in tables], aggregate(runs, unit), missing)
+    results = paired(runs, unit)
+    return " ".join(punctuated(table_clauses([(one, compare(one, results)) for one in tables], results, missing)))
 
 
 def test_each_verdict_is_said_with_size_and_interval():
     text = said(grid(EXCESS), table(tuple(EXCESS)))
     assert text.startswith(
         "Over 3 seeds of 2 trigger/target pairs, tested at 5 % after Holm's correction over 3 lines, target false "
-        "positives (linear 100 %) on triggered images lie above the control's with BYOL (+710, "
+        "positives (linear 100 %) on triggered images lie significantly above the control's with BYOL (+710, "
     )
-    assert "; they lie below the control's with RotNet (−20, " in text
-    assert "; they cannot be told from the control's with MAE (+2, " in text
+    assert "; they lie significantly below the control's with RotNet (−20, " in text
+    assert "; they show no significant difference from the control's with MAE (+2, " in text
     assert "only the intervals of BYOL and RotNet and BYOL and MAE do not overlap" in text
-    assert "to find the effects seen where it cannot be told would take" in text
+    assert "to find the effects that are not significant would take" in text
     assert "clean accuracy differs from the control's by −1.0 pt" in text
     assert text.endswith(".")
     assert ". " not in text
@@ -39,10 +38,10 @@ def test_each_verdict_is_said_with_size_and_interval():
 def test_a_null_result_is_said_as_such():
     text = said(grid({"MAE": EXCESS["MAE"]}), table(("MAE",)))
     assert (
-        "correction over 1 line, target false positives (linear 100 %) on triggered images cannot be told from" in text
+        "over 1 line, target false positives (linear 100 %) on triggered images show no significant difference" in text
     )
-    assert "lie above" not in text
-    assert "lie below" not in text
+    assert "significantly above" not in text
+    assert "significantly below" not in text
 
 
 def test_overlapping_intervals_are_not_ranked():
@@ -61,8 +60,9 @@ def test_other_tables_are_told_without_numbers():
     both = [replace(one, measurements=_also(one.measurements, knn)) for one in runs]
     text = said(both, table(tuple(EXCESS)), table(tuple(EXCESS), "knn", name="second"))
     assert (
-        "; target false positives (kNN) on triggered images lie above the control's with BYOL, and lie below the "
-        "control's with RotNet, and cannot be told from the control's with MAE" in text
+        "; target false positives (kNN) on triggered images lie significantly above the control's with BYOL, and lie "
+        "significantly below the control's with RotNet, and show no significant difference from the control's with MAE"
+        in text
     )
 
 
@@ -77,7 +77,7 @@ def test_one_run_of_each_is_no_evidence():
     assert text.startswith("One trigger/target pair and one seed illustrate and are no evidence: ")
     assert "+600 with BYOL and +5 with MAE" in text
     assert " lie " not in text
-    assert "cannot be told" not in text
+    assert "significant" not in text
 
 
 def test_pairs_stand_in_where_there_is_one_seed():
@@ -92,7 +92,7 @@ def test_an_attack_on_accuracy_is_told_in_the_singular():
         for arm, value in (("control", 0.6), ("suspect", 0.3 + seed / 200))
     ]
     text = said(runs, table(("BYOL",), "knn", measures=("accuracy",)))
-    assert "accuracy (kNN) on triggered images lies below the control's with BYOL (−29.5 pt, " in text
+    assert "accuracy (kNN) on triggered images lies significantly below the control's with BYOL (−29.5 pt, " in text
 
 
 def test_what_the_student_removes_is_said():

@@ -10,10 +10,10 @@ from matrix_fakes import PAIRS, grid, matrix, matrix_spec, paper, table
 from report_fakes import examples, one_pair, report_spec
 from test_page import HOSTILE, Page
 
-from ssl_backdoor.report.neighbour_figure import MAX_QUERIES, neighbours
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.figures.images import MAX_QUERIES, neighbours
 from ssl_backdoor.report.page import write_report
 from ssl_backdoor.report.stealth import Stealth
-from ssl_backdoor.report.table_page import pictured_variant
 from ssl_backdoor.specs import TableRow
 
 pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
@@ -105,7 +105,7 @@ def test_the_summary_has_comparisons_and_text(written):
     first = summary["tables"][0]
     assert [one["label"] for one in first["comparisons"]] == list(LABELS)
     assert first["comparisons"][0]["measure"] == "target_false_positives"
-    assert "against the control" in first["text"]
+    assert "against the control" in summary["texts"][0]
     key = "target_false_positives_excess/suspect[BYOL]/triggered/linear_100"
     assert summary["headline"][key] == pytest.approx(first["comparisons"][0]["mean"])
     assert 0 < summary["headline"][key.replace("_excess", "_excess_p_holm")] <= 1
@@ -138,10 +138,10 @@ def test_fewer_triggered_images_than_shown_are_no_trouble(tmp_path):
         few = {name: file[name][:1] for name in file.files}
     np.savez(tmp_path / "few.npz", **few)
     rows = (TableRow(label="BYOL", variant="BYOL"),)
-    drawn = neighbours(rows, [replace(one, neighbours=tmp_path / "few.npz")])
+    drawn = neighbours(rows, paired([replace(one, neighbours=tmp_path / "few.npz")]))
     assert drawn is not None
     assert drawn.data.count("\n") == 1 + 6 < 1 + 6 * MAX_QUERIES
-    assert neighbours(rows, [replace(one, neighbours=None)]) is None
+    assert neighbours(rows, paired([replace(one, neighbours=None)])) is None
 
 
 def test_hostile_names_are_shown_and_never_run(tmp_path):
@@ -179,8 +179,9 @@ def test_a_report_without_tables_has_nothing_of_them(tmp_path):
         assert word not in (tmp_path / "report.md").read_text()
 
 
-def test_pictures_are_of_the_main_variant_or_of_the_first_line():
+def test_pictures_are_of_the_main_variant_or_of_the_first_line(tmp_path):
     labelled = grid({"BYOL": [[1]], "RotNet": [[1]]})
     spec = matrix_spec(labelled, (table(("MAE", "RotNet", "BYOL")),))
-    assert pictured_variant(spec, labelled) == "RotNet"
-    assert pictured_variant(spec, [*labelled, *grid({"": [[1]]})]) == ""
+    for found, title in ((labelled, "## Figures of RotNet\n"), ([*labelled, *grid({"": [[1]]})], "## Figures\n")):
+        write_report(spec, found, examples(["a"]), {}, tmp_path)
+        assert title in (tmp_path / "report.md").read_text()

@@ -6,19 +6,18 @@ import pytest
 from matrix_fakes import KEY, grid, paper, table
 from report_fakes import bare
 
-from ssl_backdoor.report.aggregate import aggregate
-from ssl_backdoor.report.comparison_view import (
+from ssl_backdoor.report.comparisons import compare
+from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.sections.table import (
+    VERDICTS,
+    PaperTable,
     comparison_csv,
-    comparison_lines,
+    comparison_table,
     comparison_title,
-    cost_lines,
+    cost_table,
     p_text,
-    table_text,
     unit_note,
 )
-from ssl_backdoor.report.comparisons import compare
-from ssl_backdoor.report.runs import indexed
-from ssl_backdoor.report.table_view import Evidence, paper_csv, paper_table
 from ssl_backdoor.specs import PaperCell, TableRow
 
 EXCESS = {"BYOL": [[290, 310, 300], [500, 520, 540]], "RotNet": [[-20, -30, -25], [-10, -20, -15]]}
@@ -26,7 +25,11 @@ SAID = paper("BYOL", 0.6, 19.2, 0.532, 15.4, 0.616, 32.6, 0.389, 1442.3)
 
 
 def evidence(runs, unit="seed"):
-    return Evidence(indexed(runs), aggregate(runs, unit), unit)
+    return paired(runs, unit)
+
+
+def paper_table(table, results):
+    return PaperTable(table, results).shown()
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +39,18 @@ def found():
 
 def test_four_cells_by_measure_with_the_papers_line_below(found):
     shown = paper_table(table(tuple(EXCESS), paper=SAID), found)
-    assert shown.groups == (
+    assert [(head.title, head.span) for head in shown.heads[0][1:]] == [
         ("control, clean images", 2), ("control, triggered images", 2),
         ("suspect, clean images", 2), ("suspect, triggered images", 2),
-    )  # fmt: skip
-    assert [quantity.title for quantity in shown.columns] == ["Accuracy", "Target FP"] * 4
+    ]  # fmt: skip
+    assert [head.title for _, head in shown.columns[1:]] == ["Accuracy", "Target FP"] * 4
     assert [line.label for line in shown.lines] == ["BYOL", "paper (unverified)", "RotNet"]
     assert [cell.value for cell in shown.lines[1].cells][-2:] == ["38.9 %", "1,442"]
 
 
 def test_a_cell_has_value_interval_n_and_range_over_pairs(found):
     shown = paper_table(table(tuple(EXCESS)), found)
-    assert [group for group, _ in shown.heads] == [
+    assert [group for group, _ in shown.columns[1:]] == [
         "control, clean images", "control, triggered images", "suspect, clean images", "suspect, triggered images"
     ]  # fmt: skip
     last = shown.lines[0].cells[-1]  # (100 + 10 seed) + excess, pairs averaged: 495, 525, 540
@@ -60,8 +63,8 @@ def test_a_cell_has_value_interval_n_and_range_over_pairs(found):
 
 def test_columns_without_any_number_are_left_out(found):
     shown = paper_table(table(tuple(EXCESS), measures=("z_score_sd", "target_false_positives")), found)
-    assert [(group, column.name) for group, column in shown.heads] == [
-        ("control, triggered images", "target_false_positives"), ("suspect, triggered images", "target_false_positives")
+    assert [(group, head.title) for group, head in shown.columns[1:]] == [
+        ("control, triggered images", "Target FP"), ("suspect, triggered images", "Target FP")
     ]  # fmt: skip
 
 
@@ -90,8 +93,8 @@ def test_lines_about_one_arm_have_clean_and_triggered_columns():
     rows = (TableRow(label="attacked", variant="25 %"), TableRow(label="student", variant="25 %", arm="student"))
     said = PaperCell(row="student", arm="student", condition="clean", name="accuracy", value=0.446)
     shown = paper_table(table((), rows=rows, paper=(said,)), evidence(defended()))
-    assert shown.groups == (("clean images", 1), ("triggered images", 1))
-    assert [(line.label, line.arm) for line in shown.lines] == [
+    assert [(head.title, head.span) for head in shown.heads[0][1:]] == [("clean images", 1), ("triggered images", 1)]
+    assert [(line.label, line.tone) for line in shown.lines] == [
         ("attacked, control", "control"), ("attacked, suspect", "suspect"), ("student", "student"),
         ("paper (unverified)", "paper"),
     ]  # fmt: skip
@@ -104,7 +107,7 @@ def test_a_single_run_shows_its_wilson_interval_and_says_that_it_is_one():
 
 
 def test_the_csv_holds_every_number_of_ours_and_of_the_papers(found):
-    lines = list(csv.DictReader(paper_csv(table(tuple(EXCESS), paper=SAID), found).splitlines()))
+    lines = list(csv.DictReader(PaperTable(table(tuple(EXCESS), paper=SAID), found).csv().splitlines()))
     assert [line["source"] for line in lines].count("paper (unverified)") == 8
     (ours,) = [one for one in lines if (one["source"], one["row"], one["arm"], one["condition"], one["name"]) ==
                ("ours", "BYOL", "suspect", "triggered", KEY[0])]  # fmt: skip
@@ -112,23 +115,25 @@ def test_the_csv_holds_every_number_of_ours_and_of_the_papers(found):
 
 
 def test_comparisons_as_text_and_csv(found):
-    comparisons = compare(table((*EXCESS, "MAE")), found.encoders, "seed")
-    (_, first), (_, second), (_, last) = comparison_lines(comparisons)
+    comparisons = compare(table((*EXCESS, "MAE")), found)
+    first, second, last = ([cell.value for cell in line.cells] for line in comparison_table(comparisons).lines)
     assert first[0] == "+410"
-    assert first[2:4] == ("+300 to +520", "3 seeds")
-    assert second[-2:] == ("below the control", "BYOL")
-    assert last == ("–", "–", "–", "0 seeds", "–", "–", "–", "cannot be told", "not measured", "–")
+    assert first[2:4] == ["+300 to +520", "3 seeds"]
+    assert second[-2:] == ["significantly below the control", "BYOL"]
+    assert last == ["–", "–", "–", "0 seeds", "–", "–", "–", "not defined", "not measured", "–"]
     lines = list(csv.DictReader(comparison_csv(comparisons).splitlines()))
-    assert [(line["label"], line["verdict"]) for line in lines] == [(one.label, one.verdict) for one in comparisons]
+    assert [(line["label"], line["verdict"]) for line in lines] == [
+        (one.label, VERDICTS[one.verdict]) for one in comparisons
+    ]
     assert float(lines[0]["mean"]) == 410.0
     assert comparison_title(comparisons) == "Target FP (linear 100 %) on triggered images, suspect − control"
 
 
 def test_a_shared_control_is_named_where_pairs_are_the_units():
-    one_seed = compare(table(("a",)), indexed(grid({"a": [[1], [2], [4]]})), "seed")
+    one_seed = compare(table(("a",)), paired(grid({"a": [[1], [2], [4]]}), "seed"))
     assert unit_note(one_seed).startswith("Intervals and tests are over pairs")
     assert "share the clean-trained encoder" in unit_note(one_seed)
-    assert "share" not in unit_note(compare(table(("a",)), indexed(grid({"a": [[1, 2], [3, 5]]})), "seed"))
+    assert "share" not in unit_note(compare(table(("a",)), paired(grid({"a": [[1, 2], [3, 5]]}), "seed")))
 
 
 @pytest.mark.parametrize(
@@ -141,17 +146,17 @@ def test_p_values(p, text):
 
 def test_the_terminal_gets_table_and_comparisons_in_fixed_width(found):
     one = table(tuple(EXCESS), paper=SAID)
-    text = table_text(one, paper_table(one, found), compare(one, found.encoders, "seed"))
+    text = PaperTable(one, found).text(compare(one, found))
     assert max(len(line) for line in text.splitlines()) <= 120
-    assert re.search(r"RotNet +−20 +.* 3 seeds .* below the control", text)
+    assert re.search(r"RotNet +−20 +.* 3 seeds .* significantly below the control", text)
     assert "Table 1 (linear_100), linear 100 %" in text
     nothing = table(("MAE",))
-    assert "not measured" in table_text(nothing, paper_table(nothing, found), compare(nothing, found.encoders, "seed"))
+    assert "not measured" in PaperTable(nothing, found).text(compare(nothing, found))
 
 
 def test_cost_counts_the_control_of_a_seed_once():
     runs = grid({"BYOL": [[1, 2], [3, 4]]})  # two pairs, two seeds
     runs = [replace(one, seconds=70.0, facts={"seconds": 60.0, "num_replicas": 2.0}) for one in runs]
-    control, suspect = cost_lines(runs)
-    assert control == ("BYOL", "control", "2", "60.0", "4", "10.0", f"{(2 * 60 * 2 + 40) / 3600:.3f}")
-    assert suspect == ("BYOL", "suspect", "4", "60.0", "4", "10.0", f"{(4 * 60 * 2 + 40) / 3600:.3f}")
+    control, suspect = ([line.label, *(cell.value for cell in line.cells)] for line in cost_table(paired(runs)).lines)
+    assert control == ["BYOL", "control", "2", "60.0", "4", "10.0", f"{(2 * 60 * 2 + 40) / 3600:.3f}"]
+    assert suspect == ["BYOL", "suspect", "4", "60.0", "4", "10.0", f"{(4 * 60 * 2 + 40) / 3600:.3f}"]

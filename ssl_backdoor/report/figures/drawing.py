@@ -8,8 +8,6 @@ import io
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -17,21 +15,21 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import StrMethodFormatter
 
-COLOURS = {"control": "#6b7680", "suspect": "#d55e00", "student": "#0072b2", "distilled_control": "#56b4e9"}
+from ssl_backdoor.report.cells import Kind
+from ssl_backdoor.report.frame import Arm
+
+_COLOURS = {("clean", False): "#6b7680", ("poisoned", False): "#d55e00", ("poisoned", True): "#0072b2",
+            ("clean", True): "#56b4e9"}  # fmt: skip
 CLASS_COLOURS = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#cc79a7",
-    "#56b4e9",
-    "#8c6d31",
-    "#7f7f7f",
-    "#bcbd22",
-    "#5254a3",
-    "#d6616b",
-)
+    "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d31", "#7f7f7f", "#bcbd22", "#5254a3", "#d6616b",
+)  # fmt: skip
 INK, FAINT, LINE = "#22272b", "#d9dde0", "#9aa3aa"
 DPI = 160
+
+
+def colour_of(arm: Arm) -> str:
+    """An arm's colour, the same in every figure; defences share one."""
+    return _COLOURS[arm.trained_on, bool(arm.defence)]
 
 
 @lru_cache(maxsize=4096)
@@ -89,15 +87,6 @@ def png_bytes(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def heat_map(axes: Axes, shares: npt.NDArray[np.float64], lines: Sequence[str], columns: Sequence[str]) -> None:
-    """Shares (lines, columns) in [0, 1] as colours, with per cents written in where there are few."""
-    axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)
-    named(axes, columns, "x", rotation=40)
-    named(axes, lines, "y")
-    if shares.size and shares.shape[1] <= 12:
-        for (line, column), share in np.ndenumerate(shares):
-            if np.isfinite(share):
-                colour = "white" if share > 0.55 else INK
-                axes.text(column, line, f"{100 * share:.0f}", ha="center", va="center", fontsize=8, color=colour)
+def short_number(value: float, kind: Kind) -> str:
+    """A number beside an axis."""
+    return f"{100 * value:g} %" if kind == "percent" else f"{value:,g}"
