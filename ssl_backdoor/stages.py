@@ -443,7 +443,7 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
                     EvaluatedModel(
                         run=one,
                         arm=name,
-                        measurements=pq.read_table(folder / "measurements.parquet"),
+                        measurements=pa.concat_tables(_measurements(store, inputs, f"{place}/")),
                         predictions=pq.read_table(folder / "predictions.parquet"),
                         map_file=folder / "map.npz",
                         seconds=made.seconds + store.manifest(scores).seconds,
@@ -459,6 +459,13 @@ def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: Artifact
     examples = [example for shown, _ in looks.values() for example in shown]
     stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
     return write_report(spec, models, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
+
+
+def _measurements(store: ArtifactStore, inputs: Mapping[str, ArtifactRef], place: str) -> Iterator[pa.Table]:
+    """Those of the encoder at ``place``, and of the filter and the detectors that judged it or what it learned from."""
+    for role, ref in inputs.items():
+        if role.startswith(place) and not role.endswith("/model"):
+            yield pq.read_table(store.fetch(ref, ["measurements.parquet"]) / "measurements.parquet")
 
 
 def _curves(store: ArtifactStore, model: ArtifactRef) -> pa.Table | None:

@@ -53,7 +53,7 @@ def filter_samples(
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table([keys, scores, left_out], schema=FILTERED), out / "filtered.parquet")
     summary = {"num_samples": len(keys), "num_left_out": int(left_out.sum())}
-    return summary | _written(measure_filter(left_out, is_poison), out)
+    return summary | _written(measure_filter(defence.kind, left_out, is_poison), out)
 
 
 def detect(
@@ -97,11 +97,11 @@ def detect(
     scores = found.scores.double().numpy()
     p_values = None if found.p_values is None else found.p_values.double().numpy()
     if is_encoder:
-        measured = measure_encoder(float(scores[0]), None if p_values is None else float(p_values[0]))
+        measured = measure_encoder(detector.kind, float(scores[0]), None if p_values is None else float(p_values[0]))
         keys, truths = pa.array([""]), pa.nulls(1, pa.bool_())
     else:
         scores, p_values = pool.in_order(scores), None if p_values is None else pool.in_order(p_values)
-        measured = measure_detection(scores, p_values, truth, detector.level)
+        measured = measure_detection(detector.kind, scores, p_values, truth, detector.level)
         truths = pa.array(truth)
     shown_p = pa.nulls(len(keys), pa.float64()) if p_values is None else pa.array(p_values, from_pandas=True)
     out.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ from ssl_backdoor.report.stealth import Stealth
 from ssl_backdoor.specs import ReportSpec, TableSpec
 
 _POISONS = ("num_poisons", "poison_fraction_of_target", "poison_fraction_of_dataset", "num_recoded")
+_JUDGED = ("detection_", "filter_")
 _STEALTH = ("poisons read", "SSIM", "PSNR (dB)", "unchanged", "area of the trigger")
 
 
@@ -193,6 +194,7 @@ def _sections(
     if report.tables and (sheet := neighbours([row for one in report.tables for row in one.spec.rows], report.paired)):
         sections.append(Section("Nearest neighbours", "neighbours", nav="Neighbours", pictures=(sheet,)))
     sections += [*_levels(report)] if has_pairs else sweeps
+    sections += _judged(report)
     pictures = _pictures(report, examples)
     if pictures:
         of = f" of {report.pictured_variant}" if report.pictured_variant else ""
@@ -268,6 +270,25 @@ def _levels(report: _Report) -> list[Section]:
     fold = "All arms of every variant, by every shown probe"
     tables = (levels,) if levels.lines else ()
     return [Section("Every variant", "table", nav="Every variant", fold=fold, tables=tables, parts=[excess])]
+
+
+def _judged(report: _Report) -> list[Section]:
+    """What filters leave out and detectors find, compared with what is true."""
+    rows = [row for row in report.rows if row.measure.metric.startswith(_JUDGED) and row.statistic == "value"]
+    if not rows:
+        return []
+    lines = [
+        (arm_label(row.point.arm, row.point.variant), row.measure.probe, row.measure.condition, row.name,
+         *map(plain_number, (row.value, row.low, row.high)), f"{row.n:,}")
+        for row in rows
+    ]  # fmt: skip
+    heads = ("encoder", "filter or detector", "what is judged", "measure", "value", "low", "high", "n")
+    text = (
+        "Neither sees which samples are poisoned or which inputs bear the trigger. Of the clean-trained encoder there "
+        "are false alarms alone. The exact definitions are those of all numbers, below."
+    )
+    shown = dense_table(heads, lines, text=(1, 2, 3))
+    return [Section("Filters and detectors", "judged", nav="Filters and detectors", text=text, tables=(shown,))]
 
 
 def _pictures(report: _Report, examples: Sequence[Example]) -> tuple[Picture, ...]:
