@@ -44,11 +44,8 @@ def auroc(positive: NDArray[np.float64], negative: NDArray[np.float64]) -> tuple
     fewest = min(num_positive, num_negative)
     edge = 0.5 / (fewest + 1)
     centre = min(max(area, edge), 1.0 - edge)
-    half = (
-        float(stats.t.ppf(0.975, max(1, fewest - 1)))
-        * math.sqrt(variance or centre * (1.0 - centre) / fewest)
-        / (centre * (1.0 - centre))
-    )
+    spread = math.sqrt(variance or centre * (1.0 - centre) / fewest) / (centre * (1.0 - centre))
+    half = float(stats.t.ppf(0.975, max(1, fewest - 1))) * spread
     low, high = (float(expit(logit(centre) + sign * half)) for sign in (-1, 1))
     return area, min(low, area), max(high, area)
 
