@@ -17,7 +17,7 @@ def render(estimate: Mapping[str, Any]) -> Iterator[str]:
     yield "STAGE        COUNT   THERE       EACH    TOGETHER   STORAGE"
     stages = estimate["stages"]
     total = {name: sum(stage[name] for stage in stages.values()) for name in next(iter(stages.values()))}
-    for name, stage in (*stages.items(), ("all", total)):
+    for name, stage in (*((name, stage) for name, stage in stages.items() if stage["count"]), ("all", total)):
         missing = stage["count"] - stage["there"]
         each = f"{stage['seconds'] / missing:,.1f} s" if missing and name != "all" else ""
         yield (

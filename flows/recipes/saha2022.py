@@ -152,10 +152,10 @@ def table1(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
 
 
 _DEFENCE = {  # recalled, not read: MoCo v2
-    "no defence": ("suspect", 50.1, 26.2, 31.8, 1683.2),
-    "student, 25 % trusted": ("student", 44.6, 34.5, 42.0, 37.9),
-    "student, 10 % trusted": ("student", 38.3, 40.5, 35.7, 44.8),
-    "student, 5 % trusted": ("student", 32.1, 41.0, 29.4, 53.7),
+    "poisoned": ("suspect", 50.1, 26.2, 31.8, 1683.2),
+    "poisoned + CompRess, 25 % trusted": ("student", 44.6, 34.5, 42.0, 37.9),
+    "poisoned + CompRess, 10 % trusted": ("student", 38.3, 40.5, 35.7, 44.8),
+    "poisoned + CompRess, 5 % trusted": ("student", 32.1, 41.0, 29.4, 53.7),
 }
 
 
@@ -173,10 +173,10 @@ def table2_defence(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
     first = next(iter(variants))
     rows = (
         TableRow(label="clean-trained", variant=first, arm="control"),
-        TableRow(label="no defence", variant=first, arm="suspect"),
-        *(TableRow(label=f"student, {label}", variant=label, arm="student") for label in variants),
+        TableRow(label="poisoned", variant=first, arm="suspect"),
+        *(TableRow(label=f"poisoned + CompRess, {label}", variant=label, arm="student") for label in variants),
         *(
-            TableRow(label=f"clean-trained, distilled, {label}", variant=label, arm="distilled_control")
+            TableRow(label=f"clean-trained + CompRess, {label}", variant=label, arm="distilled_control")
             for label in variants
         ),
     )

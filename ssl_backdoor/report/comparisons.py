@@ -46,8 +46,9 @@ class Comparison:
 
 def arm_of(row: TableRow, results: Results) -> Arm:
     """The encoder that a line sets against the control: the one that it names, else the poisoned one."""
-    here = (model.made.defence for model in results.models if model.run.variant == row.variant)
-    return Arm.named(row.arm or SUSPECT.name, next(filter(None, here), "none"))
+    name = row.arm or SUSPECT.name
+    here = (model.made for model in results.models if model.run.variant == row.variant)
+    return next((arm for arm in here if arm.name == name), Arm.named(name, "none"))
 
 
 def compare(table: TableSpec, results: Results) -> tuple[Comparison, ...]:

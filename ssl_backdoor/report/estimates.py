@@ -378,7 +378,7 @@ def _removed(measure: Measure, point: Point, units: Units) -> Estimate:
     sign = -1.0 if measure.metric == "accuracy" else 1.0
     excess, lost = sign * (before - control), sign * (before - after)
     n = len(excess)
-    text = f"(mean suspect - mean student) / (mean suspect - mean control) of {measure.name()}, runs paired."
+    text = f"(mean poisoned - mean defended) / (mean poisoned - mean control) of {measure.name()}, runs paired."
     base = Estimate(
         measure=measure, statistic="removed_frac", point=point, value=None, n=n, definition=text, unit=units.kind,
         num_units=n,

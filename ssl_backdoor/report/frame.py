@@ -50,6 +50,9 @@ class Arm(NamedTuple):
 
     trained_on: Literal["clean", "poisoned"]
     defence: str = ""
+    """Its kind."""
+    words: str = ""
+    """What people call the defence."""
 
     @property
     def name(self) -> str:
@@ -58,8 +61,9 @@ class Arm(NamedTuple):
 
     @property
     def label(self) -> str:
-        """For people."""
-        return self.name.replace("_", " ")
+        """For people: "poisoned + CompRess"."""
+        first = "clean-trained" if self.is_clean else "poisoned"
+        return f"{first} + {self.words or self.defence}" if self.defence else first
 
     @property
     def is_clean(self) -> bool:
@@ -72,8 +76,8 @@ class Arm(NamedTuple):
         return bool(self.defence), self.is_clean is bool(self.defence), self.defence
 
     @classmethod
-    def named(cls, name: str, defence: str) -> "Arm":
-        """The arm that is spelled ``name``, of a run whose defence is of the kind ``defence``.
+    def named(cls, name: str, defence: str, words: str = "") -> "Arm":
+        """The arm that is spelled ``name``, of a run whose defence is of the kind ``defence``, in ``words``.
 
         Raises:
             SpecError: no such arm.
@@ -81,7 +85,7 @@ class Arm(NamedTuple):
         if name not in _HOW:
             raise SpecError(f"an arm must be one of {', '.join(_HOW)}; found {name!r}")
         trained_on, is_defended = _HOW[name]
-        return cls(trained_on, defence if is_defended else "")
+        return cls(trained_on, defence, words) if is_defended else cls(trained_on)
 
 
 _HOW: dict[str, tuple[Literal["clean", "poisoned"], bool]] = {
@@ -163,7 +167,8 @@ class EvaluatedModel:
     @cached_property
     def made(self) -> Arm:
         """Its arm."""
-        return Arm.named(self.arm, self.run.defences[0].kind if self.run.defences else "")
+        defence = next(iter(self.run.defences), None)
+        return Arm.named(self.arm, defence.kind, defence.label) if defence else Arm.named(self.arm, "")
 
     @cached_property
     def replicate(self) -> Replicate:

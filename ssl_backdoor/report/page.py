@@ -302,9 +302,9 @@ def _pictures(report: _Report, examples: Sequence[Example]) -> tuple[Picture, ..
 
 def _every_pair(report: _Report) -> Section:
     text = (
-        "Triggered test images; c, s and d are the control, the suspect and the distilled student. The top class is "
-        "the one that most of the suspect's triggered images are given. A pair's share removed is shown where its "
-        "suspect lies above its control; where that excess is small the share swings widely."
+        "Triggered test images; c, p and d are the clean-trained (control), the poisoned and the defended encoder. The "
+        "top class is the one that most triggered images are given by the poisoned encoder. A pair's share removed is "
+        "shown where that encoder lies above its control; where that excess is small the share swings widely."
     )
     shown = pairs.pair_table(report.paired, "variant" if report.tables else "side variant")
     return Section("Every pair", "pairs", nav="Every pair", text=text, tables=(shown,))

@@ -54,7 +54,7 @@ def pairs_clauses(results: Results, note: str = "") -> list[str]:
     pairs = {model.replicate[0] for model in suspects_of(results, "")}
     effects = [q for q in effect_quantities(results.probes()) if results.get(q.measure, SUSPECT, statistic="excess")]
     if not pairs or not effects:
-        return ["There is no answer: the runs hold no suspect with a clean-trained control beside it"]
+        return ["There is no answer: the runs hold no poisoned encoder with a clean-trained one beside it"]
     if len(pairs) == 1:
         head, tail = _illustration(results, effects, note), ""
     else:
@@ -67,11 +67,11 @@ def _title(quantity: Quantity) -> str:
 
 
 def _by_kind(changes: Sequence[tuple[Quantity, str]], verb: str) -> str:
-    """From control to suspect: the target's false positives by each probe, then the z-score."""
+    """From the clean-trained to the poisoned encoder: the target's false positives by each probe, then the z-score."""
     counts = listing([f"{verb} {text}" for quantity, text in changes if quantity.kind == "count"])
     joined = [f"target false positives on triggered images change {counts}"] if counts else []
     scores = [f"the z-score {verb} {text}" for quantity, text in changes if quantity.kind == "score"]
-    return f"from control to suspect, {', '.join([*joined, *scores])}"
+    return f"from the clean-trained to the poisoned encoder, {', '.join([*joined, *scores])}"
 
 
 def _effect(results: Results, effects: Sequence[Quantity], num_pairs: int) -> str:
@@ -134,7 +134,7 @@ def _removed(results: Results, effects: Sequence[Quantity]) -> str:
             left += [_title(quantity)] if after is not None and after.direction == "up" else []
         for verb, word in (("removes", "of"), ("adds", "to")):
             if shares[verb]:
-                parts.append(f"the distilled student {verb} {listing(shares[verb])} {word} the excess")
+                parts.append(f"the defence {verb} {listing(shares[verb])} {word} the excess")
         parts += [f"with {listing(none)} there is no significant excess to remove"] if none else []
         parts += [f"what it leaves is still significantly above the control's with {listing(left)}"] if left else []
     return ", ".join(parts)
@@ -150,7 +150,9 @@ def _accuracy_cost(results: Results) -> str:
     ]
     is_near = all(abs(value) <= 0.03 for _, value in changes)
     where = "stays within 3 points of" if is_near else "moves more than 3 points from"
-    told = listing([f"{bare_number(value, 'percent', True)} points in the {arm.label}" for arm, value in changes])
+    told = listing(
+        [f"{bare_number(value, 'percent', True)} points in the {arm.label} encoder" for arm, value in changes]
+    )
     return f"clean accuracy {where} the control's ({told})" if changes else ""
 
 
@@ -195,7 +197,7 @@ def table_clauses(
             if any(line.difference.num_units >= 2 for line in lines):
                 parts.append(f"{_compared(lines[0])} {', and '.join(_by_verdict(lines, False))}")
     else:
-        parts = ["There is no answer: the tables hold no encoder with a clean-trained control beside it"]
+        parts = ["There is no answer: the tables hold no encoder with a clean-trained one beside it"]
     if num_missing:
         parts.append("1 run failed and is not in it" if num_missing == 1 else f"{num_missing} runs failed, not in it")
     return parts
@@ -293,7 +295,7 @@ def _removed_shares(lines: Sequence[Comparison], results: Results) -> str:
         if row is not None and row.value is not None:
             interval = interval_of(row, "percent")
             shares.append(f"{number(row.value, 'percent')} with {_name(line)}{f' ({interval})' if interval else ''}")
-    return f"of the suspect's excess the student removes {listing(shares)}" if shares else ""
+    return f"of the poisoned encoder's excess the defence removes {listing(shares)}" if shares else ""
 
 
 def _cost(table: TableSpec, lines: Sequence[Comparison], results: Results) -> str:
@@ -425,7 +427,7 @@ def _similarity(figure: FigureSpec, results: Results) -> str:
             if (row := at(results, figure, measure, point)) is not None
         ]
         if not point.arm.defence:
-            parts.append(f"{listing(told)} in the {point.arm.label} ({x_label('num_poisons', point.x)})")
+            parts.append(f"{listing(told)} in the {point.arm.label} encoder ({x_label('num_poisons', point.x)})")
     return f"the mean cosine is {', '.join(parts)}"
 
 

@@ -21,7 +21,7 @@ def test_a_finished_run_names_its_report_and_shows_the_way(stack, demo):
     assert {Path(entry["Key"]).name for entry in listed["Contents"]} >= {"manifest.json", "report.html", "report.md"}
     shown = stack.api("artifacts/filter", {"artifacts": {"flow_run_id": {"any_": [demo["id"]]}}})
     by_key = {one["key"]: one for one in shown}
-    assert "| **suspect** |" in by_key["report"]["data"]
+    assert "| **poisoned** |" in by_key["report"]["data"]
     assert stack.config.url("mlflow") in by_key["mlflow"]["data"]
     assert "all stages" in {one["description"] for one in shown if one["type"] == "progress"}
 

@@ -78,7 +78,12 @@ def test_mlflow_holds_one_parent_and_its_arms(first):
         curves = database.execute("select count(*) from metrics where key = 'curve/loss'").fetchone()[0]
         inputs = database.execute("select count(*) from inputs").fetchone()[0]
     assert children == 10
-    assert arms == {"control", "suspect", "student", "distilled_control"}
+    defences = ("CompRess", "distilled image tower")
+    assert arms == {
+        f"{one}{defence}"
+        for one in ("clean-trained", "poisoned")
+        for defence in ("", *(f" + {defence}" for defence in defences))
+    }
     assert curves >= 8
     assert inputs == 10
 

@@ -50,7 +50,7 @@ def before_after(results: Results, variant: str) -> Picture | None:
         how = "Grey: one line a pair and seed. Diamonds: means with 95 % intervals."
     else:
         how = "One run; bars, where drawn, are Wilson intervals over its test images and hold no spread between pairs."
-    caption = f"Triggered test images, before (suspect) and after (student) the defence. {how}"
+    caption = f"Triggered test images, of the poisoned encoder before and after the defence. {how}"
     return Picture("before_after", drawing.png_bytes(figure), "Before and after the defence", caption)
 
 

@@ -75,7 +75,9 @@ def excess_table(results: Results, variant: str = "") -> Table:
     for arm in defended_arms(results):
         rows = [results.get(q.measure, arm, variant, "removed_frac") for q in quantities]
         if any(rows):
-            lines.append(Line(f"share removed by the {arm.label}", "removed", tuple(map(removed_cell, rows))))
+            lines.append(
+                Line(f"share removed by {arm.words or arm.defence}", "removed", tuple(map(removed_cell, rows)))
+            )
     return number_table(quantities, lines, _DIFFERENCES)
 
 
@@ -124,7 +126,7 @@ def cases_of(results: Results, variant: str, measure: Measure) -> dict[Replicate
 
 
 def pair_table(results: Results, variant_word: str) -> Table:
-    """Every pair: groups of three columns (control, suspect, student), then the top class and shares removed."""
+    """Every pair: groups of three columns (control, poisoned, defended), then the top class and shares removed."""
     effects = effect_quantities(results.probes())
     every = (*effects, *share_quantities(results.probes()))
     cases = {(v, q): cases_of(results, v, q.measure) for v in results.variants for q in every}
@@ -161,7 +163,7 @@ def _pair_heads(groups: list[Quantity], removed: list[Quantity]) -> tuple[tuple[
         detail = "" if q.measure.probe == "features" else f", {q.detail}".replace(" %", "\u00a0%")
         above.append(Head(f"{q.title}{detail}{', %' * (q.kind == 'percent')}", span=3, tone="group"))
         below += [
-            Head(letter, tone="" if position else "start", hint=ARMS[position]) for position, letter in enumerate("csd")
+            Head(letter, tone="" if position else "start", hint=ARMS[position]) for position, letter in enumerate("cpd")
         ]
     above.append(Head("top class", rows=2, tone="start text"))
     if removed:
@@ -220,7 +222,7 @@ def headline_text(results: Results) -> str:
         rows = [results.get(q.measure, arm, statistic="removed_frac") for q in quantities]
         if any(rows):
             cells = [removed_cell(row) if row else Cell("") for row in rows]
-            lines.append((f"removed by {arm.label}", *(cell.value for cell in cells)))
+            lines.append((f"removed by {arm.words or arm.defence}", *(cell.value for cell in cells)))
             lines.append(("", *(cell.interval if row and row.value is not None else "" for cell, row in
                                 zip(cells, rows, strict=True))))  # fmt: skip
     return fixed_width(lines, 2)

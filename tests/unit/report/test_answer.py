@@ -66,12 +66,12 @@ def test_the_share_removed_and_what_is_left():
 
 
 def test_a_defence_that_makes_it_worse():
-    assert "student adds 50 % (kNN) and 50 % (z-score) to the excess" in said(runs((1000, 1100, 900), student=1.5))
+    assert "defence adds 50 % (kNN) and 50 % (z-score) to the excess" in said(runs((1000, 1100, 900), student=1.5))
 
 
 def test_no_defence_no_word_of_it():
     scored = [one for one in runs((1000, 1100, 900)) if one.arm != "student"]
-    assert "student" not in said(scored)
+    assert "defence" not in said(scored)
 
 
 @pytest.mark.parametrize(
@@ -79,9 +79,12 @@ def test_no_defence_no_word_of_it():
     [
         (
             (0.60, 0.59, 0.575),
-            "clean accuracy stays within 3 points of the control's (−1.0 points in the suspect and −2.5",
+            "clean accuracy stays within 3 points of the control's (−1.0 points in the poisoned encoder and −2.5",
         ),
-        ((0.60, 0.55, 0.60), "clean accuracy moves more than 3 points from the control's (−5.0 points in the suspect"),
+        (
+            (0.60, 0.55, 0.60),
+            "clean accuracy moves more than 3 points from the control's (−5.0 points in the poisoned encoder",
+        ),
     ],
 )
 def test_the_cost_in_clean_accuracy(accuracy, words):

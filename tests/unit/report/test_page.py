@@ -149,7 +149,7 @@ def test_hostile_text_is_shown_and_never_run(tmp_path):
     assert "<script" not in text
     heads = [line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("| **")]
     assert heads
-    table_lines = [line for line in text.splitlines() if line.startswith(("| **control", "| **suspect**"))]
+    table_lines = [line for line in text.splitlines() if line.startswith(("| **clean-trained**", "| **poisoned**"))]
     assert len({line.count("|") for line in table_lines}) == 1
     assert not [line for line in text.splitlines() if line.startswith("# h")]
 

@@ -115,14 +115,15 @@ def test_the_table_shows_ours_beside_the_papers():
     rows = swept([SUCCESS], targeted_sweep())
     table = figure_table(SUCCESS, rows)
     assert [line.label for line in table.lines] == [
-        "control, no poisons", "suspect, 1 poison", "suspect, 2 poisons", "suspect, 4 poisons", "suspect, 8 poisons",
+        "clean-trained, no poisons", "poisoned, 1 poison", "poisoned, 2 poisons", "poisoned, 4 poisons",
+        "poisoned, 8 poisons",
         "paper (unverified), 3 poisons",
     ]  # fmt: skip
     assert [cell.value for cell in table.lines[-1].cells][:2] == ["40.0 %", "–"]
     assert table.lines[-2].cells[0][:3] == ("100.0 %", "75.8 to 100.0", "n = 12")
     assert (SECONDS, "value") in columns_of(SUCCESS, rows)
     text = figure_text(SUCCESS, rows)
-    assert "suspect, 8 poisons" in text
+    assert "poisoned, 8 poisons" in text
     assert max(len(line) for line in text.splitlines()) < 130
 
 
@@ -189,8 +190,8 @@ def test_a_trend_is_told_only_where_intervals_part(values, expected):
     ]
     assert expected in sweep_answer([figure], scored)
     assert [line.label for line in figure_table(figure, swept([figure], scored)).lines] == [
-        "suspect, 250 images",
-        "suspect, 500 images",
+        "poisoned, 250 images",
+        "poisoned, 500 images",
     ]
 
 

@@ -104,12 +104,11 @@ def test_what_the_student_removes_is_said():
     rows = tuple(TableRow(label=label, variant="25 %", arm=arm) for label, arm in
                  (("no defence", "suspect"), ("student, 25 %", "student")))  # fmt: skip
     text = said(runs, table((), rows=rows))
-    assert 'of the suspect\'s excess the student removes 75.2 % with "student, 25 %" (' in text
+    assert 'of the poisoned encoder\'s excess the defence removes 75.2 % with "student, 25 %" (' in text
 
 
 def test_missing_runs_are_told_and_nothing_at_all_too():
     assert said(grid(EXCESS), table(tuple(EXCESS)), missing=1).endswith("1 run failed and is not in it.")
     assert said([], table(("BYOL",)), missing=2) == (
-        "There is no answer: the tables hold no encoder with a clean-trained control beside it; "
-        "2 runs failed, not in it."
+        "There is no answer: the tables hold no encoder with a clean-trained one beside it; 2 runs failed, not in it."
     )

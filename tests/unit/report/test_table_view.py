@@ -40,8 +40,8 @@ def found():
 def test_four_cells_by_measure_with_the_papers_line_below(found):
     shown = paper_table(table(tuple(EXCESS), paper=SAID), found)
     assert [(head.title, head.span) for head in shown.heads[0][1:]] == [
-        ("control, clean images", 2), ("control, triggered images", 2),
-        ("suspect, clean images", 2), ("suspect, triggered images", 2),
+        ("clean-trained, clean images", 2), ("clean-trained, triggered images", 2),
+        ("poisoned, clean images", 2), ("poisoned, triggered images", 2),
     ]  # fmt: skip
     assert [head.title for _, head in shown.columns[1:]] == ["Accuracy", "Target FP"] * 4
     assert [line.label for line in shown.lines] == ["BYOL", "paper (unverified)", "RotNet"]
@@ -51,7 +51,8 @@ def test_four_cells_by_measure_with_the_papers_line_below(found):
 def test_a_cell_has_value_interval_n_and_range_over_pairs(found):
     shown = paper_table(table(tuple(EXCESS)), found)
     assert [group for group, _ in shown.columns[1:]] == [
-        "control, clean images", "control, triggered images", "suspect, clean images", "suspect, triggered images"
+        "clean-trained, clean images", "clean-trained, triggered images", "poisoned, clean images",
+        "poisoned, triggered images",
     ]  # fmt: skip
     last = shown.lines[0].cells[-1]  # (100 + 10 seed) + excess, pairs averaged: 495, 525, 540
     assert last.value == "520"
@@ -64,7 +65,7 @@ def test_a_cell_has_value_interval_n_and_range_over_pairs(found):
 def test_columns_without_any_number_are_left_out(found):
     shown = paper_table(table(tuple(EXCESS), measures=("z_score_sd", "target_false_positives")), found)
     assert [(group, head.title) for group, head in shown.columns[1:]] == [
-        ("control, triggered images", "Target FP"), ("suspect, triggered images", "Target FP")
+        ("clean-trained, triggered images", "Target FP"), ("poisoned, triggered images", "Target FP")
     ]  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def test_lines_about_one_arm_have_clean_and_triggered_columns():
     shown = paper_table(table((), rows=rows, paper=(said,)), evidence(defended()))
     assert [(head.title, head.span) for head in shown.heads[0][1:]] == [("clean images", 1), ("triggered images", 1)]
     assert [(line.label, line.tone) for line in shown.lines] == [
-        ("attacked, control", "control"), ("attacked, suspect", "suspect"), ("student", "student"),
+        ("attacked, clean-trained", "control"), ("attacked, poisoned", "suspect"), ("student", "student"),
         ("paper (unverified)", "paper"),
     ]  # fmt: skip
     assert [line.cells[1].value for line in shown.lines] == ["101", "902", "150", "–"]
@@ -126,7 +127,7 @@ def test_comparisons_as_text_and_csv(found):
         (one.label, VERDICTS[one.verdict]) for one in comparisons
     ]
     assert float(lines[0]["mean"]) == 410.0
-    assert comparison_title(comparisons) == "Target FP (linear 100 %) on triggered images, suspect − control"
+    assert comparison_title(comparisons) == "Target FP (linear 100 %) on triggered images, poisoned − control"
 
 
 def test_a_shared_control_is_named_where_pairs_are_the_units():
@@ -147,7 +148,7 @@ def test_p_values(p, text):
 def test_the_terminal_gets_table_and_comparisons_in_fixed_width(found):
     one = table(tuple(EXCESS), paper=SAID)
     text = PaperTable(one, found).text(compare(one, found))
-    assert max(len(line) for line in text.splitlines()) <= 120
+    assert max(len(line) for line in text.splitlines()) <= 125
     assert re.search(r"RotNet +−20 +.* 3 seeds .* significantly below the control", text)
     assert "Table 1 (linear_100), linear 100 %" in text
     nothing = table(("MAE",))
@@ -158,5 +159,5 @@ def test_cost_counts_the_control_of_a_seed_once():
     runs = grid({"BYOL": [[1, 2], [3, 4]]})  # two pairs, two seeds
     runs = [replace(one, seconds=70.0, facts={"seconds": 60.0, "num_replicas": 2.0}) for one in runs]
     control, suspect = ([line.label, *(cell.value for cell in line.cells)] for line in cost_table(paired(runs)).lines)
-    assert control == ["BYOL", "control", "2", "60.0", "4", "10.0", f"{(2 * 60 * 2 + 40) / 3600:.3f}"]
-    assert suspect == ["BYOL", "suspect", "4", "60.0", "4", "10.0", f"{(4 * 60 * 2 + 40) / 3600:.3f}"]
+    assert control == ["BYOL", "clean-trained", "2", "60.0", "4", "10.0", f"{(2 * 60 * 2 + 40) / 3600:.3f}"]
+    assert suspect == ["BYOL", "poisoned", "4", "60.0", "4", "10.0", f"{(4 * 60 * 2 + 40) / 3600:.3f}"]

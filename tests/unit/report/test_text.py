@@ -47,7 +47,12 @@ def ten():
 
 def test_headline_has_all_arms_and_the_asked_columns(ten):
     table = headline_table(ten)
-    assert [line.label for line in table.lines] == ["control", "suspect", "student", "distilled control"]
+    assert [line.label for line in table.lines] == [
+        "clean-trained",
+        "poisoned",
+        "poisoned + CompRess",
+        "clean-trained + CompRess",
+    ]
     assert len(table.columns) == 9
     assert [q.measure[:3] for q in headline_quantities(ten.probes())] == [
         ("accuracy", "clean", "linear_100"),
@@ -86,6 +91,6 @@ def test_every_pair_is_a_line_as_wide_as_the_head(ten):
 def test_terminal_table_is_aligned_and_fits(ten):
     lines = headline_text(ten).splitlines()
     assert max(map(len, lines)) <= 100
-    values = [line for line in lines if line.startswith(("control", "suspect", "student", "distilled", "removed"))]
+    values = [line for line in lines if line.startswith(("clean-trained", "poisoned", "removed"))]
     assert len(values) == 5
     assert {len(line) for line in values} == {max(map(len, lines))}
