@@ -141,7 +141,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     is_slow = own_server.is_slow()
     own_server.begin()
     from flows.matrix import IncompleteError
-    from flows.run import experiment, matrix, report_progress_to
+    from flows.run import Shell, experiment, matrix, run_for
     from flows.terminal.console import show_progress
     from ssl_backdoor.specs import Resources
     from tasks.ray_fit import connect_ahead, disconnect
@@ -154,7 +154,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     missing: tuple[str, ...] = ()
     try:
-        with show_progress() as display, report_progress_to(display):
+        with show_progress() as display, run_for(Shell(display, report, store)):
             page = (matrix if report.tables else experiment)(
                 **asked,
                 methods=options.methods or "",
@@ -176,7 +176,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
-    """What the flow will plan, so that a mistake is told before anything starts.
+    """The runs that were asked for; a mistake is told before anything starts.
 
     Raises:
         SpecError: the command line cannot be meant so.

@@ -92,7 +92,7 @@ def only_methods(report: ReportSpec, methods: str) -> ReportSpec:
 
 
 def of_runs(report: ReportSpec, runs: tuple[RunSpec, ...]) -> ReportSpec:
-    """``report`` over ``runs`` alone: lines of tables without a run go, and tables without a line."""
+    """``report`` over ``runs`` alone: figures and lines of tables without a run go, and tables without a line."""
     variants = {run.variant for run in runs}
     tables = []
     for table in report.tables:
@@ -100,7 +100,9 @@ def of_runs(report: ReportSpec, runs: tuple[RunSpec, ...]) -> ReportSpec:
         labels = {row.label for row in rows}
         paper = tuple(cell for cell in table.paper if cell.row in labels)
         tables += [table.model_copy(update={"rows": rows, "paper": paper})] if rows else []
-    return report.model_copy(update={"runs": runs, "tables": tuple(tables)})
+    attacks = {run.attack.kind for run in runs}
+    figures = tuple(figure for figure in report.figures if figure.attack in attacks)
+    return report.model_copy(update={"runs": runs, "tables": tuple(tables), "figures": figures})
 
 
 def with_list(setting: str) -> str:

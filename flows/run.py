@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from uuid import UUID
 
 from prefect import Flow
@@ -19,7 +19,7 @@ from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from flows import settings
+from flows import settings as settings_of_flows
 from flows.matrix import IncompleteError, every_cell
 from flows.overrides import describe
 from flows.pipeline import every_run
@@ -42,7 +42,7 @@ from ssl_backdoor.specs import (
     Stage,
     TrainSpec,
 )
-from ssl_backdoor.store import ArtifactRef, open_store
+from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from tasks import own_server
 from tasks.departed import sign_in
 from tasks.lab import Lab
@@ -58,17 +58,30 @@ _NO_PASSWORD = PLAIN_TEXT["pattern"].replace("^", "^(?![A-Za-z][A-Za-z0-9+.-]*:/
 StoreUri = Annotated[str, Field(json_schema_extra={"pattern": _NO_PASSWORD})]
 AS_IN_RECIPE = AsInRecipeSpec()
 AS_THE_MACHINE_IS = Resources()
-_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+class Shell(NamedTuple):
+    """What a shell hands to the flow that it runs in its own process."""
+
+    listener: Listener
+    """Hears of progress, in place of a log and Prefect's page."""
+    report: ReportSpec
+    """The runs, as they were planned from the flow's parameters."""
+    store: ArtifactStore
+    """Opened and checked."""
+
+
+_shell: ContextVar[Shell | None] = ContextVar("shell", default=None)
 
 
 @contextmanager
-def report_progress_to(listener: Listener) -> Iterator[None]:
-    """``listener`` hears of the progress of flows inside the block, in place of a log and Prefect's page."""
-    token = _listener.set(listener)
+def run_for(shell: Shell) -> Iterator[None]:
+    """Flows inside the block are ``shell``'s."""
+    token = _shell.set(shell)
     try:
         yield
     finally:
-        _listener.reset(token)
+        _shell.reset(token)
 
 
 def _read_as(union: Any) -> BeforeValidator:
@@ -126,21 +139,29 @@ def run(
         store: Folder or s3:// where artifacts are kept. Empty is the worker's own.
         resources: How it runs. Changes no result.
     """
-    amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
-    specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
     sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
-    plugins.load_installed()
     with shown_if_it_can():
         sign_in(UUID(flow_run.id))
+    answer = ANSWERS[str(flow_run.flow_name)]
+    if (shell := _shell.get()) is not None:
+        return _answered(answer, shell.report, shell.store, resources, until, sources)
+    plugins.load_installed()
+    amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
+    specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
     report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
-    return _answered(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
+    opened = open_store(store or settings_of_flows.default_store())
+    opened.check()
+    return _answered(answer, report, opened, resources, until, sources)
 
 
 def _answered(
-    answer: Answer, report: ReportSpec, store_uri: str, resources: Resources, until: Stage, sources: dict[str, Any]
+    answer: Answer,
+    report: ReportSpec,
+    store: ArtifactStore,
+    resources: Resources,
+    until: Stage,
+    sources: dict[str, Any],
 ) -> State[ArtifactRef]:
-    store = open_store(store_uri or settings.default_store())
-    store.check()
     failure: IncompleteError | None = None
     with _listening() as listener, Lab(Place(store.root, resources, Watcher(listener)), until=until, **sources) as lab:
         tell("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
@@ -155,7 +176,7 @@ def _answered(
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
         text = text if failure is None else f"{failure}; {text}"
         tell("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
-    if _listener.get() is None:  # someone else than a shell may be watching
+    if _shell.get() is None:  # someone else than a shell may be watching
         announce(text)
     if failure is not None:
         return Failed(name="Incomplete", message=text, data=failure)
@@ -165,8 +186,8 @@ def _answered(
 @contextmanager
 def _listening() -> Iterator[Listener]:
     """Who hears of progress: whom a shell named, or else a log and Prefect's page; then nothing is left on Ray."""
-    if (named := _listener.get()) is not None:
-        yield named
+    if (shell := _shell.get()) is not None:
+        yield shell.listener
         return
     try:
         with log_flow_run(UUID(flow_run.id)) as listener:
