@@ -17,6 +17,7 @@ from ssl_backdoor.detection.measure import measure_detection, measure_encoder, m
 from ssl_backdoor.detection.pool import Pool
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.metrics import Measurement, measurements_table
+from ssl_backdoor.poison.triggers.tensors import apply_to_tensor
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import Detector, Filter, Trigger
@@ -148,9 +149,8 @@ def _input_pool(
     clean = images[torch.arange(len(images))]
     if trigger is None:
         return _Shuffled(clean, seed, device, None), keys, np.zeros(len(keys), np.bool_)
-    pixels = clean.permute(0, 2, 3, 1).numpy()
     seeds = [sub_seed(seed, "test_trigger", key) for key in keys.to_pylist()]
-    triggered = torch.from_numpy(trigger.apply(pixels, seeds, "test", source).images).permute(0, 3, 1, 2)
+    triggered = apply_to_tensor(trigger, clean, seeds, "test", source)
     both = torch.cat([clean, triggered])
     truth = np.repeat([False, True], len(keys))
     return _Shuffled(both, seed, device, None), pa.concat_arrays([keys, keys]), truth

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_backdoor.allocator import freed_memory_kept
@@ -19,6 +18,7 @@ from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.errors import CheckpointError
+from ssl_backdoor.poison.triggers.tensors import apply_to_tensor
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import EvaluationSpec, TriggerSpec
@@ -127,9 +127,7 @@ def stamped_batches(images: Resident, condition: Condition, seed: int) -> Iterat
         if trigger is None:
             yield batch
             continue
-        pixels: NDArray[np.uint8] = batch.permute(0, 2, 3, 1).numpy()
-        seeds = [_seed_of(seed, key) for key in keys]
-        yield torch.from_numpy(trigger.apply(pixels, seeds, "test", condition.source).images).permute(0, 3, 1, 2)
+        yield apply_to_tensor(trigger, batch, [_seed_of(seed, key) for key in keys], "test", condition.source)
 
 
 @lru_cache(maxsize=_CHUNK)

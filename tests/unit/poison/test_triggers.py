@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -12,6 +13,7 @@ from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.patch import paste, place
 from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
+from ssl_backdoor.poison.triggers.tensors import apply_to_tensor
 from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs.trigger import Box
 
@@ -212,3 +214,17 @@ def test_the_alpha_of_a_picture_without_any_is_not_in_its_key(tmp_path: Path) ->
     known = ImageTriggerSpec(size_px=8, file=str(tmp_path / "a.png")).with_digest()
     assert known.alpha == "dropped"
     assert known.sha256 == hashlib.sha256(png()).hexdigest()
+
+
+@pytest.mark.parametrize("trigger", [grid(), grid(opacity=0.3, size_px=0, size_frac=0.4)])
+def test_tensors_of_either_type_get_the_same_pixels_as_arrays(trigger: GridTriggerSpec) -> None:
+    images = stream(0, "images").integers(0, 256, (4, 12, 16, 3), dtype=np.uint8)
+    seeds = [sub_seed(index, "place") for index in range(4)]
+    expected = trigger.apply(images, seeds, "test").images.transpose(0, 3, 1, 2)
+    levels = torch.from_numpy(images).permute(0, 3, 1, 2)
+    before = levels.clone()
+    np.testing.assert_array_equal(apply_to_tensor(trigger, levels, seeds, "test").numpy(), expected)
+    assert torch.equal(levels, before)
+    as_float = apply_to_tensor(trigger, levels / 255, seeds, "test")
+    assert as_float.dtype == torch.float32
+    np.testing.assert_array_equal((as_float * 255).round().numpy(), expected)
