@@ -20,7 +20,7 @@ from flows.terminal.arguments import MANY_RUNS, Command, parse
 from flows.terminal.reaper import run_and_reap_children
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError, printed, visible
 from ssl_backdoor.specs import Stage
-from tasks import own_server
+from tasks import embedded_prefect
 
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
@@ -138,8 +138,8 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     store = open_store(options.store or settings.default_store())
     store.check()
 
-    is_slow = own_server.is_slow()
-    own_server.begin()
+    is_slow = embedded_prefect.needs_new_database()
+    embedded_prefect.start()
     from flows.matrix import IncompleteError
     from flows.run import experiment, matrix, report_progress_to
     from flows.terminal.console import show_progress

@@ -43,14 +43,14 @@ from ssl_backdoor.specs import (
     TrainSpec,
 )
 from ssl_backdoor.store import ArtifactRef, open_store
-from tasks import own_server
-from tasks.departed import sign_in
-from tasks.lab import Lab
-from tasks.ray_fit import Listener, Watcher, disconnect
-from tasks.stages import Place
-from tasks.window import announce, publish, shown_if_it_can
+from tasks import embedded_prefect
+from tasks.orphans import register_flow_run
+from tasks.prefect_page import announce, ignore_prefect_outage, publish
+from tasks.ray_fit import Listener, ProgressMonitor, disconnect
+from tasks.scheduler import StageScheduler
+from tasks.stages import ExecutionContext
 
-Answer = Callable[[Lab, ReportSpec], ArtifactRef]
+Answer = Callable[[StageScheduler, ReportSpec], ArtifactRef]
 RecipeName = Annotated[str, Field(json_schema_extra={"enum": list(RECIPES)})]
 Text = Annotated[str, Field(json_schema_extra=PLAIN_TEXT)]
 # Parameters are kept and shown: an address with a user or a password in it is refused before anything keeps it.
@@ -130,8 +130,8 @@ def run(
     specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
     sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
     plugins.load_installed()
-    with shown_if_it_can():
-        sign_in(UUID(flow_run.id))
+    with ignore_prefect_outage():
+        register_flow_run(UUID(flow_run.id))
     report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
     return _answered(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
 
@@ -142,15 +142,20 @@ def _answered(
     store = open_store(store_uri or settings.default_store())
     store.check()
     failure: IncompleteError | None = None
-    with _listening() as listener, Lab(Place(store.root, resources, Watcher(listener)), until=until, **sources) as lab:
+    with (
+        _listening() as listener,
+        StageScheduler(
+            ExecutionContext(store.root, resources, ProgressMonitor(listener)), until=until, **sources
+        ) as scheduler,
+    ):
         tell("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
         try:
-            page = answer(lab, report)
+            page = answer(scheduler, report)
         except IncompleteError as error:
             page, failure = error.page, error
         text = f"done up to {until}"
         if until == "report":
-            record_url = lab.record(page)
+            record_url = scheduler.record(page)
             publish(page, store, record_url)
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
         text = text if failure is None else f"{failure}; {text}"
@@ -204,7 +209,7 @@ class _ClosedFlow(Flow[..., Any]):
 
     @override
     def __call__(self, *args: Any, **parameters: Any) -> Any:
-        with own_server.used():  # Prefect's own choice would be a server that asks for no password
+        with embedded_prefect.use_server():  # Prefect's own choice would be a server that asks for no password
             return super().__call__(*args, **parameters)
 
     @override

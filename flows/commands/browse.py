@@ -15,8 +15,8 @@ import httpx
 
 from flows import settings
 from ssl_backdoor.errors import SpecError, TrainingError
+from tasks.embedded_prefect import last_error, terminate
 from tasks.guard import own_addresses
-from tasks.own_server import end, last_words
 
 USER = "lab"
 _READY_S = 180.0
@@ -82,7 +82,7 @@ def _served(password: str) -> Iterator[Mapping[str, _Server]]:
         for name, command in commands.items():
             said = ending.enter_context(tempfile.TemporaryFile())
             process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
-            ending.callback(end, process)
+            ending.callback(terminate, process)
             servers[name] = _Server(process, ports[name], said)
         yield servers
 
@@ -92,13 +92,13 @@ def _await(name: str, server: _Server) -> None:
     while not _answers(f"http://127.0.0.1:{server.port}/{_HEALTH[name]}"):
         _check_runs(name, server)
         if time.monotonic() > deadline:
-            raise TrainingError(f"{name}'s server does not answer, {last_words(server.said)}")
+            raise TrainingError(f"{name}'s server does not answer, {last_error(server.said)}")
         time.sleep(_POLL_S)
 
 
 def _check_runs(name: str, server: _Server) -> None:
     if (code := server.process.poll()) is not None:
-        raise TrainingError(f"{name}'s server ended with code {code}, {last_words(server.said)}")
+        raise TrainingError(f"{name}'s server ended with code {code}, {last_error(server.said)}")
 
 
 def _answers(url: str) -> bool:

@@ -44,7 +44,7 @@ from ssl_backdoor.stages import (
     TrainStage,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.verbs import Digest, Verbs
+from tasks.planner import Digest, StagePlanner
 
 PreviewDataset = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
 """The images of an ingest stage."""
@@ -60,7 +60,7 @@ class StageWork(NamedTuple):
 
 
 @final
-class DryRunPlanner(Verbs):
+class DryRunPlanner(StagePlanner):
     """Records each stage of a flow and runs none."""
 
     def __init__(self, store: ArtifactStore, digest: Digest, *sources: str | None) -> None:
@@ -69,7 +69,7 @@ class DryRunPlanner(Verbs):
         self.calls: dict[ArtifactRef, StageCall] = {}
 
     @override
-    def state(self, call: StageCall) -> ArtifactRef:
+    def submit(self, call: StageCall) -> ArtifactRef:
         ref = self._store.ref(call.stage, call.key)
         self.calls.setdefault(ref, call)
         return ref

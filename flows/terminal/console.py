@@ -113,27 +113,31 @@ def show_progress() -> Iterator["Listener"]:
     is_json = logs.is_json()
     display = ProgressBars() if sys.stderr.isatty() and not is_json else ProgressLog()
     with display.rich if isinstance(display, ProgressBars) else nullcontext():
-        handler = logs.on_stderr()  # made here: the bars stand below what is written while they are shown
+        handler = logs.stderr_handler()  # made here: the bars stand below what is written while they are shown
         if not is_json:
             # A failure is the command's last word: it is not said twice.
             handler.addFilter(lambda record: logs.is_progress(record) or record.levelno == logging.WARNING)
-        with logs.shown(handler):
+        with logs.attach_handlers(handler):
             yield display
 
 
 @contextmanager
 def log_flow_run(flow_run_id: UUID) -> Iterator["Listener"]:
     """Log what happens in a flow run to stderr and to Prefect's page while the block runs."""
-    from tasks import window  # Prefect takes a second to import
+    from tasks import prefect_page  # Prefect takes a second to import
 
-    lines, page = ProgressLog(), window.StageProgress(flow_run_id)
+    lines, page = ProgressLog(), prefect_page.StageProgress(flow_run_id)
 
     def both(title: str, progress: Progress) -> None:
         lines(title, progress)
         page(title, progress)
 
-    others = logs.others_in_json() if logs.is_json() else nullcontext()
-    with about(flow_run_id=str(flow_run_id)), logs.shown(logs.on_stderr(), window.RunLog(flow_run_id)), others:
+    others = logs.root_logger_as_json() if logs.is_json() else nullcontext()
+    with (
+        about(flow_run_id=str(flow_run_id)),
+        logs.attach_handlers(logs.stderr_handler(), prefect_page.RunLog(flow_run_id)),
+        others,
+    ):
         yield both
 
 

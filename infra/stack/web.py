@@ -123,7 +123,7 @@ def _end_departed(config: Config) -> str | None:
     """Runs whose process was killed end on Prefect's page; those that an earlier worker had not begun are planned."""
     record = read_record(config, _WORKER_SERVICE)
     began_s = str(record["started_unix_s"]) if record else "0"
-    command = [sys.executable, "-m", "tasks.departed", POOL, began_s]
+    command = [sys.executable, "-m", "tasks.orphans", POOL, began_s]
     code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
     return None if code == 0 else f"runs without a process may show as running (exit code {code}):\n{text[-1500:]}"
 

@@ -11,7 +11,7 @@ from flows.terminal.console import ProgressLog, show_progress
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import LOG, about, tell
 from ssl_backdoor.progress import Progress
-from tasks.logs import shown
+from tasks.logs import attach_handlers
 
 
 class _Clock:
@@ -34,7 +34,7 @@ class _Kept(logging.Handler):
 def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left() -> None:
     clock, kept = _Clock(), _Kept()
     lines = ProgressLog(every_s=30.0, clock=clock)
-    with shown(kept), about(key="4f2a"):
+    with attach_handlers(kept), about(key="4f2a"):
         for clock.now_s, done in ((0.0, 1_000), (10.0, 2_000), (20.0, 3_000), (40.0, 5_000)):
             lines("train suspect", Progress(done, 11_000, "images", "loss 5.1"))
     (record,) = kept.records
@@ -53,7 +53,7 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left() -> None:
 def test_stages_that_ended_or_stand_still_are_not_told_again() -> None:
     clock, kept = _Clock(), _Kept()
     lines = ProgressLog(every_s=30.0, clock=clock)
-    with shown(kept):
+    with attach_handlers(kept):
         lines("poison", Progress(5, 5, "images"))
         lines("all stages", Progress(1, 9, "stages"))
         clock.now_s = 31.0
@@ -123,7 +123,7 @@ def test_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rate_and_time_left_begin_anew_with_another_unit_or_after_a_step_back(before: Progress) -> None:
     clock, kept = _Clock(), _Kept()
     lines = ProgressLog(every_s=30.0, clock=clock)
-    with shown(kept):
+    with attach_handlers(kept):
         for clock.now_s, progress in (
             (0.0, before),
             (10.0, Progress(40, 140, "steps")),

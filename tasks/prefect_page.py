@@ -1,6 +1,6 @@
-"""What Prefect's page shows of a run beside its stages: how far they are, the answer, and where to read on.
+"""What Prefect's page shows of a run besides its stages: their progress, the answer, and links.
 
-A window, not the record: all of it can be made again from the store.
+A view, not the record: all of it can be made again from the store.
 """
 
 import logging
@@ -21,14 +21,14 @@ from prefect.runtime import flow_run
 from ssl_backdoor.events import fields_of, tell
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.logs import Line, is_progress
+from tasks.logs import LineFormatter, is_progress
 
 _EVERY_S = 5.0
 
 
 @contextmanager
-def shown_if_it_can() -> Iterator[None]:
-    """Prefect's page is a window: where its server does not answer, the run goes on unseen."""
+def ignore_prefect_outage() -> Iterator[None]:
+    """Ignore, with a warning, that Prefect's server does not answer: the run continues without its page."""
     try:
         yield
     except httpx.HTTPError as error:
@@ -54,7 +54,7 @@ class StageProgress:
             if now - began_s < self._every_s and not (is_over and title in self._made):
                 return
             self._told_s[title] = now
-            with shown_if_it_can():
+            with ignore_prefect_outage():
                 self._tell(title, 100.0 * progress.done / max(1, progress.total))
 
     def _tell(self, title: str, percent: float) -> None:
@@ -76,7 +76,7 @@ class RunLog(APILogHandler):
     def __init__(self, flow_run_id: UUID) -> None:
         super().__init__()
         self._flow_run_id = flow_run_id
-        self.setFormatter(Line(has_time=False))  # the page says when, and how grave
+        self.setFormatter(LineFormatter(has_time=False))  # the page says when, and how grave
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record to Prefect's server, in a batch with others."""
@@ -89,7 +89,7 @@ class RunLog(APILogHandler):
 def publish(page: ArtifactRef, store: ArtifactStore, record_url: str) -> None:
     """The finished report as artifacts of the flow run: its answer and tables, its place, its record in MLflow."""
     text = (store.fetch(page, ["report.md"]) / "report.md").read_text(encoding="utf-8")
-    with shown_if_it_can():
+    with ignore_prefect_outage():
         create_markdown_artifact(f"{text}\n\nArtifact: `{page.uri}`\n", key="report", description="Answer and tables")
         if record_url.startswith("http"):
             create_link_artifact(record_url, "The record in MLflow, with the page", key="mlflow")
@@ -106,5 +106,5 @@ def announce(text: str) -> None:
             )
         ],
     )
-    with shown_if_it_can(), get_client(sync_client=True) as client:
+    with ignore_prefect_outage(), get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()
