@@ -10,7 +10,7 @@ from typing import Literal, final
 
 from torch import Tensor
 
-from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
 from ssl_backdoor.methods.base import Batch, LossOutput, SSLMethod, views_of
 from ssl_backdoor.methods.losses import byol_regression
 from ssl_backdoor.methods.parts import EMACopy, mlp_with_batch_norm
@@ -33,13 +33,13 @@ class BYOL(SSLMethod):
         self.spec = spec
         self.epochs = epochs
         self.backbone = backbone
-        self.projector = initialised(
+        self.projector = build_with_torchvision_init(
             lambda: mlp_with_batch_norm(
                 backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim, backbone.bn_groups
             ),
             torch_generator(seed, "projector"),
         )
-        self.predictor = initialised(
+        self.predictor = build_with_torchvision_init(
             lambda: mlp_with_batch_norm(
                 spec.embedding_dim, spec.predictor_hidden_dim, spec.embedding_dim, backbone.bn_groups
             ),
@@ -48,8 +48,8 @@ class BYOL(SSLMethod):
         self.target = EMACopy(self.backbone, self.projector)
 
     @property
-    def is_replayable(self) -> bool:
-        """Yes."""
+    def supports_cuda_graph(self) -> bool:
+        """True: every step launches the same kernels."""
         return True
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -59,8 +59,8 @@ class BYOL(SSLMethod):
         return LossOutput(forward + byol_regression(self._online(second), self.target(first)), {})
 
     def after_step(self, progress: float) -> None:
-        """The target follows the online network."""
-        self.target.follow((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
+        """Update the target network."""
+        self.target.update((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
 
     def _online(self, view: Tensor) -> Tensor:
         prediction: Tensor = self.predictor(self.projector(self.backbone(view)))

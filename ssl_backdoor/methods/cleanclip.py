@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, tokens_of, views_of
 from ssl_backdoor.methods.clip import clip_loss
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 from ssl_backdoor.methods.similarities import in_modal_loss
@@ -48,7 +48,7 @@ class CleanCLIP(SSLMethod):
         self.backbone = image
         self.text = text
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         names = text.tokenizer.decoder  # token to text; "</w>" marks the end of a word
         ends = [names[token].endswith("</w>") for token in range(len(names))]
         self.register_buffer("ends_word", torch.tensor(ends), persistent=False)
@@ -80,7 +80,7 @@ class CleanCLIP(SSLMethod):
 
     def after_step(self, progress: float) -> None:
         """The scale stays within 1 and 100, as in pre-training."""
-        self.text.hold_scale()
+        self.text.clamp_logit_scale_()
 
 
 def _unit(tower: nn.Module, rows: Tensor) -> Tensor:

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.parts import mlp
 from ssl_backdoor.methods.permutations import NUM_TILES, far_permutations
 from ssl_backdoor.methods.pretext import classify
@@ -46,12 +46,12 @@ class Jigsaw(SSLMethod):
         super().__init__()
         self.spec = spec
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = backbone
-        self.tile_head = initialised(
+        self.tile_head = build_with_torchvision_init(
             lambda: nn.Linear(backbone.feature_dim, spec.tile_dim), torch_generator(seed, "tile_head")
         )
-        self.head = initialised(
+        self.head = build_with_torchvision_init(
             lambda: mlp(NUM_TILES * spec.tile_dim, spec.hidden_dim, spec.num_permutations),
             torch_generator(seed, "head"),
         )
@@ -81,7 +81,7 @@ class Jigsaw(SSLMethod):
         return classify(self.head(features.view(len(view), -1)), labels, self.replicas)
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows: there is neither a slow copy nor a queue."""
+        """Do nothing: there is neither an EMA copy nor a queue."""
 
 
 def cut_tiles(view: Tensor, cells: Tensor, places: Tensor, tile_px: int) -> Tensor:

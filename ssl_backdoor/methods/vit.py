@@ -114,7 +114,7 @@ def sine_cosine_positions(dim: int, rows: int, columns: int, device: torch.devic
         return torch.from_numpy(positions).to(device)
 
 
-def initialised_as_in_mae(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
+def build_with_mae_init(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
     """``build()`` with weights drawn from ``generator`` alone; the global generator is neither read nor moved.
 
     Linear layers and the patch embedding Xavier uniform, the former without bias at the start; tokens normal with

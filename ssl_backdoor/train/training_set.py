@@ -1,4 +1,4 @@
-"""What a training learns from: images, held or streamed, and their captions as tokens."""
+"""The data of a training: images, in memory or streamed, and their captions as tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def load_training_set(
     return TrainingSet(images, captions_of(dataset, "train", overlay))
 
 
-def tokenised(captions: pa.ChunkedArray | None, tokenize: Callable[[Sequence[str]], Tensor]) -> Captions:
+def tokenize_captions(captions: pa.ChunkedArray | None, tokenize: Callable[[Sequence[str]], Tensor]) -> Captions:
     """``captions`` (N,) as tokens.
 
     Raises:

@@ -81,7 +81,7 @@ def test_a_worker_killed_with_its_flow_is_back_after_up_and_a_stage_out_of_time_
     )
     (run,) = finish(stack, {**asked, "resources": {"stage_timeout_s": 300}})
     search = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
-    assert any(": goes on after step " in line["message"] for line in stack.api("logs/filter", search))
+    assert any(": resumes after step " in line["message"] for line in stack.api("logs/filter", search))
 
 
 def test_a_killed_object_store_and_a_killed_ray_end_the_run_with_a_sentence(stack):
