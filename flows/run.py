@@ -28,7 +28,7 @@ from flows.recipes import RECIPES
 from flows.terminal.console import log_flow_run
 from ssl_backdoor import plugins
 from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
-from ssl_backdoor.events import LOG, tell
+from ssl_backdoor.events import LOG, log_event
 from ssl_backdoor.specs import (
     PLAIN_TEXT,
     Among,
@@ -148,7 +148,7 @@ def _answered(
             ExecutionContext(store.root, resources, ProgressMonitor(listener)), until=until, **sources
         ) as scheduler,
     ):
-        tell("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
+        log_event("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
         try:
             page = answer(scheduler, report)
         except IncompleteError as error:
@@ -159,7 +159,7 @@ def _answered(
             publish(page, store, record_url)
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
         text = text if failure is None else f"{failure}; {text}"
-        tell("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
+        log_event("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
     if _listener.get() is None:  # someone else than a shell may be watching
         announce(text)
     if failure is not None:

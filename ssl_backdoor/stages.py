@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
+from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
 from ssl_backdoor.errors import SpecError, printed, translate_os_errors
-from ssl_backdoor.events import about, tell
+from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
@@ -242,14 +242,14 @@ def run_stage(
 def _told(call: StageCall, store: ArtifactStore) -> Iterator[None]:
     """Tell when the stage begins and when it is finished: of several replicas the first."""
     began_s = time.perf_counter()
-    with about(**call.ids):
+    with log_context(**call.ids):
         if _is_leader():
             where: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
-            tell("begins", f"begins on {where['host']}, process {where['pid']}", **where)
+            log_event("begins", f"begins on {where['host']}, process {where['pid']}", **where)
         yield
         if _is_leader():
             seconds, uri = round(time.perf_counter() - began_s, 3), store.ref(call.stage, call.key).uri
-            tell("finished", f"finished after {seconds:,.1f} s", seconds=seconds, uri=uri)
+            log_event("finished", f"finished after {seconds:,.1f} s", seconds=seconds, uri=uri)
 
 
 def _is_leader() -> bool:
@@ -274,10 +274,10 @@ class StoreCheckpoints:
         return self.store.load_checkpoint(self.stage, self.key)
 
 
-def open_catalogue(store: ArtifactStore, ref: ArtifactRef) -> Catalogue:
+def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
     """The ingested dataset behind ``ref`` for those who need few of its images: of its shards they alone are read."""
     samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
-    return Catalogue(samples, *_ingested(store, ref), bring=lambda ranges: store.read(ref, ranges))
+    return LazyDataset(samples, *_ingested(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
 
 
 def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
@@ -311,7 +311,7 @@ def _body(
         case PoisonStage():
             from ssl_backdoor.poison.craft import poison
 
-            return poison(spec.attack, open_catalogue(store, inputs["dataset"]), out, spec.seed, on_progress)
+            return poison(spec.attack, open_lazy_dataset(store, inputs["dataset"]), out, spec.seed, on_progress)
         case FilterStage(defence=Filter() as chosen):
             from ssl_backdoor.detection.run import filter_samples
             from ssl_backdoor.device import pick_device
@@ -495,7 +495,7 @@ def _poisons(poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int 
     from ssl_backdoor.report.examples import read_examples
     from ssl_backdoor.report.stealth import stealth
 
-    dataset = open_catalogue(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
+    dataset = open_lazy_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
     reader = read_examples(dataset, open_overlay(store, poison), attack, NUM_LOOKED_AT)
     examples = list(islice(reader, shown))
     return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

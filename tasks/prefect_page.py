@@ -18,7 +18,7 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
-from ssl_backdoor.events import fields_of, tell
+from ssl_backdoor.events import fields_of, log_event
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from tasks.logs import LineFormatter, is_progress
@@ -32,7 +32,7 @@ def ignore_prefect_outage() -> Iterator[None]:
     try:
         yield
     except httpx.HTTPError as error:
-        tell("unseen", f"Prefect's page could not be written ({type(error).__name__})", logging.WARNING)
+        log_event("unseen", f"Prefect's page could not be written ({type(error).__name__})", logging.WARNING)
 
 
 class StageProgress:

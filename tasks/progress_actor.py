@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from logging import WARNING
 from typing import Any
 
-from ssl_backdoor.events import about, ids
+from ssl_backdoor.events import context_ids, log_context
 from ssl_backdoor.progress import Progress
 from tasks.logs import RelayHandler, attach_handlers, stderr_handler
 
@@ -60,7 +60,7 @@ class WorkerReporter:
     def __init__(self, actor: Any, title: str) -> None:
         self._actor = actor
         self._title = title
-        self._ids = dict(ids())  # of the flow that asks
+        self._ids = dict(context_ids())  # of the flow that asks
         self._last: Any = None
 
     def __call__(self, progress: Progress) -> None:
@@ -71,7 +71,7 @@ class WorkerReporter:
     def relay_events(self) -> Iterator[None]:
         """In the worker: send events of the block to the flow, and to stderr, which is a log file of Ray's."""
         self._actor.start_stage.remote(self._title)
-        with about(**self._ids), attach_handlers(stderr_handler(), RelayHandler(self._send_event)):
+        with log_context(**self._ids), attach_handlers(stderr_handler(), RelayHandler(self._send_event)):
             try:
                 yield
             finally:

@@ -21,7 +21,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
-from ssl_backdoor.events import about
+from ssl_backdoor.events import log_context
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import Finished, StageCall, run_stage
@@ -201,7 +201,7 @@ class ProgressMonitor:
                 replay(event)
             for title, progress in latest.items():
                 if seen.get(title) != progress:
-                    with about(**self._ids.get(title, {})):
+                    with log_context(**self._ids.get(title, {})):
                         self.listen(title, progress)
             seen = latest
             patience_s = _PATIENCE_S

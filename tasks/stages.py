@@ -19,7 +19,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from ssl_backdoor.errors import SslBackdoorError, StoreAwayError
-from ssl_backdoor.events import about, tell
+from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
 from ssl_backdoor.stages import Finished, StageCall, find_finished, run_stage
@@ -46,7 +46,7 @@ class ExecutionContext:
 
 
 def _run(call: StageCall, context: ExecutionContext) -> State[ArtifactRef]:
-    with about(task_run_id=task_run.id, **call.ids), _log_failure(context):
+    with log_context(task_run_id=task_run.id, **call.ids), _log_failure(context):
         finished = _find_or_make(call, context)
     name = "Reused" if finished.reused else "Completed"
     return Completed(name=name, message=finished.ref.uri, data=finished.ref)
@@ -62,11 +62,11 @@ def _log_failure(context: ExecutionContext) -> Iterator[None]:
     except StoreAwayError as error:
         is_over = task_run.run_count > context.resources.store_retries
         what = "failed" if is_over else "waits, then tries again"
-        tell(what.split(",")[0], f"{what}: {error}", logging.ERROR if is_over else logging.WARNING)
+        log_event(what.split(",")[0], f"{what}: {error}", logging.ERROR if is_over else logging.WARNING)
         raise
     except Exception as error:
         kind = "" if isinstance(error, SslBackdoorError) else f"{type(error).__name__}: "
-        tell("failed", f"failed: {kind}{error}", logging.ERROR)
+        log_event("failed", f"failed: {kind}{error}", logging.ERROR)
         raise
     finally:
         if is_over:
@@ -77,7 +77,7 @@ def _find_or_make(call: StageCall, context: ExecutionContext) -> Finished:
     context.monitor.raise_if_aborted()
     store = open_store(context.store_uri)
     if (finished := find_finished(call, store)) is not None:  # before this stage queues for a slot
-        tell("reused", "Reused: it was there already", uri=finished.ref.uri)
+        log_event("reused", "Reused: it was there already", uri=finished.ref.uri)
         return finished
     if call.stage in ON_RAY:
         return run_on_ray(call, context.store_uri, context.resources, context.monitor)

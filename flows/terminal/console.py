@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from ssl_backdoor.events import about, ids, tell
+from ssl_backdoor.events import context_ids, log_context, log_event
 from ssl_backdoor.progress import Progress
 from tasks import logs
 
@@ -81,7 +81,7 @@ class ProgressLog:
             _, begun = self._begun.setdefault(title, (now, progress))
             if progress.unit != begun.unit or progress.done < begun.done:  # another part of the stage, or taken up anew
                 self._begun[title] = (now, progress)
-            self._latest[title] = (progress, ids())
+            self._latest[title] = (progress, context_ids())
             if now - self._reported_s < self._every_s:
                 return
             self._reported_s = now
@@ -101,7 +101,7 @@ class ProgressLog:
             text += f", {rate:,.0f} {progress.unit}/s" if rate >= 1 else ""
             text += f", {timedelta(seconds=fields['left_s'])} left"
         text += f", {progress.note}" if progress.note else ""
-        tell("progress", text, **{**about_it, "title": title, **fields})
+        log_event("progress", text, **{**about_it, "title": title, **fields})
 
 
 @contextmanager
@@ -134,7 +134,7 @@ def log_flow_run(flow_run_id: UUID) -> Iterator["Listener"]:
 
     others = logs.root_logger_as_json() if logs.is_json() else nullcontext()
     with (
-        about(flow_run_id=str(flow_run_id)),
+        log_context(flow_run_id=str(flow_run_id)),
         logs.attach_handlers(logs.stderr_handler(), prefect_page.RunLog(flow_run_id)),
         others,
     ):

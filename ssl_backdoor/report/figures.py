@@ -36,7 +36,7 @@ from ssl_backdoor.report.drawing import (
 from ssl_backdoor.report.runs import ARMS, Scored, classes_of, pair_of, predicted, shown_probes
 from ssl_backdoor.report.text import ARM_LABELS, effect_quantities, probe_label
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 MAX_CLASSES = 15  # beyond this many, the classes with the most false positives are shown
 MAX_EXAMPLES = 6
@@ -255,7 +255,7 @@ def embedding(main: Sequence[Scored]) -> Picture | None:
     if not shown:
         return None
     with threadpool_limits(limits=1):  # spinning OpenMP threads on shared cores make this tenfold slower
-        maps = list(side_by_side(_mapped, shown, len(shown)))
+        maps = list(parallel_map(_mapped, shown, len(shown)))
     figure = Figure(figsize=(4.9 * max(len(shown), 1), 5.0), layout="constrained")
     grid = panels(figure, len(shown))
     for axes, one, places in zip(grid, shown, maps, strict=True):

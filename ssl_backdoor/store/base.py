@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ssl_backdoor.errors import SpecError, StoreError
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import Spec, Stage
 
 MANIFEST = "manifest.json"
@@ -225,7 +225,9 @@ def warn_skipped(ref: ArtifactRef, found: Sequence[Checkpoint], used: Checkpoint
         steps = ", ".join(f"{each.step:,}" for each in skipped)
         onwards = f"resumes from step {used.step:,}" if used else "starts again from step 0"
         about = {"stage": ref.stage, "key": ref.key}
-        tell("damaged", f"checkpoints after steps {steps} are damaged and skipped; {onwards}", logging.WARNING, **about)
+        log_event(
+            "damaged", f"checkpoints after steps {steps} are damaged and skipped; {onwards}", logging.WARNING, **about
+        )
 
 
 def check_name(name: str) -> str:

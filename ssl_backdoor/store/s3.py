@@ -55,7 +55,7 @@ from ssl_backdoor.store.base import (
     stale_checkpoints,
     warn_skipped,
 )
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 _TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
@@ -139,7 +139,7 @@ class S3Store(ArtifactStore):
             last = wanted.offset + wanted.size - 1
             return self._read(self._key(ref, parts, wanted.name), Range=f"bytes={wanted.offset}-{last}") or b""
 
-        return side_by_side(one, ranges, REQUESTS)
+        return parallel_map(one, ranges, REQUESTS)
 
     @override
     def commit(

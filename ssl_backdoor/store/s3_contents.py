@@ -12,7 +12,7 @@ from ssl_backdoor.errors import StoreError
 from ssl_backdoor.store.base import MANIFEST, REQUESTS, ArtifactRef, Manifest, parse_manifest
 from ssl_backdoor.store.contents import Contents, Entry
 from ssl_backdoor.store.s3 import S3Store, cache_folder
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 _UNSUPPORTED_STATUSES = (403, 404, 405, 501)
 
@@ -57,7 +57,7 @@ class S3Contents(Contents):
 
     @override
     def delete_entries(self, entries: Sequence[Entry]) -> None:
-        for _ in side_by_side(self._remove, entries, REQUESTS):
+        for _ in parallel_map(self._remove, entries, REQUESTS):
             pass
 
     @override

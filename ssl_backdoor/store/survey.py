@@ -12,7 +12,7 @@ from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, REQUESTS, ArtifactRef, ArtifactStore, Checkpoint, Manifest
 from ssl_backdoor.store.contents import Contents, Entry, LocalContents
 from ssl_backdoor.store.local import LocalStore
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 _STAGE, _KEY, _ATTEMPT = "|".join(get_args(Stage)), "[0-9a-f]{64}", "[0-9a-f]{32}"
 # Stricter than a store is: a folder of somebody's own that is called `train` is never taken for one of ours.
@@ -191,7 +191,7 @@ def _manifests(
         except StoreError as error:
             return None if store.find(ref.stage, ref.key) is None else str(error)
 
-    for done, manifest in enumerate(side_by_side(read, entries, REQUESTS), 1):
+    for done, manifest in enumerate(parallel_map(read, entries, REQUESTS), 1):
         on_progress(Progress(done, len(entries), "manifests"))
         yield manifest
 

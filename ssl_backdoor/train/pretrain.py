@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ssl_backdoor.allocator import freed_memory_kept
+from ssl_backdoor.allocator import retain_freed_memory
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.device import pick_device
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import log_event
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -135,7 +135,7 @@ def train_backbone(
     views = views or [spec.views] * method.num_views
     batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device)
     session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
-    with freed_memory_kept():
+    with retain_freed_memory():
         summary = session.run(batches, resources, device)
     if replicas.index == 0:
         save_backbone(method.backbone, spec.bn_groups, out)
@@ -194,7 +194,7 @@ class _Session:
         self.all_reduce_batch_norm_stats()
         speed = meter.summary()
         if self.replicas.index == 0:
-            tell("trained", format_summary(speed), images_per_second=speed["images_per_second"])
+            log_event("trained", format_summary(speed), images_per_second=speed["images_per_second"])
         return {
             "steps": self.num_steps,
             "final_loss": self.final_loss,
@@ -211,7 +211,7 @@ class _Session:
         restored = restore(data, self.method, self.optimizer)
         self.curves.restore(restored.extra)
         if self.replicas.index == 0:
-            tell("resumes", f"resumes after step {restored.step:,} of {self.num_steps:,}", step=restored.step)
+            log_event("resumes", f"resumes after step {restored.step:,} of {self.num_steps:,}", step=restored.step)
         return restored.step
 
     def on_step(self, log: StepLog) -> None:

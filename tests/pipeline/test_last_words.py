@@ -10,7 +10,7 @@ import json, os, time
 
 import ray
 
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import log_event
 from tasks import embedded_ray
 from tasks.progress_actor import WorkerReporter
 
@@ -30,7 +30,7 @@ class SlowProgressActor:
 def stage(reporter):
     began_s = time.time()
     with reporter.relay_events():
-        tell("begins", "begins", key="a")
+        log_event("begins", "begins", key="a")
     return os.getpid(), began_s, time.time()
 
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from ssl_backdoor.events import LOG, about, tell
+from ssl_backdoor.events import LOG, log_context, log_event
 from tasks.logs import JsonFormatter, LineFormatter, RelayHandler, attach_handlers, replay, root_logger_as_json
 
 
@@ -25,8 +25,8 @@ IDS = {"flow_run_id": "run-1", "stage": "train", "key": "4f2a90c1b2d3e4f5", "tit
 
 def told_as(formatter: logging.Formatter, message: str, **fields: object) -> str:
     kept = _Kept(formatter)
-    with attach_handlers(kept), about(**IDS):
-        tell("finished", message, **fields)
+    with attach_handlers(kept), log_context(**IDS):
+        log_event("finished", message, **fields)
     (line,) = kept.lines
     return line
 
@@ -79,8 +79,8 @@ def test_a_traceback_is_told_without_secrets(formatter: logging.Formatter, monke
 
 def test_what_another_process_told_is_told_here_as_it_was() -> None:
     there, here, direct = [], _Kept(JsonFormatter()), _Kept(JsonFormatter())
-    with attach_handlers(RelayHandler(there.append), direct), about(**IDS, host="node-3"):
-        tell("begins", "100% of it begins", pid=7)
+    with attach_handlers(RelayHandler(there.append), direct), log_context(**IDS, host="node-3"):
+        log_event("begins", "100% of it begins", pid=7)
         LOG.warning("plain %s", "words")
     with attach_handlers(here):
         for record in there:
@@ -92,7 +92,7 @@ def test_what_another_process_told_is_told_here_as_it_was() -> None:
 def test_nobody_who_listens_for_warnings_alone_is_told_more() -> None:
     there: list[dict[str, object]] = []
     with attach_handlers(RelayHandler(there.append)):
-        tell("begins", "begins")
+        log_event("begins", "begins")
     kept = _Kept(LineFormatter())
     with attach_handlers(kept):
         LOG.setLevel(logging.WARNING)
@@ -113,7 +113,7 @@ def test_what_other_libraries_log_has_the_ids_too(
 ) -> None:
     monkeypatch.setenv("SSL_BACKDOOR_LOG", "json")
     before = list(logging.getLogger().handlers)
-    with about(flow_run_id="run-1"), root_logger_as_json():
+    with log_context(flow_run_id="run-1"), root_logger_as_json():
         logging.getLogger("another.library").warning("it is %s", "late")
     told = json.loads(capsys.readouterr().err)
     assert (told["level"], told["flow_run_id"], told["message"]) == ("warning", "run-1", "it is late")

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from ssl_backdoor.errors import TrainingError, UserError
-from ssl_backdoor.events import about, ids
+from ssl_backdoor.events import context_ids, log_context
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, Resources, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, StageCall
@@ -62,10 +62,10 @@ def test_an_actor_that_was_restarted_counts_a_stages_time_from_what_it_hears(mon
 
 def test_progress_of_a_stage_has_its_ids_and_that_of_the_flow_the_flows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[str, dict[str, str]]] = []
-    with about(flow_run_id="run-1"):
-        monitor = ProgressMonitor(lambda title, _: heard.append((title, dict(ids()))))
+    with log_context(flow_run_id="run-1"):
+        monitor = ProgressMonitor(lambda title, _: heard.append((title, dict(context_ids()))))
     monitor.add_stage(CALL)
-    with about(flow_run_id="run-1", **CALL.ids):
+    with log_context(flow_run_id="run-1", **CALL.ids):
         monitor.finish_stage()
     progress = ProgressActor()
     progress.set_progress(CALL.title, Progress(1, 2, "images"))
