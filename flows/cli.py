@@ -1,6 +1,6 @@
-"""The ``ssl-backdoor`` command: parse, call, tell.
+"""The ``ssl-backdoor`` command: parse arguments, run, print.
 
-Exit codes: 0 done, 1 something failed, 2 the user can mend it, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 something failed, 2 a mistake that the user can fix, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def program() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, call, tell; ends in SystemExit."""
-    gc.set_threshold(100_000)  # what imports make stays: looking through it again and again takes a second of a command
+    """Parse arguments, run the command and print its result; ends in SystemExit."""
+    gc.set_threshold(100_000)  # imported objects stay: scanning them again and again takes a second of a command
     options = parse(arguments, _COMMANDS)
     signal.signal(signal.SIGTERM, _terminated)
     try:
@@ -60,12 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 2
     except KeyboardInterrupt as error:
         print(
-            "\nssl-backdoor: interrupted; finished stages and checkpoints are kept, the same command goes on.",
+            "\nssl-backdoor: interrupted; finished stages and checkpoints are kept; "
+            "run the same command again to resume.",
             file=sys.stderr,
         )
         code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
     sys.stdout.flush()
-    gc.freeze()  # the interpreter's last search for garbage would take another
+    gc.freeze()  # the interpreter's last collection would take another
     sys.exit(code)
 
 
@@ -98,7 +99,7 @@ def _estimate(options: argparse.Namespace) -> int:
     from flows.terminal.console import reserve_stdout
     from ssl_backdoor.store import open_store
 
-    report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
+    report = _plan(options, _parse_request(options), has_data=bool(options.data or options.images))
     store = open_store(options.store or settings.default_store())
     with reserve_stdout():
         from flows.estimate.command import EstimateOptions, estimate
@@ -112,7 +113,7 @@ def _estimate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
+def _parse_request(options: argparse.Namespace) -> dict[str, Any]:
     from flows.overrides import with_list
     from flows.recipes import load_own
     from ssl_backdoor import plugins
@@ -133,12 +134,12 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from ssl_backdoor.store import open_store
 
-    asked = _asked(options)
-    report = _planned(options, asked)
+    asked = _parse_request(options)
+    report = _plan_and_confirm(options, asked)
     store = open_store(options.store or settings.default_store())
     store.check()
 
-    is_slow = embedded_prefect.needs_new_database()
+    is_first_run = embedded_prefect.needs_new_database()
     embedded_prefect.start()
     from flows.matrix import IncompleteError
     from flows.run import experiment, matrix, report_progress_to
@@ -147,10 +148,10 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from tasks.ray_fit import connect_ahead, disconnect
 
     resources = Resources(workers=options.workers)
-    if is_slow and options.until not in ("ingest", "poison"):
+    if is_first_run and options.until not in ("ingest", "poison"):
         connect_ahead(resources)
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
-    threading.Thread(target=_warm, args=(options.until, is_slow), daemon=True).start()
+    threading.Thread(target=_import_ahead, args=(options.until, is_first_run), daemon=True).start()
 
     missing: tuple[str, ...] = ()
     try:
@@ -175,15 +176,15 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     return describe(report, page, store, options.until) | {"missing": list(missing)}
 
 
-def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
-    """What the flow will plan, so that a mistake is told before anything starts.
+def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
+    """The report that the flow will plan, so that a mistake is reported before anything starts.
 
     Raises:
-        SpecError: the command line cannot be meant so.
+        SpecError: the command line is not a valid run.
     """
     report = _plan(options, asked, has_data=options.data is not None)
-    if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
-        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes")
+    if len(report.runs) > MANY_RUNS and not options.yes and not _confirm(len(report.runs)):
+        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or give --yes")
     return report
 
 
@@ -193,21 +194,21 @@ def _plan(options: argparse.Namespace, asked: dict[str, Any], *, has_data: bool)
     return plan(**asked, methods=options.methods, size=options.size, has_data=has_data)
 
 
-def _agreed(num_runs: int) -> bool:
-    """Ask, where someone is there to answer."""
+def _confirm(num_runs: int) -> bool:
+    """Ask for confirmation at a terminal; False without one."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"ssl-backdoor: this is {num_runs:,} runs. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"ssl-backdoor: this is {num_runs:,} runs. Continue? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _warm(until: Stage, is_first: bool) -> None:
+def _import_ahead(until: Stage, is_first: bool) -> None:
     importlib.import_module("flows.commands.results")
     if until == "report":
         from tasks.tracking import open_ahead
 
         open_ahead()
-        if is_first:  # nothing can be reused: a report will be drawn
+        if is_first:  # nothing can be reused: a report will be rendered
             importlib.import_module("ssl_backdoor.report.page")
 
 
@@ -317,7 +318,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     findings = examine(options.store or settings.default_store())
     for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'MEND'} {finding.name:<10} {finding.text}")
+        print(f"{'ok  ' if finding.ok else 'FIX '} {finding.name:<10} {finding.text}")
     return 0 if all(finding.ok for finding in findings) else 2
 
 

@@ -7,7 +7,7 @@ Ray cluster holds, and a cell that fails leaves the others: it is listed with it
 from collections.abc import Mapping, Sequence
 
 from flows.overrides import of_runs
-from flows.pipeline import Evidence, check_attacks, numbered, state_runs
+from flows.pipeline import Evidence, check_attacks, number_evidence, plan_runs
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.specs import ReportSpec
 from ssl_backdoor.stages import run_name
@@ -24,7 +24,7 @@ class IncompleteError(TrainingError):
         self.page = page
 
 
-def every_cell(scheduler: StageScheduler, report: ReportSpec) -> ArtifactRef:
+def run_matrix(scheduler: StageScheduler, report: ReportSpec) -> ArtifactRef:
     """Answer ``report.question`` with the cells that came through; those that failed are listed in ``missing``.
 
     Raises:
@@ -33,10 +33,10 @@ def every_cell(scheduler: StageScheduler, report: ReportSpec) -> ArtifactRef:
         TrainingError: no cell came through.
     """
     check_attacks(scheduler, report.runs)
-    evidence = state_runs(scheduler, report.runs)
+    evidence = plan_runs(scheduler, report.runs)
     causes = scheduler.collect_failures()
     kept, missing = sift(report, evidence, causes)
-    page = scheduler.report(kept, numbered(whole(evidence, causes)))
+    page = scheduler.report(kept, number_evidence(whole(evidence, causes)))
     scheduler.wait(page)
     if missing:
         raise IncompleteError(missing, page)

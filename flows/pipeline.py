@@ -22,8 +22,8 @@ Evidence = Mapping[str, ArtifactRef]
 """Of one run: role -> artifact."""
 
 
-def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
-    """``names``, numbered where different things share one."""
+def disambiguate(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
+    """``names``, number_evidence where different things share one."""
     numbers: dict[str, dict[Hashable, int]] = {}
     for name, thing in zip(names, things, strict=True):
         same = numbers.setdefault(name, {})
@@ -34,7 +34,7 @@ def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
     ]
 
 
-def attack_and_defence(planner: StagePlanner, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
+def plan_run(planner: StagePlanner, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
     """The experiment: an attacker, an encoder, a defender, and what can be measured of all three.
 
     An attacker poisons a few images, adds a few pairs or tampers with an encoder; an encoder is trained on the poisoned
@@ -83,7 +83,7 @@ def attack_and_defence(planner: StagePlanner, run: RunSpec, name: str, clean: st
 
 
 def check_attacks(planner: StageScheduler, runs: Sequence[RunSpec]) -> None:
-    """Ingest, and poison for one seed of each attack: a mistake in either is told before any training begins.
+    """Ingest, and poison for one seed of each attack: a mistake in either is reported before any training begins.
 
     Raises:
         SslBackdoorError: what one of these stages raised.
@@ -99,29 +99,26 @@ def check_attacks(planner: StageScheduler, runs: Sequence[RunSpec]) -> None:
     planner.wait()
 
 
-def state_runs(planner: StagePlanner, runs: Sequence[RunSpec]) -> list[Evidence]:
-    """State every stage of every run; the evidence of each run, as it will be."""
-    names = apart([run_name(run) for run in runs], runs)
+def plan_runs(planner: StagePlanner, runs: Sequence[RunSpec]) -> list[Evidence]:
+    """Submit every stage of every run; return the references of each run's artifacts."""
+    names = disambiguate([run_name(run) for run in runs], runs)
     labels = [f"{f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
-    cleans = apart(labels, [(run.dataset, run.train) for run in runs])
-    return [
-        dict(attack_and_defence(planner, run, name, clean))
-        for run, name, clean in zip(runs, names, cleans, strict=True)
-    ]
+    cleans = disambiguate(labels, [(run.dataset, run.train) for run in runs])
+    return [dict(plan_run(planner, run, name, clean)) for run, name, clean in zip(runs, names, cleans, strict=True)]
 
 
-def numbered(evidence: Sequence[Evidence]) -> Evidence:
+def number_evidence(evidence: Sequence[Evidence]) -> Evidence:
     """The evidence of all runs under "RUN/ROLE", as a report reads it."""
     return {f"{index:03d}/{role}": ref for index, one in enumerate(evidence) for role, ref in one.items()}
 
 
-def every_run(planner: StageScheduler, report: ReportSpec) -> ArtifactRef:
+def run_experiment(planner: StageScheduler, report: ReportSpec) -> ArtifactRef:
     """Answer ``report.question`` with all of its runs; the first failure ends the flow.
 
     Raises:
         SslBackdoorError: what a stage raised.
     """
     check_attacks(planner, report.runs)
-    page = planner.report(report, numbered(state_runs(planner, report.runs)))
+    page = planner.report(report, number_evidence(plan_runs(planner, report.runs)))
     planner.wait()
     return page

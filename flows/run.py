@@ -20,9 +20,9 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings
-from flows.matrix import IncompleteError, every_cell
+from flows.matrix import IncompleteError, run_matrix
 from flows.overrides import describe
-from flows.pipeline import every_run
+from flows.pipeline import run_experiment
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
 from flows.terminal.console import log_flow_run
@@ -63,7 +63,7 @@ _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @contextmanager
 def report_progress_to(listener: Listener) -> Iterator[None]:
-    """``listener`` hears of the progress of flows inside the block, in place of a log and Prefect's page."""
+    """Send the progress of flows inside the block to ``listener``, in place of a log and Prefect's page."""
     token = _listener.set(listener)
     try:
         yield
@@ -133,17 +133,17 @@ def run(
     with ignore_prefect_outage():
         register_flow_run(UUID(flow_run.id))
     report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
-    return _answered(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
+    return _run_and_publish(ANSWERS[str(flow_run.flow_name)], report, store, resources, until, sources)
 
 
-def _answered(
+def _run_and_publish(
     answer: Answer, report: ReportSpec, store_uri: str, resources: Resources, until: Stage, sources: dict[str, Any]
 ) -> State[ArtifactRef]:
     store = open_store(store_uri or settings.default_store())
     store.check()
     failure: IncompleteError | None = None
     with (
-        _listening() as listener,
+        _progress_listener() as listener,
         StageScheduler(
             ExecutionContext(store.root, resources, ProgressMonitor(listener)), until=until, **sources
         ) as scheduler,
@@ -168,8 +168,8 @@ def _answered(
 
 
 @contextmanager
-def _listening() -> Iterator[Listener]:
-    """Who hears of progress: whom a shell named, or else a log and Prefect's page; then nothing is left on Ray."""
+def _progress_listener() -> Iterator[Listener]:
+    """The progress listener: the shell's, or else a log and Prefect's page; in that case Ray is left at the end."""
     if (named := _listener.get()) is not None:
         yield named
         return
@@ -181,8 +181,8 @@ def _listening() -> Iterator[Listener]:
 
 
 @wraps(run)
-def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
-    """``run``; whatever goes wrong is the last state's message, in one sentence."""
+def _run_with_short_errors(*args: Any, **parameters: Any) -> State[ArtifactRef]:
+    """``run``; an error becomes the last state's message, in one sentence."""
     try:
         return run(*args, **parameters)
     except SslBackdoorError as error:
@@ -195,8 +195,8 @@ def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
         return Failed(message=sentence(error), data=error)
 
 
-def _tell_unknown(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """End in one sentence what Prefect did not begin: it compares names, without a word, before it calls a flow."""
+def _fail_unknown_parameters(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Fail with one sentence a run with unknown parameters: Prefect crashes it without a message before the flow."""
     known = flow.parameters.properties
     if unknown := sorted(flow_run.parameters.keys() - known.keys()):
         message = printed(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
@@ -205,7 +205,7 @@ def _tell_unknown(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) ->
 
 
 class _ClosedFlow(Flow[..., Any]):
-    """A flow that tells a server of its own, where nothing names one, and refuses parameters in one sentence."""
+    """A flow that starts its own server, where no variable names one, and refuses parameters in one sentence."""
 
     @override
     def __call__(self, *args: Any, **parameters: Any) -> Any:
@@ -220,16 +220,16 @@ class _ClosedFlow(Flow[..., Any]):
             raise SpecError(printed(str(error)).removeprefix("Flow run received invalid parameters: - ")) from error
 
 
-ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
+ANSWERS: dict[str, Answer] = {"experiment": run_experiment, "matrix": run_matrix}
 
 
 def _flow(name: str) -> Flow[Any, Any]:
     runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
-    ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_tell_unknown]}
-    return _ClosedFlow(_in_one_sentence, name, flow_run_name="{recipe}", **ways)
+    ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_fail_unknown_parameters]}
+    return _ClosedFlow(_run_with_short_errors, name, flow_run_name="{recipe}", **ways)
 
 
 experiment = _flow("experiment")
-"""Every run must come through."""
+"""Every run must succeed."""
 matrix = _flow("matrix")
-"""A run that fails leaves the others; the flow then ends as failed, with a report of those that came through."""
+"""A failed run does not stop the others; the flow then ends as failed, with a report of those that succeeded."""

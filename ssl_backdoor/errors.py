@@ -1,7 +1,7 @@
 """One exception tree.
 
 SslBackdoorError
-├── UserError            the user can mend it: one sentence, exit code 2
+├── UserError            the user can fix it: one sentence, exit code 2
 │   ├── SpecError        a value in a spec or on the command line
 │   ├── DataError        the images, captions or archives that were given
 │   ├── StoreError       the artifact store: missing, unwritable, full, refused
@@ -22,8 +22,8 @@ _ADVICE = {
     errno.ENOSPC: "disk full; free some space or choose another place",
     errno.EDQUOT: "disk full (quota); free some space or choose another place",
     errno.EFBIG: "a file grew too large for this place or for this user's limit (ulimit -f); choose another place",
-    errno.EACCES: "not writable or readable for this user; choose another place or mend its rights",
-    errno.EPERM: "not writable or readable for this user; choose another place or mend its rights",
+    errno.EACCES: "not writable or readable for this user; choose another place or fix its permissions",
+    errno.EPERM: "not writable or readable for this user; choose another place or fix its permissions",
     errno.EROFS: "not writable (a read-only file system); choose another place",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
     errno.EEXIST: "a file stands where a folder is needed; choose another place",
@@ -35,7 +35,7 @@ class SslBackdoorError(Exception):
 
 
 class UserError(SslBackdoorError):
-    """Something the user can mend. The message says what was expected, what was found and what to do."""
+    """A mistake that the user can fix. The message says what was expected, what was found and what to do."""
 
 
 class SpecError(UserError, ValueError):

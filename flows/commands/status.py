@@ -25,7 +25,7 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
         StoreError: the store, or what `make up` keeps, cannot be read.
         SpecError: a variable of this shell names a server by what is no address.
     """
-    found, named = survey(store, on_progress), servers.named()
+    found, named = survey(store, on_progress), servers.find_named()
     rubbish = [*found.attempts, *found.temporary]
     rubbish += [group for ref, group in found.checkpoints.items() if ref in found.artifacts]
     reports = sorted(
@@ -46,7 +46,7 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
         "unknown": [entry.name for entry in found.unknown_files],
         "reports": [_report(ref, one) for ref, one in reports],
         "servers": {one.name: {"address": one.address, "answers": one.is_up} for one in named},
-        "services": servers.of_home(),
+        "services": servers.probe_home(),
         "mlflow": _mlflow(reports, named),
     }
 

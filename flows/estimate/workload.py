@@ -5,7 +5,7 @@ from typing import NamedTuple, assert_never, final
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from flows.pipeline import numbered, state_runs
+from flows.pipeline import number_evidence, plan_runs
 from ssl_backdoor.data.images import inspect
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
@@ -90,7 +90,7 @@ def plan_stages(
         SpecError: data that are needed were not named.
     """
     planner = DryRunPlanner(store, digest, data, probe_data, test_data)
-    planner.report(report, numbered(state_runs(planner, report.runs)))
+    planner.report(report, number_evidence(plan_runs(planner, report.runs)))
     return planner.calls
 
 

@@ -27,6 +27,6 @@ def test_a_line_can_be_kept_and_holds_no_password():
 
 
 def test_a_full_disk_and_others_are_named():
-    for number, words in ((28, "disk full"), (122, "quota"), (30, "read-only"), (13, "rights"), (5, "Input/output")):
+    for number, words in ((28, "disk full"), (122, "quota"), (30, "read-only"), (13, "fix its"), (5, "Input/output")):
         with pytest.raises(StoreError, match=words), translate_os_errors("the store x"):
             raise OSError(number, "Input/output error")
