@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse arguments, run the command and print its result; ends in SystemExit."""
     gc.set_threshold(100_000)  # imported objects stay: scanning them again and again takes a second of a command
     options = parse(arguments, _COMMANDS)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         settings.embed()
         code = options.command(options)
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
-def _terminated(*_: object) -> NoReturn:
+def _raise_terminated(*_: object) -> NoReturn:
     raise _Terminated
 
 
@@ -205,9 +205,9 @@ def _confirm(num_runs: int) -> bool:
 def _import_ahead(until: Stage, is_first: bool) -> None:
     importlib.import_module("flows.commands.results")
     if until == "report":
-        from tasks.tracking import open_ahead
+        from tasks.tracking import open_database_ahead
 
-        open_ahead()
+        open_database_ahead()
         if is_first:  # nothing can be reused: a report will be rendered
             importlib.import_module("ssl_backdoor.report.page")
 

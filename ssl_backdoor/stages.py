@@ -48,7 +48,7 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
-NUM_LOOKED_AT = 50  # poisons of each attack, at most, that a report compares with their originals
+MAX_INSPECTED_POISONS = 50  # poisons of each attack, at most, that a report compares with their originals
 
 
 class IngestStage(Spec):
@@ -220,7 +220,7 @@ def run_stage(
         return finished
     started = time.perf_counter()
     room = translate_os_errors(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", only_full=True)
-    with _told(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
+    with _log_stage(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
         summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
         if not _is_leader():
             return Finished(store.ref(call.stage, call.key), reused=False)
@@ -239,8 +239,8 @@ def run_stage(
 
 
 @contextmanager
-def _told(call: StageCall, store: ArtifactStore) -> Iterator[None]:
-    """Tell when the stage begins and when it is finished: of several replicas the first."""
+def _log_stage(call: StageCall, store: ArtifactStore) -> Iterator[None]:
+    """Log when the stage begins and when it is finished; of several replicas only the first does."""
     began_s = time.perf_counter()
     with log_context(**call.ids):
         if _is_leader():
@@ -275,18 +275,18 @@ class StoreCheckpoints:
 
 
 def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
-    """The ingested dataset behind ``ref`` for those who need few of its images: of its shards they alone are read."""
+    """The ingested dataset behind ``ref``, reading from its shards only the images that are asked for."""
     samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
-    return LazyDataset(samples, *_ingested(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
+    return LazyDataset(samples, *_read_classes_and_spec(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
 
 
 def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
     """The ingested dataset behind ``ref``."""
     folder = store.fetch(ref)
-    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_ingested(store, ref))
+    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_read_classes_and_spec(store, ref))
 
 
-def _ingested(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
+def _read_classes_and_spec(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
     """The classes of an ingested dataset, and its spec."""
     manifest = store.manifest(ref)
     return tuple(manifest.summary["classes"]), IngestStage.model_validate(manifest.spec).dataset
@@ -491,11 +491,11 @@ def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[st
 
 
 def _poisons(poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6) -> tuple[list[Any], Any]:
-    """The first poisoned images beside their originals, and how visible the first ``NUM_LOOKED_AT`` of them are."""
+    """The first poisoned images with their originals, and how visible the first ``MAX_INSPECTED_POISONS`` are."""
     from ssl_backdoor.report.examples import read_examples
     from ssl_backdoor.report.stealth import stealth
 
     dataset = open_lazy_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
-    reader = read_examples(dataset, open_overlay(store, poison), attack, NUM_LOOKED_AT)
+    reader = read_examples(dataset, open_overlay(store, poison), attack, MAX_INSPECTED_POISONS)
     examples = list(islice(reader, shown))
     return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

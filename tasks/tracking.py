@@ -89,8 +89,8 @@ def reindex(store: ArtifactStore) -> Iterator[str]:
         yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {write(ref, store, client)}"
 
 
-def open_ahead() -> None:
-    """Open MLflow's database, or make it, which takes seconds, so that ``record`` need not; it tells what is wrong."""
+def open_database_ahead() -> None:
+    """Open or create MLflow's database, which takes seconds, before ``record`` needs it; errors are left to that."""
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///"))
@@ -136,7 +136,7 @@ def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient
     return whole[0]
 
 
-def recorded(recipes: Iterable[str]) -> set[str]:
+def find_recorded(recipes: Iterable[str]) -> set[str]:
     """Keys of the reports of ``recipes`` that MLflow holds whole.
 
     Raises:

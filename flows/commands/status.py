@@ -102,14 +102,14 @@ def _mlflow(reports: Sequence[tuple[ArtifactRef, Artifact]], named: Sequence[ser
     is_new = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
     if is_new or not reports:
         return {"missing": len(reports)}
-    from tasks.tracking import recorded  # takes seconds to import
+    from tasks.tracking import find_recorded  # takes seconds to import
 
     recipes = {str(one.manifest.spec.get("recipe", "")) for _, one in reports}
     try:
-        held = recorded(recipes)
+        in_mlflow = find_recorded(recipes)
     except StoreError as error:
         return {"missing": None, "reason": str(error)}
-    return {"missing": sum(ref.key not in held for ref, _ in reports)}
+    return {"missing": sum(ref.key not in in_mlflow for ref, _ in reports)}
 
 
 def _work_lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -62,7 +62,7 @@ class CleanCLIP(SSLMethod):
         """CLIP's loss and the weighted mean of the two in-modal ones, over the global batch."""
         tokens = tokens_of(batch)
         image, image_twin = (_unit(self.backbone, view) for view in views_of(batch, self.num_views))
-        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edited(tokens, batch.step)))
+        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edit_captions(tokens, batch.step)))
         scale = self.text.logit_scale.exp()
         cross_modal = clip_loss(image, text, scale, self.replicas)
         of_images = in_modal_loss(image, image_twin, scale, self.replicas)
@@ -71,7 +71,7 @@ class CleanCLIP(SSLMethod):
         logs = {"cross_modal": cross_modal, "in_modal_image": of_images, "in_modal_text": of_captions}
         return LossOutput(loss, {name: value.detach() for name, value in logs.items()})
 
-    def edited(self, tokens: Tensor, step: int) -> Tensor:
+    def edit_captions(self, tokens: Tensor, step: int) -> Tensor:
         """The captions' twins (b, L), drawn for the global batch from the stream ("word edits", step)."""
         num_captions, length = len(tokens) * self.replicas.count, tokens.shape[1]
         draws = draw_edits(num_captions, length, self.spec.word_edit_p, torch_generator(self.seed, "word edits", step))
