@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flows import settings
 from flows.terminal.arguments import MANY_RUNS, Command, parse
 from flows.terminal.reaper import run_and_reap_children
-from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError, printed, visible
+from ssl_backdoor.errors import (
+    SpecError,
+    SslBackdoorError,
+    TrainingError,
+    UserError,
+    replace_control_chars,
+    to_printable_line,
+)
 from ssl_backdoor.specs import Stage
 from tasks import embedded_prefect
 
@@ -45,10 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         settings.embed()
         code = options.command(options)
     except UserError as error:
-        print(f"ssl-backdoor: {printed(str(error))}", file=sys.stderr)
+        print(f"ssl-backdoor: {to_printable_line(str(error))}", file=sys.stderr)
         code = 2
     except (TrainingError, SslBackdoorError) as error:
-        print(f"ssl-backdoor: {printed(str(error))}", file=sys.stderr)
+        print(f"ssl-backdoor: {to_printable_line(str(error))}", file=sys.stderr)
         code = 1
     except ModuleNotFoundError as error:
         if error.name not in ("prefect", "ray", "mlflow", "rich"):
@@ -86,12 +93,12 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(result, allow_nan=False))
         return 1 if result["missing"] else 0
     headline = result.pop("text", "")
-    print(visible(headline))
+    print(replace_control_chars(headline))
     for name, place in result["artifacts"].items():
-        print(visible(f"{name}: {place}"))
+        print(replace_control_chars(f"{name}: {place}"))
     print(f"{seconds} s")
     for cell in result["missing"]:
-        print(f"ssl-backdoor: missing, {printed(cell)}", file=sys.stderr)
+        print(f"ssl-backdoor: missing, {to_printable_line(cell)}", file=sys.stderr)
     return 1 if result["missing"] else 0
 
 
@@ -254,7 +261,7 @@ def _reindex(options: argparse.Namespace) -> int:
     from tasks.tracking import reindex
 
     for line in reindex(open_store(options.store or settings.default_store())):
-        print(visible(line), flush=True)
+        print(replace_control_chars(line), flush=True)
     return 0
 
 
@@ -292,7 +299,7 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
 
 
 def _print(result: dict[str, Any], render: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
-    print(json.dumps(result, allow_nan=False) if is_json else visible("\n".join(render(result))))
+    print(json.dumps(result, allow_nan=False) if is_json else replace_control_chars("\n".join(render(result))))
 
 
 def _env(options: argparse.Namespace) -> int:

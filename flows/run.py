@@ -27,7 +27,7 @@ from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
 from flows.terminal.console import log_flow_run
 from ssl_backdoor import plugins
-from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
+from ssl_backdoor.errors import SpecError, SslBackdoorError, summarize_error, to_printable_line
 from ssl_backdoor.events import LOG, log_event
 from ssl_backdoor.specs import (
     PLAIN_TEXT,
@@ -186,20 +186,20 @@ def _run_with_short_errors(*args: Any, **parameters: Any) -> State[ArtifactRef]:
     try:
         return run(*args, **parameters)
     except SslBackdoorError as error:
-        return Failed(message=sentence(error), data=error)
+        return Failed(message=summarize_error(error), data=error)
     except PrefectException:
         raise
     except Exception as error:
         with log_flow_run(UUID(flow_run.id)):  # as any other line without the values of secrets
             LOG.error("unexpected", exc_info=error)
-        return Failed(message=sentence(error), data=error)
+        return Failed(message=summarize_error(error), data=error)
 
 
 def _fail_unknown_parameters(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Fail with one sentence a run with unknown parameters: Prefect crashes it without a message before the flow."""
     known = flow.parameters.properties
     if unknown := sorted(flow_run.parameters.keys() - known.keys()):
-        message = printed(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
+        message = to_printable_line(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Failed(message=message), force=True)
 
@@ -217,7 +217,9 @@ class _ClosedFlow(Flow[..., Any]):
         try:
             return super().validate_parameters(parameters)
         except PrefectException as error:
-            raise SpecError(printed(str(error)).removeprefix("Flow run received invalid parameters: - ")) from error
+            raise SpecError(
+                to_printable_line(str(error)).removeprefix("Flow run received invalid parameters: - ")
+            ) from error
 
 
 ANSWERS: dict[str, Answer] = {"experiment": run_experiment, "matrix": run_matrix}

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
-from ssl_backdoor.errors import SpecError, printed, translate_os_errors
+from ssl_backdoor.errors import SpecError, to_printable_line, translate_os_errors
 from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
@@ -148,14 +148,14 @@ class StageCall:
     source: str = ""
     """Digest of the raw source (ingest only)."""
     data: str | None = None
-    """Where the raw source lies (ingest only): how, not what."""
+    """Path of the raw source (ingest only); not part of the key."""
     test_data: str | None = None
-    """Where the second source of test images lies, if the dataset has one."""
+    """Path of the second source of test images, if the dataset has one."""
     title: str = ""
     """For people: "train suspect, pair 3". On one line of printable characters, whatever a class is called."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "title", printed(self.title))
+        object.__setattr__(self, "title", to_printable_line(self.title))
 
     @property
     def stage(self) -> Stage:

@@ -20,7 +20,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ssl_backdoor.errors import TrainingError, UserError, printed
+from ssl_backdoor.errors import TrainingError, UserError, to_printable_line
 from tasks.logs import redact
 
 _STARTUP_TIMEOUT_S = 180.0
@@ -35,7 +35,7 @@ _EPHEMERAL_SETTINGS = {
 }
 """Settings of Prefect's own ephemeral server: no pages, no schedules. Its errors go to a temporary file.
 
-Python does not look for modules in the working folder, where anybody's data may lie.
+Python does not look for modules in the working folder, where anybody's data may be.
 """
 _EXCEPTION_LINE = re.compile(r"[\w.]+(?:Error|Exception)\b")
 """Start of the line of a traceback that names the exception."""
@@ -116,7 +116,7 @@ def _check_answers(api: str) -> None:
         what, cure = "wants another password", "set PREFECT_API_AUTH_STRING (`ssl-backdoor env` has that of `make up`)"
     except (RuntimeError, httpx.HTTPError):
         what, cure = "does not answer", "start it (`make up`), or fix or unset PREFECT_API_URL"
-    raise UserError(f"the Prefect server at {printed(api)} {what}: {cure}") from None
+    raise UserError(f"the Prefect server at {to_printable_line(api)} {what}: {cure}") from None
 
 
 def _start_process() -> _Server:
@@ -132,7 +132,7 @@ def _start_process() -> _Server:
             stderr=output,
         )
         server = _Server(process, bound.getsockname()[1], secret, output)
-    atexit.register(_end_server, server)  # after Prefect's own threads have told it the last they know
+    atexit.register(_end_server, server)  # after Prefect's own threads have sent their last events
     return server
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from ssl_backdoor.errors import CREDENTIALS, SpecError, visible
+from ssl_backdoor.errors import CREDENTIALS, SpecError, replace_control_chars
 from ssl_backdoor.events import LOG, fields_of
 
 _FORMAT = "SSL_BACKDOOR_LOG"
@@ -55,7 +55,7 @@ class LineFormatter(logging.Formatter):
         level = f"{record.levelname} " if self._has_time and record.levelno >= logging.WARNING else ""
         place = f" ({fields['stage']}/{fields['key'][:12]})" if "key" in fields else ""
         title = f"{fields['title']}{place}: " if "title" in fields else ""
-        line = f"{time}{level}{title}{' '.join(visible(redact(record.getMessage())).splitlines())}"
+        line = f"{time}{level}{title}{' '.join(replace_control_chars(redact(record.getMessage())).splitlines())}"
         return f"{line}\n{redact(self.formatException(record.exc_info))}" if record.exc_info else line
 
 

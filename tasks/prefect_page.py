@@ -36,28 +36,28 @@ def ignore_prefect_outage() -> Iterator[None]:
 
 
 class StageProgress:
-    """A progress artifact for the whole flow and one for each long stage, brought up to date every few seconds."""
+    """A progress artifact for the whole flow and one for each long stage, updated every few seconds."""
 
     def __init__(self, flow_run_id: UUID, every_s: float = _EVERY_S) -> None:
         self._flow_run_id = flow_run_id
         self._every_s = every_s
         self._lock = threading.Lock()
         self._made: dict[str, UUID] = {}
-        self._told_s: dict[str, float] = {}
+        self._reported_s: dict[str, float] = {}
 
     def __call__(self, title: str, progress: Progress) -> None:
-        """Show that ``title`` has come this far."""
+        """Show the progress of ``title``."""
         now = time.monotonic()
         with self._lock:
-            began_s = self._told_s.setdefault(title, now)
+            began_s = self._reported_s.setdefault(title, now)
             is_over = progress.done >= progress.total
             if now - began_s < self._every_s and not (is_over and title in self._made):
                 return
-            self._told_s[title] = now
+            self._reported_s[title] = now
             with ignore_prefect_outage():
-                self._tell(title, 100.0 * progress.done / max(1, progress.total))
+                self._update_artifact(title, 100.0 * progress.done / max(1, progress.total))
 
-    def _tell(self, title: str, percent: float) -> None:
+    def _update_artifact(self, title: str, percent: float) -> None:
         with get_client(sync_client=True) as client:
             if title in self._made:
                 client.update_artifact(self._made[title], ArtifactUpdate(data=percent))
@@ -97,7 +97,7 @@ def publish(page: ArtifactRef, store: ArtifactStore, record_url: str) -> None:
 
 def announce(text: str) -> None:
     """How the run ended, as an event of it: `prefect deployment run --watch` shows events, and of a state its name."""
-    told = Event(
+    event = Event(
         event="ssl-backdoor.ended",
         resource=Resource({"prefect.resource.id": f"ssl-backdoor.run.{flow_run.id}", "prefect.resource.name": text}),
         related=[
@@ -107,4 +107,4 @@ def announce(text: str) -> None:
         ],
     )
     with ignore_prefect_outage(), get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()
+        client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()

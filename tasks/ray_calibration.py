@@ -21,7 +21,7 @@ from tasks.ray_fit import Listener, ProgressMonitor, cause_of, check_room, conne
 
 TITLE = "calibration"
 CPU_PREFIX = "CPU of "
-"""Begins the name of a device that is no GPU."""
+"""Begins the name of a device that is not a GPU."""
 
 
 class CalibrationWorkload(NamedTuple):

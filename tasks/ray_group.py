@@ -68,7 +68,7 @@ def run_group(call: StageCall, store_uri: str, resources: Resources, reporter: W
 
 
 def replicas_that_train(world: int, bn_groups: int) -> int:
-    """The most of ``world`` workers among which ``bn_groups`` split evenly, so that their number is no science."""
+    """The most of ``world`` workers among which ``bn_groups`` split evenly, so that their number changes no result."""
     return max(count for count in range(1, world + 1) if bn_groups % count == 0)
 
 

@@ -13,7 +13,7 @@ from prefect.futures import PrefectFuture, as_completed
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.data.ingest import source_digest
-from ssl_backdoor.errors import printed, sentence
+from ssl_backdoor.errors import summarize_error, to_printable_line
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, open_store
@@ -71,7 +71,7 @@ class StageScheduler(StagePlanner):
             return str(recorded.result())
         logging.getLogger("ssl_backdoor").warning(
             "MLflow could not be written (%s); the report is in the store, `ssl-backdoor reindex` records it later.",
-            printed(recorded.message or ""),
+            to_printable_line(recorded.message or ""),
         )
         return ""
 
@@ -96,7 +96,7 @@ class StageScheduler(StagePlanner):
         for ref, future in self._futures.items():  # inputs come before what needs them
             future.wait()
             if (error := _failure(future.state)) is not None:
-                causes[ref] = sentence(error)
+                causes[ref] = summarize_error(error)
             elif not future.state.is_completed():
                 causes[ref] = next((causes[one] for one in self._inputs[ref] if one in causes), future.state.name or "")
         return causes

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ssl_backdoor.errors import StoreError, printed
+from ssl_backdoor.errors import StoreError, to_printable_line
 from ssl_backdoor.report.facts import facts_of
 from ssl_backdoor.report.runs import pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
@@ -60,7 +60,8 @@ def _translate_errors() -> Iterator[None]:
         yield
     except MlflowException as error:
         raise StoreError(
-            f"MLflow cannot be written ({printed(str(error))[:300]}); check MLFLOW_TRACKING_URI and its server"
+            f"MLflow cannot be written ({to_printable_line(str(error))[:300]}); "
+            "check MLFLOW_TRACKING_URI and its server"
         ) from None
 
 
@@ -74,7 +75,7 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     client = mlflow.MlflowClient()
     run = client.get_run(write(report, store, client))
     page = os.environ.get("SSL_BACKDOOR_MLFLOW_PAGE") or client.tracking_uri
-    return f"{printed(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{to_printable_line(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def reindex(store: ArtifactStore) -> Iterator[str]:
@@ -112,9 +113,9 @@ def _make_database(file: Path) -> None:
 def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
     """Write ``report`` to MLflow unless it is there already; return the parent run's id.
 
-    Once, whatever happened before and happens beside. Whether a run that is not whole is still being written nobody can
-    tell, by clocks of two machines least of all: it goes only when a whole one stands beside it, which its writer, if
-    there is one, then finds. Of two whole ones both writers keep the same.
+    Idempotent, also under concurrent writers. Clocks of two machines cannot decide whether an incomplete run is still
+    being written: it is deleted only once a complete one exists, which its writer, if there is one, then finds. Of two
+    complete ones both writers keep the same.
     """
     spec = ReportSpec.model_validate(store.manifest(report).spec)
     experiment = _experiment(client, spec.recipe)

@@ -62,7 +62,7 @@ def is_hidden(name: str) -> bool:
 
 
 def open_files(path: Path) -> Files:
-    """The files of the folder or archive at ``path``; an archive is told by its first bytes, not by its name.
+    """The files of the folder or archive at ``path``; an archive is recognised by its first bytes, not by its name.
 
     Raises:
         DataError: ``path`` is neither a folder nor a tar, tar.gz or zip.

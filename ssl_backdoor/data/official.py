@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class OfficialSet(NamedTuple):
-    """How one set lies there, packed and unpacked."""
+    """Layout of one set, packed and unpacked."""
 
     title: str
     folder: str
@@ -227,9 +227,9 @@ class Official:
             raise
         except Exception as error:  # torchvision's readers raise many kinds on missing, altered and hostile files
             # its RuntimeError only says that the set could be downloaded
-            told = "" if isinstance(error, RuntimeError) else f" ({printable(' '.join(str(error).split()))[:200]})"
+            detail = "" if isinstance(error, RuntimeError) else f" ({printable(' '.join(str(error).split()))[:200]})"
             raise DataError(
-                f"{self._folder} is not the whole {self._kind.title} as torchvision reads it{told}: "
+                f"{self._folder} is not the whole {self._kind.title} as torchvision reads it{detail}: "
                 f"unpack the official archives again ({', '.join(self._kind.archives)})"
             ) from error
 

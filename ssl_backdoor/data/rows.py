@@ -1,4 +1,4 @@
-"""Which samples a split has under an overlay, in what order, with which captions, and where their bytes lie."""
+"""The samples of a split under an overlay: their order, captions and the locations of their bytes."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
 
 
 def rows_of(dataset: Dataset, split: str, overlay: Overlay | None = None) -> pa.Table:
-    """Every sample of ``split`` under ``overlay`` and where its bytes lie, in the order in which they are trained on.
+    """Every sample of ``split`` under ``overlay`` and the location of its bytes, in training order.
 
     First the rows of the samples table, in its order and under its keys and labels whether replaced or not (so that
     shuffling cannot reveal which came from the overlay); then, in the split "train", the pairs that the overlay adds.

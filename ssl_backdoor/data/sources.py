@@ -1,4 +1,4 @@
-"""Which source is it, and has it changed? Layouts are told by looking."""
+"""Open a source of images, detecting its layout, and compute its digest."""
 
 import hashlib
 import itertools
@@ -171,7 +171,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:
-    """Whether the data are a table of pairs, told by its name.
+    """Whether the data are a table of pairs, by its name.
 
     Raises:
         DataError: the spec demands a table and the data are something else.
@@ -195,7 +195,7 @@ def _official(spec: FilesSourceSpec, paths: list[Path]) -> tuple[OfficialSet, Pa
 
 
 def _look(files: Files) -> Layout:
-    """The layout, from the first names. Shards: tars at the top of a folder, or a tar of images beside sidecars."""
+    """The layout, from the first names. Shards: tars at the top of a folder, or a tar of images with sidecars."""
     names = [member.name for member in itertools.islice(files.members(read_none), _PEEK)]
     if is_cifar(names):
         return "cifar"

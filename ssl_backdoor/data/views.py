@@ -27,7 +27,7 @@ from ssl_backdoor.data.view_parameters import (
     parameters_of,
 )
 from ssl_backdoor.device import to_device
-from ssl_backdoor.errors import DataError, printed
+from ssl_backdoor.errors import DataError, to_printable_line
 from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import ViewsSpec
 
@@ -97,7 +97,7 @@ def _load_fused_views(device: torch.device) -> ModuleType | None:
         log_event(
             "unfused",
             f"views fall back to eager operators (about 10 times slower on a GPU): Triton cannot compile here "
-            f"({type(error).__name__}: {printed(str(error))}); install a C compiler and Python's headers",
+            f"({type(error).__name__}: {to_printable_line(str(error))}); install a C compiler and Python's headers",
             logging.WARNING,
         )
         return None

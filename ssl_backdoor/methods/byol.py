@@ -1,6 +1,6 @@
 """BYOL (Grill et al. 2020), https://arxiv.org/abs/2006.07733, as in Saha et al.'s code.
 
-Read beside https://github.com/htdt/self-supervised/blob/2740956/methods/byol.py, which Saha et al. train with
+Compared with https://github.com/htdt/self-supervised/blob/2740956/methods/byol.py, which Saha et al. train with
 https://github.com/UMBCvision/SSL-Backdoor/blob/e73b3a3/byol/train.py. The online network predicts, from one view, what
 the slow target network says of the other; after training the online backbone is kept.
 """

@@ -2,7 +2,7 @@
 
 The suspect is fine-tuned on trusted pairs with CLIP's loss and, on either side, one that does without the other: an
 image must find its augmented twin, a caption its edited one. The poisoned link from trigger to caption helps neither.
-Read beside https://github.com/nishadsinghi/CleanCLIP/blob/c19dfc4/src/train.py, get_loss.
+Compared with https://github.com/nishadsinghi/CleanCLIP/blob/c19dfc4/src/train.py, get_loss.
 
     loss = CLIP(I, T) + in_modal_weight * 1/2 (X(s I I~') + X(s T T~'))
 

@@ -1,6 +1,6 @@
 """CLIP (Radford et al. 2021), https://arxiv.org/abs/2103.00020, on open_clip's towers and loss.
 
-Read beside the paper's figure 3 and https://github.com/mlfoundations/open_clip (train.py, loss.py). An image and its
+Compared with the paper's figure 3 and https://github.com/mlfoundations/open_clip (train.py, loss.py). An image and its
 caption are each other's positive; the other captions and images of the global batch are the negatives.
 
 Shapes: b pairs of this replica, B of all replicas, D embedding, L tokens.

@@ -29,7 +29,7 @@ class TimmResNet(nn.Module):
         self.num_features = self.network.feature_dim
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """There is no classifier to take off."""
+        """Do nothing: there is no classifier to remove."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to features (B, num_features)."""

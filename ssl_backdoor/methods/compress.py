@@ -2,7 +2,7 @@
 
 The suspect is the teacher: frozen, in eval mode. A fresh student of the same architecture learns, on trusted images
 alone, to rank a queue of earlier images as the teacher ranks them; what only triggered images excite in the teacher
-is not passed on. Read beside https://github.com/UMBCvision/CompRess: train_student.py (cf33bab, two queues),
+is not passed on. Compared with https://github.com/UMBCvision/CompRess: train_student.py (cf33bab, two queues),
 train_student_one_queue.py (c5e57ed) and nn/compress_loss.py (b9ec6ea).
 
 Shapes: b images of this replica, B images of all replicas, Ds and Dt features of student and teacher, K queue.

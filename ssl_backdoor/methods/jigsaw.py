@@ -1,6 +1,6 @@
-"""Jigsaw (Noroozi & Favaro 2016), https://arxiv.org/abs/1603.09246, beside Saha et al.'s code.
+"""Jigsaw (Noroozi & Favaro 2016), https://arxiv.org/abs/1603.09246, as in Saha et al.'s code.
 
-Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/6fef0b3/jigsaw/dataset.py and resnet.py. A view is cut in
+Compared with https://github.com/UMBCvision/SSL-Backdoor/blob/6fef0b3/jigsaw/dataset.py and resnet.py. A view is cut in
 3 x 3 cells, a tile is cut from each at a random place, and the tiles are shuffled by one of a fixed set of
 permutations; the network says by which.
 
@@ -36,7 +36,7 @@ class Jigsaw(SSLMethod):
     standard deviation out; features of whole images, which keep theirs, were then worse than a random network's.
 
     NOTE: upstream never cuts a tile at a cell's far edge (randint(0, 21) where 85 - 64 allows 21); here all places are
-    equally likely. Its random colour projection is no operator of ``ViewsSpec`` and is left out.
+    equally likely. Its random colour projection is not an operator of ``ViewsSpec`` and is left out.
     """
 
     num_views = 1

@@ -1,7 +1,7 @@
 """MAE (He et al. 2021), https://arxiv.org/abs/2111.06377: a masked autoencoder.
 
-Read beside https://github.com/facebookresearch/mae/blob/6a2ba40/models_mae.py. The encoder sees a random few of an
-image's patches; a small decoder makes the pixels of the others from what the encoder says and where they lie.
+Compared with https://github.com/facebookresearch/mae/blob/6a2ba40/models_mae.py. The encoder sees a random few of an
+image's patches; a small decoder predicts the pixels of the others from the encoder's output and their positions.
 
 Shapes: b images of this replica, B of all replicas, N patches, n of them visible, p px patch, D and E embedding of
 encoder and decoder.

@@ -1,6 +1,6 @@
 """MoCo v2 (Chen et al. 2020), https://arxiv.org/abs/2003.04297, as in Saha et al.'s code.
 
-Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/0dfdbda/moco/moco/builder.py. Two encoders, query and key,
+Compared with https://github.com/UMBCvision/SSL-Backdoor/blob/0dfdbda/moco/moco/builder.py. Two encoders, query and key,
 start equal; the key encoder follows the query encoder slowly. A query's positive is the key of its image's other
 view, its negatives are the queue of older keys.
 

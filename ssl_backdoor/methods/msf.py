@@ -1,7 +1,7 @@
 """MSF, mean shift for self-supervised learning (Koohpayegani et al. 2021), https://arxiv.org/abs/2105.07269.
 
-Read beside https://github.com/UMBCvision/MSF/blob/daa5dc9/train_msf.py. The slow target network's embedding of an image
-is looked up in a queue of its earlier embeddings; the online network's prediction from the image's other view is pulled
+Compared with https://github.com/UMBCvision/MSF/blob/daa5dc9/train_msf.py. The target network's embedding of an image is
+looked up in a queue of its earlier embeddings; the online network's prediction from the image's other view is pulled
 to the k nearest. The target's own embedding is in the queue by then, and so the nearest: k = 1 is BYOL, one way.
 
 Shapes: b images of this replica, B images of all replicas, D embedding, K queue, k neighbours.

@@ -1,6 +1,6 @@
 """RotNet (Gidaris et al. 2018), https://arxiv.org/abs/1803.07728, as in Saha et al.'s code.
 
-Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/f01c9bf/rotnet/dataloader.py and architectures/ResNet.py.
+Compared with https://github.com/UMBCvision/SSL-Backdoor/blob/f01c9bf/rotnet/dataloader.py and architectures/ResNet.py.
 Each view is seen turned by 0, 90, 180 and 270 degrees, counter-clockwise; a linear head says by which (equation 2).
 
 Shapes: b images of this replica, S side of a view.

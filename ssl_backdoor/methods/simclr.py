@@ -1,6 +1,6 @@
 """SimCLR (Chen et al. 2020), https://arxiv.org/abs/2002.05709.
 
-Read beside https://github.com/google-research/simclr/blob/244e712 (model_util.py, objective.py). A view's positive is
+Compared with https://github.com/google-research/simclr/blob/244e712 (model_util.py, objective.py). A view's positive is
 the other view of its image; the views of all other images of the global batch are its negatives.
 
 Shapes: b images of this replica, B images of all replicas, D embedding.

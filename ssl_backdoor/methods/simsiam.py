@@ -1,6 +1,6 @@
 """SimSiam (Chen & He 2020), https://arxiv.org/abs/2011.10566.
 
-Read beside https://github.com/facebookresearch/simsiam/blob/39ac33e/simsiam/builder.py. Each view's prediction is
+Compared with https://github.com/facebookresearch/simsiam/blob/39ac33e/simsiam/builder.py. Each view's prediction is
 pulled to the other view's projection, through which no gradient flows.
 
 Shapes: b images of this replica, D embedding.

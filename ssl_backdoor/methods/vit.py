@@ -110,7 +110,7 @@ def sine_cosine_positions(dim: int, rows: int, columns: int, device: torch.devic
 
     y, x = np.indices((rows, columns))
     positions = np.concatenate([encoded(x), encoded(y)], 1).astype(np.float32)
-    with torch.inference_mode(False):  # evaluation may be the first to ask, training goes on with it
+    with torch.inference_mode(False):  # evaluation may call this first, and training then reuses the result
         return torch.from_numpy(positions).to(device)
 
 

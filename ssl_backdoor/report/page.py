@@ -14,7 +14,7 @@ import jinja2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_backdoor.errors import visible
+from ssl_backdoor.errors import replace_control_chars
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.aggregate import PairRow, Row, aggregate, find, per_pair
 from ssl_backdoor.report.answer import answer
@@ -78,7 +78,7 @@ def markdown(value: Any) -> str:
     """``value`` as Markdown that shows it literally, on one line."""
     if isinstance(value, Verbatim):
         return value
-    text = " ".join(visible(str(value)).split())
+    text = " ".join(replace_control_chars(str(value)).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
 

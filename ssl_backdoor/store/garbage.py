@@ -115,13 +115,14 @@ def _is_committed_now(store: ArtifactStore, item: Item) -> bool:
 def _unreached(survey: Survey, forgotten: Collection[ArtifactRef]) -> list[Item]:
     if why_reach_is_unknown(survey):
         return []
-    kept, beside = reachable(survey, forgotten), {tuple(each.name.split("/")[:2]) for each in survey.unknown_files}
+    kept = reachable(survey, forgotten)
+    with_unknown_files = {tuple(each.name.split("/")[:2]) for each in survey.unknown_files}
     order = {stage: -index for index, stage in enumerate(get_args(Stage))}
     items = []
     for ref in sorted(survey.artifacts.keys() - kept, key=lambda ref: (order[ref.stage], ref.key)):
         one = survey.artifacts[ref]
-        if (ref.stage, ref.key) in beside:
-            continue  # somebody's own file stands there
+        if (ref.stage, ref.key) in with_unknown_files:
+            continue  # somebody's own file is in its folder
         reason = "to be forgotten" if ref in forgotten else "no report was made from it"
         age_s = survey.now_s - one.finished_s
         items.append(Item(f"{ref.stage}/{ref.key}", reason, len(one.manifest.files), one.bytes, age_s, artifact=ref))

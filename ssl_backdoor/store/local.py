@@ -52,7 +52,7 @@ def folder_of(uri: str) -> Path:
 
 @final
 class LocalStore(ArtifactStore):
-    """Artifacts as ``folder/<stage>/<key>/``; unfinished ones are hidden beside them and harmless."""
+    """Artifacts as ``folder/<stage>/<key>/``; unfinished ones are hidden next to them and harmless."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -210,7 +210,7 @@ def _open_or_empty(path: Path) -> BinaryIO:
 
 @contextlib.contextmanager
 def _hidden_folder(place: Path) -> Iterator[Path]:
-    """A new hidden folder beside ``place``, of this attempt alone; gone on leaving unless it was renamed."""
+    """A new hidden folder next to ``place``, for this attempt only; removed on exit unless it was renamed."""
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = place.parent / f".{place.name}.{uuid.uuid4().hex}"
     folder.mkdir()

@@ -379,7 +379,7 @@ def _whole(read: Callable[[], T]) -> T:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """What lies under the errors that boto3's transfers wrap around others."""
+    """The root cause of errors that boto3's transfers wrap."""
     if isinstance(error, RetriesExceededError):
         return cast(BaseException, error.last_exception)
     return error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error

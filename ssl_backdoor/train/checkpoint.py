@@ -140,7 +140,7 @@ def load_backbone(folder: Path) -> Backbone:
 
 
 def load_text_tower(folder: Path) -> TextTower:
-    """The text tower beside the backbone in ``folder``; as ``load_backbone``."""
+    """The text tower next to the backbone in ``folder``; as ``load_backbone``."""
     text = build_towers(_read_spec(folder / TEXT_JSON, "text", _TEXT_SPEC), 0)[1]
     _load_network(text, folder / TEXT_WEIGHTS)
     return text
@@ -176,7 +176,7 @@ def _read_spec(file: Path, name: str, kind: TypeAdapter[SpecT]) -> SpecT:
 
 
 def _save_network(network: nn.Module, file: Path) -> None:
-    # Not save_file: its error for a full disk is no OSError.
+    # Not save_file: its error for a full disk is not an OSError.
     file.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}))
 
 
