@@ -1,6 +1,6 @@
-"""The ``ssl-backdoor`` command: parse, call, tell.
+"""The ``ssl-backdoor`` command: parse arguments, run, print.
 
-Exit codes: 0 done, 1 something failed, 2 the user can mend it, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 something failed, 2 a mistake that the user can fix, 130 interrupted, 143 terminated.
 """
 
 import argparse
@@ -18,9 +18,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flows import settings
 from flows.terminal.arguments import MANY_RUNS, Command, parse
 from flows.terminal.reaper import run_and_reap_children
-from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError, printed, visible
+from ssl_backdoor.errors import (
+    SpecError,
+    SslBackdoorError,
+    TrainingError,
+    UserError,
+    replace_control_chars,
+    to_printable_line,
+)
 from ssl_backdoor.specs import Stage
-from tasks import own_server
+from tasks import embedded_prefect
 
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
@@ -37,18 +44,18 @@ def program() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, call, tell; ends in SystemExit."""
-    gc.set_threshold(100_000)  # what imports make stays: looking through it again and again takes a second of a command
+    """Parse arguments, run the command and print its result; ends in SystemExit."""
+    gc.set_threshold(100_000)  # imported objects stay: scanning them again and again takes a second of a command
     options = parse(arguments, _COMMANDS)
-    signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         settings.embed()
         code = options.command(options)
     except UserError as error:
-        print(f"ssl-backdoor: {printed(str(error))}", file=sys.stderr)
+        print(f"ssl-backdoor: {to_printable_line(str(error))}", file=sys.stderr)
         code = 2
     except (TrainingError, SslBackdoorError) as error:
-        print(f"ssl-backdoor: {printed(str(error))}", file=sys.stderr)
+        print(f"ssl-backdoor: {to_printable_line(str(error))}", file=sys.stderr)
         code = 1
     except ModuleNotFoundError as error:
         if error.name not in ("prefect", "ray", "mlflow", "rich"):
@@ -60,16 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = 2
     except KeyboardInterrupt as error:
         print(
-            "\nssl-backdoor: interrupted; finished stages and checkpoints are kept, the same command goes on.",
+            "\nssl-backdoor: interrupted; finished stages and checkpoints are kept; "
+            "run the same command again to resume.",
             file=sys.stderr,
         )
         code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
     sys.stdout.flush()
-    gc.freeze()  # the interpreter's last search for garbage would take another
+    gc.freeze()  # the interpreter's last collection would take another
     sys.exit(code)
 
 
-def _terminated(*_: object) -> NoReturn:
+def _raise_terminated(*_: object) -> NoReturn:
     raise _Terminated
 
 
@@ -85,12 +93,12 @@ def _run(options: argparse.Namespace) -> int:
         print(json.dumps(result, allow_nan=False))
         return 1 if result["missing"] else 0
     headline = result.pop("text", "")
-    print(visible(headline))
+    print(replace_control_chars(headline))
     for name, place in result["artifacts"].items():
-        print(visible(f"{name}: {place}"))
+        print(replace_control_chars(f"{name}: {place}"))
     print(f"{seconds} s")
     for cell in result["missing"]:
-        print(f"ssl-backdoor: missing, {printed(cell)}", file=sys.stderr)
+        print(f"ssl-backdoor: missing, {to_printable_line(cell)}", file=sys.stderr)
     return 1 if result["missing"] else 0
 
 
@@ -98,7 +106,7 @@ def _estimate(options: argparse.Namespace) -> int:
     from flows.terminal.console import reserve_stdout
     from ssl_backdoor.store import open_store
 
-    report = _plan(options, _asked(options), has_data=bool(options.data or options.images))
+    report = _plan(options, _parse_request(options), has_data=bool(options.data or options.images))
     store = open_store(options.store or settings.default_store())
     with reserve_stdout():
         from flows.estimate.command import EstimateOptions, estimate
@@ -112,7 +120,7 @@ def _estimate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _asked(options: argparse.Namespace) -> dict[str, Any]:
+def _parse_request(options: argparse.Namespace) -> dict[str, Any]:
     from flows.overrides import with_list
     from flows.recipes import load_own
     from ssl_backdoor import plugins
@@ -133,13 +141,13 @@ def _asked(options: argparse.Namespace) -> dict[str, Any]:
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from ssl_backdoor.store import open_store
 
-    asked = _asked(options)
-    report = _planned(options, asked)
+    asked = _parse_request(options)
+    report = _plan_and_confirm(options, asked)
     store = open_store(options.store or settings.default_store())
     store.check()
 
-    is_slow = own_server.is_slow()
-    own_server.begin()
+    is_first_run = embedded_prefect.needs_new_database()
+    embedded_prefect.start()
     from flows.matrix import IncompleteError
     from flows.run import Shell, experiment, matrix, run_for
     from flows.terminal.console import show_progress
@@ -147,10 +155,10 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     from tasks.ray_fit import connect_ahead, disconnect
 
     resources = Resources(workers=options.workers)
-    if is_slow and options.until not in ("ingest", "poison"):
+    if is_first_run and options.until not in ("ingest", "poison"):
         connect_ahead(resources)
     # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
-    threading.Thread(target=_warm, args=(options.until, is_slow), daemon=True).start()
+    threading.Thread(target=_import_ahead, args=(options.until, is_first_run), daemon=True).start()
 
     missing: tuple[str, ...] = ()
     try:
@@ -175,15 +183,15 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     return describe(report, page, store, options.until) | {"missing": list(missing)}
 
 
-def _planned(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
-    """The runs that were asked for; a mistake is told before anything starts.
+def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
+    """The runs that were asked for; a mistake is reported before anything starts.
 
     Raises:
-        SpecError: the command line cannot be meant so.
+        SpecError: the command line is not a valid run.
     """
     report = _plan(options, asked, has_data=options.data is not None)
-    if len(report.runs) > MANY_RUNS and not options.yes and not _agreed(len(report.runs)):
-        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or say --yes")
+    if len(report.runs) > MANY_RUNS and not options.yes and not _confirm(len(report.runs)):
+        raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or give --yes")
     return report
 
 
@@ -193,21 +201,21 @@ def _plan(options: argparse.Namespace, asked: dict[str, Any], *, has_data: bool)
     return plan(**asked, methods=options.methods, size=options.size, has_data=has_data)
 
 
-def _agreed(num_runs: int) -> bool:
-    """Ask, where someone is there to answer."""
+def _confirm(num_runs: int) -> bool:
+    """Ask for confirmation at a terminal; False without one."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"ssl-backdoor: this is {num_runs:,} runs. Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(f"ssl-backdoor: this is {num_runs:,} runs. Continue? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _warm(until: Stage, is_first: bool) -> None:
+def _import_ahead(until: Stage, is_first: bool) -> None:
     importlib.import_module("flows.commands.results")
     if until == "report":
-        from tasks.tracking import open_ahead
+        from tasks.tracking import open_database_ahead
 
-        open_ahead()
-        if is_first:  # nothing can be reused: a report will be drawn
+        open_database_ahead()
+        if is_first:  # nothing can be reused: a report will be rendered
             importlib.import_module("ssl_backdoor.report.page")
 
 
@@ -253,7 +261,7 @@ def _reindex(options: argparse.Namespace) -> int:
     from tasks.tracking import reindex
 
     for line in reindex(open_store(options.store or settings.default_store())):
-        print(visible(line), flush=True)
+        print(replace_control_chars(line), flush=True)
     return 0
 
 
@@ -291,7 +299,7 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
 
 
 def _print(result: dict[str, Any], render: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
-    print(json.dumps(result, allow_nan=False) if is_json else visible("\n".join(render(result))))
+    print(json.dumps(result, allow_nan=False) if is_json else replace_control_chars("\n".join(render(result))))
 
 
 def _env(options: argparse.Namespace) -> int:
@@ -317,7 +325,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
     findings = examine(options.store or settings.default_store())
     for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'MEND'} {finding.name:<10} {finding.text}")
+        print(f"{'ok  ' if finding.ok else 'FIX '} {finding.name:<10} {finding.text}")
     return 0 if all(finding.ok for finding in findings) else 2
 
 

@@ -7,12 +7,12 @@ Ray cluster holds, and a cell that fails leaves the others: it is listed with it
 from collections.abc import Mapping, Sequence
 
 from flows.overrides import of_runs
-from flows.pipeline import Evidence, check_attacks, numbered, state_runs
+from flows.pipeline import Evidence, check_attacks, number_evidence, plan_runs
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.specs import ReportSpec
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
-from tasks.lab import Lab
+from tasks.scheduler import StageScheduler
 
 
 class IncompleteError(TrainingError):
@@ -24,7 +24,7 @@ class IncompleteError(TrainingError):
         self.page = page
 
 
-def every_cell(lab: Lab, report: ReportSpec) -> ArtifactRef:
+def run_matrix(scheduler: StageScheduler, report: ReportSpec) -> ArtifactRef:
     """Answer ``report.question`` with the cells that came through; those that failed are listed in ``missing``.
 
     Raises:
@@ -32,12 +32,12 @@ def every_cell(lab: Lab, report: ReportSpec) -> ArtifactRef:
         IncompleteError: some cells did not come through; the others are in its ``page``.
         TrainingError: no cell came through.
     """
-    check_attacks(lab, report.runs)
-    evidence = state_runs(lab, report.runs)
-    causes = lab.settle()
+    check_attacks(scheduler, report.runs)
+    evidence = plan_runs(scheduler, report.runs)
+    causes = scheduler.collect_failures()
     kept, missing = sift(report, evidence, causes)
-    page = lab.report(kept, numbered(whole(evidence, causes)))
-    lab.wait(page)
+    page = scheduler.report(kept, number_evidence(whole(evidence, causes)))
+    scheduler.wait(page)
     if missing:
         raise IncompleteError(missing, page)
     return page

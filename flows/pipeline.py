@@ -15,15 +15,15 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
-from tasks.lab import Lab
-from tasks.verbs import Verbs
+from tasks.planner import StagePlanner
+from tasks.scheduler import StageScheduler
 
 Evidence = Mapping[str, ArtifactRef]
 """Of one run: role -> artifact."""
 
 
-def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
-    """``names``, numbered where different things share one."""
+def disambiguate(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
+    """``names``, number_evidence where different things share one."""
     numbers: dict[str, dict[Hashable, int]] = {}
     for name, thing in zip(names, things, strict=True):
         same = numbers.setdefault(name, {})
@@ -34,7 +34,7 @@ def apart(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
     ]
 
 
-def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
+def plan_run(planner: StagePlanner, run: RunSpec, name: str, clean: str) -> Iterator[tuple[str, ArtifactRef]]:
     """The experiment: an attacker, an encoder, a defender, and what can be measured of all three.
 
     An attacker poisons a few images, adds a few pairs or tampers with an encoder; an encoder is trained on the poisoned
@@ -42,9 +42,9 @@ def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Itera
     triggered and target images. ``name`` and ``clean`` are the run's and its control's for people.
     """
     seed = run.seed
-    images = lab.ingest(run.dataset)
-    probed = lab.ingest_other(run.probe_on.dataset) if isinstance(run.probe_on, OtherDataSpec) else images
-    poisoned = lab.poison(run.attack, images, seed, name)
+    images = planner.ingest(run.dataset)
+    probed = planner.ingest_other(run.probe_on.dataset) if isinstance(run.probe_on, OtherDataSpec) else images
+    poisoned = planner.poison(run.attack, images, seed, name)
     data: dict[TrainedOn, Evidence] = {"clean": {"dataset": images}, "poisoned": {"dataset": images}}
     if not isinstance(run.attack, TamperAttack):
         data["poisoned"] = {"dataset": images, "poison": poisoned}
@@ -55,18 +55,18 @@ def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Itera
         undefended = models.get(arm.trained_on)
         match arm.defence:
             case None if arm.trained_on == "poisoned" and isinstance(run.attack, TamperAttack):
-                models[arm.role] = lab.tamper(run.attack, models["clean"], images, seed, title)
+                models[arm.role] = planner.tamper(run.attack, models["clean"], images, seed, title)
             case None:
-                models[arm.role] = lab.train(run.train, seed, title, **on)
+                models[arm.role] = planner.train(run.train, seed, title, **on)
             case Repair() as repair if undefended is not None:
-                models[arm.role] = lab.repair(repair, undefended, images, seed, title)
+                models[arm.role] = planner.repair(repair, undefended, images, seed, title)
             case RobustTraining() as robust:
-                models[arm.role] = lab.train(robust.train(run.train), seed, title, **on)
+                models[arm.role] = planner.train(robust.train(run.train), seed, title, **on)
             case Filter() as chosen:
                 judge = {"model": undefended} if chosen.needs_encoder and undefended else {}
-                left_out = lab.filter(chosen, seed, title, **on, **judge)
+                left_out = planner.filter(chosen, seed, title, **on, **judge)
                 yield f"{arm.role}/filter", left_out
-                models[arm.role] = lab.train(run.train, seed, title, **on, filter=left_out)
+                models[arm.role] = planner.train(run.train, seed, title, **on, filter=left_out)
             case other:
                 raise SpecError(f"defence {other.kind} is neither a Repair, a Filter nor a RobustTraining")
     for arm in run.arms:
@@ -74,16 +74,16 @@ def attack_and_defence(lab: Verbs, run: RunSpec, name: str, clean: str) -> Itera
         yield f"{arm.role}/model", model
         seen = {"dataset": probed, "model": model, "poison": poisoned}
         is_other = probed != images
-        scores = lab.evaluate(run.evaluation, run.attack, seed, title, is_other=is_other, **seen)
+        scores = planner.evaluate(run.evaluation, run.attack, seed, title, is_other=is_other, **seen)
         yield f"{arm.role}/scores", scores
         for detector in run.detectors if arm.defence is None else ():
             judged = {**data[arm.trained_on], "model": model, "trigger": poisoned}
-            found = lab.detect(detector, run.attack, seed, f"{detector.label} on {title}", **judged)
+            found = planner.detect(detector, run.attack, seed, f"{detector.label} on {title}", **judged)
             yield f"{arm.role}/{detector.kind}/detection", found
 
 
-def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
-    """Ingest, and poison for one seed of each attack: a mistake in either is told before any training begins.
+def check_attacks(planner: StageScheduler, runs: Sequence[RunSpec]) -> None:
+    """Ingest, and poison for one seed of each attack: a mistake in either is reported before any training begins.
 
     Raises:
         SslBackdoorError: what one of these stages raised.
@@ -92,35 +92,33 @@ def check_attacks(lab: Lab, runs: Sequence[RunSpec]) -> None:
     for run in runs:
         one_each.setdefault((run.dataset, run.attack), run)
     for run in one_each.values():
-        lab.poison(run.attack, lab.ingest(run.dataset), run.seed, run_name(run))
+        planner.poison(run.attack, planner.ingest(run.dataset), run.seed, run_name(run))
     for run in runs:
         if isinstance(run.probe_on, OtherDataSpec):
-            lab.ingest_other(run.probe_on.dataset)
-    lab.wait()
+            planner.ingest_other(run.probe_on.dataset)
+    planner.wait()
 
 
-def state_runs(lab: Verbs, runs: Sequence[RunSpec]) -> list[Evidence]:
-    """State every stage of every run; the evidence of each run, as it will be."""
-    names = apart([run_name(run) for run in runs], runs)
+def plan_runs(planner: StagePlanner, runs: Sequence[RunSpec]) -> list[Evidence]:
+    """Submit every stage of every run; return the references of each run's artifacts."""
+    names = disambiguate([run_name(run) for run in runs], runs)
     labels = [f"{f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
-    cleans = apart(labels, [(run.dataset, run.train) for run in runs])
-    return [
-        dict(attack_and_defence(lab, run, name, clean)) for run, name, clean in zip(runs, names, cleans, strict=True)
-    ]
+    cleans = disambiguate(labels, [(run.dataset, run.train) for run in runs])
+    return [dict(plan_run(planner, run, name, clean)) for run, name, clean in zip(runs, names, cleans, strict=True)]
 
 
-def numbered(evidence: Sequence[Evidence]) -> Evidence:
+def number_evidence(evidence: Sequence[Evidence]) -> Evidence:
     """The evidence of all runs under "RUN/ROLE", as a report reads it."""
     return {f"{index:03d}/{role}": ref for index, one in enumerate(evidence) for role, ref in one.items()}
 
 
-def every_run(lab: Lab, report: ReportSpec) -> ArtifactRef:
+def run_experiment(planner: StageScheduler, report: ReportSpec) -> ArtifactRef:
     """Answer ``report.question`` with all of its runs; the first failure ends the flow.
 
     Raises:
         SslBackdoorError: what a stage raised.
     """
-    check_attacks(lab, report.runs)
-    page = lab.report(report, numbered(state_runs(lab, report.runs)))
-    lab.wait()
+    check_attacks(planner, report.runs)
+    page = planner.report(report, number_evidence(plan_runs(planner, report.runs)))
+    planner.wait()
     return page

@@ -20,15 +20,15 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings as settings_of_flows
-from flows.matrix import IncompleteError, every_cell
+from flows.matrix import IncompleteError, run_matrix
 from flows.overrides import describe
-from flows.pipeline import every_run
+from flows.pipeline import run_experiment
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
 from flows.terminal.console import log_flow_run
 from ssl_backdoor import plugins
-from ssl_backdoor.errors import SpecError, SslBackdoorError, printed, sentence
-from ssl_backdoor.events import LOG, tell
+from ssl_backdoor.errors import SpecError, SslBackdoorError, summarize_error, to_printable_line
+from ssl_backdoor.events import LOG, log_event
 from ssl_backdoor.specs import (
     PLAIN_TEXT,
     Among,
@@ -43,14 +43,14 @@ from ssl_backdoor.specs import (
     TrainSpec,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
-from tasks import own_server
-from tasks.departed import sign_in
-from tasks.lab import Lab
-from tasks.ray_fit import Listener, Watcher, disconnect
-from tasks.stages import Place
-from tasks.window import announce, publish, shown_if_it_can
+from tasks import embedded_prefect
+from tasks.orphans import register_flow_run
+from tasks.prefect_page import announce, ignore_prefect_outage, publish
+from tasks.ray_fit import Listener, ProgressMonitor, disconnect
+from tasks.scheduler import StageScheduler
+from tasks.stages import ExecutionContext
 
-Answer = Callable[[Lab, ReportSpec], ArtifactRef]
+Answer = Callable[[StageScheduler, ReportSpec], ArtifactRef]
 RecipeName = Annotated[str, Field(json_schema_extra={"enum": list(RECIPES)})]
 Text = Annotated[str, Field(json_schema_extra=PLAIN_TEXT)]
 # Parameters are kept and shown: an address with a user or a password in it is refused before anything keeps it.
@@ -140,21 +140,21 @@ def run(
         resources: How it runs. Changes no result.
     """
     sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
-    with shown_if_it_can():
-        sign_in(UUID(flow_run.id))
+    with ignore_prefect_outage():
+        register_flow_run(UUID(flow_run.id))
     answer = ANSWERS[str(flow_run.flow_name)]
     if (shell := _shell.get()) is not None:
-        return _answered(answer, shell.report, shell.store, resources, until, sources)
+        return _run_and_publish(answer, shell.report, shell.store, resources, until, sources)
     plugins.load_installed()
     amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
     specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
     report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
     opened = open_store(store or settings_of_flows.default_store())
     opened.check()
-    return _answered(answer, report, opened, resources, until, sources)
+    return _run_and_publish(answer, report, opened, resources, until, sources)
 
 
-def _answered(
+def _run_and_publish(
     answer: Answer,
     report: ReportSpec,
     store: ArtifactStore,
@@ -163,19 +163,24 @@ def _answered(
     sources: dict[str, Any],
 ) -> State[ArtifactRef]:
     failure: IncompleteError | None = None
-    with _listening() as listener, Lab(Place(store.root, resources, Watcher(listener)), until=until, **sources) as lab:
-        tell("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
+    with (
+        _progress_listener() as listener,
+        StageScheduler(
+            ExecutionContext(store.root, resources, ProgressMonitor(listener)), until=until, **sources
+        ) as scheduler,
+    ):
+        log_event("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
         try:
-            page = answer(lab, report)
+            page = answer(scheduler, report)
         except IncompleteError as error:
             page, failure = error.page, error
         text = f"done up to {until}"
         if until == "report":
-            record_url = lab.record(page)
+            record_url = scheduler.record(page)
             publish(page, store, record_url)
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
         text = text if failure is None else f"{failure}; {text}"
-        tell("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
+        log_event("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
     if _shell.get() is None:  # someone else than a shell may be watching
         announce(text)
     if failure is not None:
@@ -184,8 +189,8 @@ def _answered(
 
 
 @contextmanager
-def _listening() -> Iterator[Listener]:
-    """Who hears of progress: whom a shell named, or else a log and Prefect's page; then nothing is left on Ray."""
+def _progress_listener() -> Iterator[Listener]:
+    """The progress listener: the shell's, or else a log and Prefect's page; in that case Ray is left at the end."""
     if (shell := _shell.get()) is not None:
         yield shell.listener
         return
@@ -197,35 +202,35 @@ def _listening() -> Iterator[Listener]:
 
 
 @wraps(run)
-def _in_one_sentence(*args: Any, **parameters: Any) -> State[ArtifactRef]:
-    """``run``; whatever goes wrong is the last state's message, in one sentence."""
+def _run_with_short_errors(*args: Any, **parameters: Any) -> State[ArtifactRef]:
+    """``run``; an error becomes the last state's message, in one sentence."""
     try:
         return run(*args, **parameters)
     except SslBackdoorError as error:
-        return Failed(message=sentence(error), data=error)
+        return Failed(message=summarize_error(error), data=error)
     except PrefectException:
         raise
     except Exception as error:
         with log_flow_run(UUID(flow_run.id)):  # as any other line without the values of secrets
             LOG.error("unexpected", exc_info=error)
-        return Failed(message=sentence(error), data=error)
+        return Failed(message=summarize_error(error), data=error)
 
 
-def _tell_unknown(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """End in one sentence what Prefect did not begin: it compares names, without a word, before it calls a flow."""
+def _fail_unknown_parameters(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Fail with one sentence a run with unknown parameters: Prefect crashes it without a message before the flow."""
     known = flow.parameters.properties
     if unknown := sorted(flow_run.parameters.keys() - known.keys()):
-        message = printed(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
+        message = to_printable_line(f"no parameter is named {', '.join(unknown)}; expected some of {', '.join(known)}")
         with get_client(sync_client=True) as client:
             client.set_flow_run_state(flow_run.id, Failed(message=message), force=True)
 
 
 class _ClosedFlow(Flow[..., Any]):
-    """A flow that tells a server of its own, where nothing names one, and refuses parameters in one sentence."""
+    """A flow that starts its own server, where no variable names one, and refuses parameters in one sentence."""
 
     @override
     def __call__(self, *args: Any, **parameters: Any) -> Any:
-        with own_server.used():  # Prefect's own choice would be a server that asks for no password
+        with embedded_prefect.use_server():  # Prefect's own choice would be a server that asks for no password
             return super().__call__(*args, **parameters)
 
     @override
@@ -233,19 +238,21 @@ class _ClosedFlow(Flow[..., Any]):
         try:
             return super().validate_parameters(parameters)
         except PrefectException as error:
-            raise SpecError(printed(str(error)).removeprefix("Flow run received invalid parameters: - ")) from error
+            raise SpecError(
+                to_printable_line(str(error)).removeprefix("Flow run received invalid parameters: - ")
+            ) from error
 
 
-ANSWERS: dict[str, Answer] = {"experiment": every_run, "matrix": every_cell}
+ANSWERS: dict[str, Answer] = {"experiment": run_experiment, "matrix": run_matrix}
 
 
 def _flow(name: str) -> Flow[Any, Any]:
     runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
-    ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_tell_unknown]}
-    return _ClosedFlow(_in_one_sentence, name, flow_run_name="{recipe}", **ways)
+    ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_fail_unknown_parameters]}
+    return _ClosedFlow(_run_with_short_errors, name, flow_run_name="{recipe}", **ways)
 
 
 experiment = _flow("experiment")
-"""Every run must come through."""
+"""Every run must succeed."""
 matrix = _flow("matrix")
-"""A run that fails leaves the others; the flow then ends as failed, with a report of those that came through."""
+"""A failed run does not stop the others; the flow then ends as failed, with a report of those that succeeded."""

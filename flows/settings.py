@@ -1,4 +1,4 @@
-"""Where a shell's runs live when nothing else is said: one folder, nothing to start, nobody told.
+"""Default settings of a shell's runs: everything in one folder, no servers to start, no telemetry.
 
 Imported before prefect, ray and mlflow, which read their settings from the environment at import.
 """
@@ -18,7 +18,7 @@ def default_store() -> str:
     return os.environ.get("SSL_BACKDOOR_STORE") or str(HOME / "store")
 
 
-def kept_by_stack(part: Literal["ports", "environment"]) -> dict[str, Any] | None:
+def read_stack_config(part: Literal["ports", "environment"]) -> dict[str, Any] | None:
     """A part of what `make up` keeps under the home; None where it never ran there.
 
     Raises:
@@ -42,7 +42,7 @@ def of_stack() -> dict[str, str]:
     Raises:
         StoreError: none were ever started there, or their configuration cannot be read.
     """
-    found = kept_by_stack("environment")
+    found = read_stack_config("environment")
     if found is None:
         raise StoreError(
             f"no services were set up under {str(HOME)!r}: run `make up` first, or set SSL_BACKDOOR_HOME to where they "

@@ -169,7 +169,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit codes: 0 done, 1 a service failed or is not well, 2 the user can mend it; of beside-ray the command's."""
+    """Exit codes: 0 done, 1 a service failed or is not well, 2 a mistake of the user; of beside-ray the command's."""
     try:
         return _run(arguments)
     except SslBackdoorError as error:

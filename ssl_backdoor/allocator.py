@@ -13,7 +13,7 @@ SEPARATE_FROM_BYTES = 2**25
 
 
 @contextmanager
-def freed_memory_kept() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Inside, this process keeps up to ``KEPT_BYTES`` of freed memory, instead of handing it back and asking again.
 
     A step of training or inference frees its activations and asks for as many again: by glibc's own thresholds some

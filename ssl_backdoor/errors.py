@@ -1,7 +1,7 @@
 """One exception tree.
 
 SslBackdoorError
-├── UserError            the user can mend it: one sentence, exit code 2
+├── UserError            the user can fix it: one sentence, exit code 2
 │   ├── SpecError        a value in a spec or on the command line
 │   ├── DataError        the images, captions or archives that were given
 │   ├── StoreError       the artifact store: missing, unwritable, full, refused
@@ -22,8 +22,8 @@ _ADVICE = {
     errno.ENOSPC: "disk full; free some space or choose another place",
     errno.EDQUOT: "disk full (quota); free some space or choose another place",
     errno.EFBIG: "a file grew too large for this place or for this user's limit (ulimit -f); choose another place",
-    errno.EACCES: "not writable or readable for this user; choose another place or mend its rights",
-    errno.EPERM: "not writable or readable for this user; choose another place or mend its rights",
+    errno.EACCES: "not writable or readable for this user; choose another place or fix its permissions",
+    errno.EPERM: "not writable or readable for this user; choose another place or fix its permissions",
     errno.EROFS: "not writable (a read-only file system); choose another place",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another place",
     errno.EEXIST: "a file stands where a folder is needed; choose another place",
@@ -35,7 +35,7 @@ class SslBackdoorError(Exception):
 
 
 class UserError(SslBackdoorError):
-    """Something the user can mend. The message says what was expected, what was found and what to do."""
+    """A mistake that the user can fix. The message says what was expected, what was found and what to do."""
 
 
 class SpecError(UserError, ValueError):
@@ -59,7 +59,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(SslBackdoorError):
-    """Training cannot go on; the message names the step."""
+    """Training cannot continue; the message names the step."""
 
 
 @contextmanager
@@ -77,22 +77,22 @@ def translate_os_errors(place: str, *, only_full: bool = False) -> Iterator[None
         raise StoreError(f"cannot use {place}: {reason}") from error
 
 
-def sentence(error: BaseException) -> str:
-    """One printable line on ``error``: the project's own words, or the first of a stranger's behind its type."""
+def summarize_error(error: BaseException) -> str:
+    """One printable line on ``error``: a project error's own message, or the type and first line of any other."""
     if isinstance(error, SslBackdoorError):
-        return printed(str(error))
-    origin = getattr(error, "cause", None)  # of what Ray brings back from a worker
+        return to_printable_line(str(error))
+    origin = getattr(error, "cause", None)  # of errors that Ray passes on from a worker
     error = origin if isinstance(origin, BaseException) else error
     first = next((line for line in str(error).splitlines() if line.strip()), "no message")
-    return f"unexpected {type(error).__name__}: {printed(first)[:300]}; the log of this run has the rest"
+    return f"unexpected {type(error).__name__}: {to_printable_line(first)[:300]}; the log of this run has the rest"
 
 
-def printed(text: str) -> str:
-    """``text`` on one line, without what a database or a terminal would choke on and without an address's password."""
-    return CREDENTIALS.sub("", " ".join(visible(text).split()))
+def to_printable_line(text: str) -> str:
+    """``text`` on one line, without control characters and without passwords in addresses."""
+    return CREDENTIALS.sub("", " ".join(replace_control_chars(text).split()))
 
 
-def visible(text: str) -> str:
-    """``text``, line by line, with a space for every character that would steer a terminal instead of showing."""
+def replace_control_chars(text: str) -> str:
+    """``text``, line by line, with every unprintable character, such as a terminal's escapes, replaced by a space."""
     lines = text.splitlines()
     return "\n".join("".join(each if each.isprintable() else " " for each in line) for line in lines)

@@ -85,7 +85,7 @@ def _load(plugin: Plugin) -> ModuleType:
         place = next((f", line {one.lineno}" for one in _frames(error) if one.filename == plugin.file), "")
         raise SpecError(
             f"the plug-in {plugin.file or plugin.module}{place} cannot be loaded "
-            f"({type(error).__name__}: {error}): mend it, or leave it out."
+            f"({type(error).__name__}: {error}): fix it, or leave it out."
         ) from error
     _loaded[plugin.module] = plugin
     own = {module for modules in BUILT_IN.values() for module in modules}  # which a plug-in may have imported first

@@ -1,4 +1,4 @@
-"""How long work tells how far it is, without knowing who listens."""
+"""Progress of long work, reported to a callback."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,4 +17,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def silent(_: Progress) -> None:
-    """The listener that is not there."""
+    """No-op progress callback."""

@@ -21,9 +21,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from ssl_backdoor.data.dataset import Catalogue, Dataset, Overlay
-from ssl_backdoor.errors import SpecError, printed, translate_os_errors
-from ssl_backdoor.events import about, tell
+from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
+from ssl_backdoor.errors import SpecError, to_printable_line, translate_os_errors
+from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
@@ -48,7 +48,7 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
-NUM_LOOKED_AT = 50  # poisons of each attack, at most, that a report compares with their originals
+MAX_INSPECTED_POISONS = 50  # poisons of each attack, at most, that a report compares with their originals
 
 
 class IngestStage(Spec):
@@ -148,14 +148,14 @@ class StageCall:
     source: str = ""
     """Digest of the raw source (ingest only)."""
     data: str | None = None
-    """Where the raw source lies (ingest only): how, not what."""
+    """Path of the raw source (ingest only); not part of the key."""
     test_data: str | None = None
-    """Where the second source of test images lies, if the dataset has one."""
+    """Path of the second source of test images, if the dataset has one."""
     title: str = ""
     """For people: "train suspect, pair 3". On one line of printable characters, whatever a class is called."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "title", printed(self.title))
+        object.__setattr__(self, "title", to_printable_line(self.title))
 
     @property
     def stage(self) -> Stage:
@@ -220,7 +220,7 @@ def run_stage(
         return finished
     started = time.perf_counter()
     room = translate_os_errors(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", only_full=True)
-    with _told(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
+    with _log_stage(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
         summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
         if not _is_leader():
             return Finished(store.ref(call.stage, call.key), reused=False)
@@ -239,17 +239,17 @@ def run_stage(
 
 
 @contextmanager
-def _told(call: StageCall, store: ArtifactStore) -> Iterator[None]:
-    """Tell when the stage begins and when it is finished: of several replicas the first."""
+def _log_stage(call: StageCall, store: ArtifactStore) -> Iterator[None]:
+    """Log when the stage begins and when it is finished; of several replicas only the first does."""
     began_s = time.perf_counter()
-    with about(**call.ids):
+    with log_context(**call.ids):
         if _is_leader():
             where: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
-            tell("begins", f"begins on {where['host']}, process {where['pid']}", **where)
+            log_event("begins", f"begins on {where['host']}, process {where['pid']}", **where)
         yield
         if _is_leader():
             seconds, uri = round(time.perf_counter() - began_s, 3), store.ref(call.stage, call.key).uri
-            tell("finished", f"finished after {seconds:,.1f} s", seconds=seconds, uri=uri)
+            log_event("finished", f"finished after {seconds:,.1f} s", seconds=seconds, uri=uri)
 
 
 def _is_leader() -> bool:
@@ -274,19 +274,19 @@ class StoreCheckpoints:
         return self.store.load_checkpoint(self.stage, self.key)
 
 
-def open_catalogue(store: ArtifactStore, ref: ArtifactRef) -> Catalogue:
-    """The ingested dataset behind ``ref`` for those who need few of its images: of its shards they alone are read."""
+def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
+    """The ingested dataset behind ``ref``, reading from its shards only the images that are asked for."""
     samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
-    return Catalogue(samples, *_ingested(store, ref), bring=lambda ranges: store.read(ref, ranges))
+    return LazyDataset(samples, *_read_classes_and_spec(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
 
 
 def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
     """The ingested dataset behind ``ref``."""
     folder = store.fetch(ref)
-    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_ingested(store, ref))
+    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_read_classes_and_spec(store, ref))
 
 
-def _ingested(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
+def _read_classes_and_spec(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
     """The classes of an ingested dataset, and its spec."""
     manifest = store.manifest(ref)
     return tuple(manifest.summary["classes"]), IngestStage.model_validate(manifest.spec).dataset
@@ -311,7 +311,7 @@ def _body(
         case PoisonStage():
             from ssl_backdoor.poison.craft import poison
 
-            return poison(spec.attack, open_catalogue(store, inputs["dataset"]), out, spec.seed, on_progress)
+            return poison(spec.attack, open_lazy_dataset(store, inputs["dataset"]), out, spec.seed, on_progress)
         case FilterStage(defence=Filter() as chosen):
             from ssl_backdoor.detection.run import filter_samples
             from ssl_backdoor.device import pick_device
@@ -498,11 +498,11 @@ def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[st
 
 
 def _poisons(poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6) -> tuple[list[Any], Any]:
-    """The first poisoned images beside their originals, and how visible the first ``NUM_LOOKED_AT`` of them are."""
+    """The first poisoned images with their originals, and how visible the first ``MAX_INSPECTED_POISONS`` are."""
     from ssl_backdoor.report.examples import read_examples
     from ssl_backdoor.report.stealth import stealth
 
-    dataset = open_catalogue(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
-    reader = read_examples(dataset, open_overlay(store, poison), attack, NUM_LOOKED_AT)
+    dataset = open_lazy_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
+    reader = read_examples(dataset, open_overlay(store, poison), attack, MAX_INSPECTED_POISONS)
     examples = list(islice(reader, shown))
     return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

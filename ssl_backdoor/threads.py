@@ -1,4 +1,4 @@
-"""One function over many items on a few threads."""
+"""A parallel map on a few threads."""
 
 import os
 from collections import deque
@@ -12,8 +12,8 @@ SMALL_BYTES = 4096
 """Of an encoded image: some 96 px as a JPEG, 40 px as a PNG."""
 
 
-def decoders(bytes_each: float, most: int) -> int:
-    """Threads on which images of so many encoded bytes are best decoded, ``most`` at most and one a CPU.
+def num_decode_threads(bytes_each: float, most: int) -> int:
+    """Number of threads for decoding images of ``bytes_each`` encoded bytes: at most ``most``, and one a CPU.
 
     Small images take one: most of their time is Python's (headers are parsed, objects made) under the interpreter's
     lock, and threads that take turns at it slow one another.
@@ -21,11 +21,11 @@ def decoders(bytes_each: float, most: int) -> int:
     return 1 if bytes_each < SMALL_BYTES else min(most, os.cpu_count() or 1)
 
 
-def side_by_side(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
-    """``function`` of each item, in order; items are taken as they are needed, so that few results wait in memory.
+def parallel_map(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+    """``function`` of each item, in order; items are taken lazily, so that few results wait in memory.
 
-    On an error or Ctrl-C, or when nobody asks any more, those that have not begun are called off. One thread is the
-    caller's own.
+    On an error or Ctrl-C, or when the iterator is closed, calls that have not started are cancelled. A single thread is
+    the caller's own.
     """
     if threads == 1:
         yield from map(function, items)

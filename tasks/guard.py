@@ -1,8 +1,8 @@
-"""What stands before a server of ours: it answers its own pages and programs, and no other web page.
+"""A guard in front of our servers: they answer their own pages and programs, and no other web page.
 
 A browser lets any page send requests to 127.0.0.1, and a name that a stranger points there makes that page one of the
 server's own. So a request must name the server by an address of its own (Host), and, where a page sends it, come from a
-page of the server (Origin, Sec-Fetch-Site). Who may ask at all is told by a password. The server's pages in turn ask
+page of the server (Origin, Sec-Fetch-Site). A password decides who may ask at all. The server's pages in turn ask
 nothing of other machines (Prefect's would tell a company that counts visits before it knows that it shall not).
 """
 

@@ -1,7 +1,7 @@
-"""How what happens is shown: one stream of events, as lines for people or, with SSL_BACKDOOR_LOG=json, as JSON.
+"""How events are logged: one stream, as lines for people or, with SSL_BACKDOOR_LOG=json, as JSON.
 
-A flow shows its events on stderr and on Prefect's page. A Ray worker writes its own to its stderr, which is a file of
-Ray's, and passes them on to the flow that waits for it.
+A flow logs its events to stderr and to Prefect's page. A Ray worker logs to its stderr, which is a file of Ray's, and
+relays its events to the flow that waits for it.
 """
 
 import json
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-from ssl_backdoor.errors import CREDENTIALS, SpecError, visible
+from ssl_backdoor.errors import CREDENTIALS, SpecError, replace_control_chars
 from ssl_backdoor.events import LOG, fields_of
 
 _FORMAT = "SSL_BACKDOOR_LOG"
@@ -33,7 +33,7 @@ def is_json() -> bool:
     return asked == "json"
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """``text`` without the values of this process's secret variables, and without passwords in addresses."""
     secrets = {value for name, value in os.environ.items() if len(value) >= 8 and _SECRET.search(name)}
     for value in sorted(secrets, key=len, reverse=True):  # one may begin another
@@ -41,7 +41,7 @@ def redacted(text: str) -> str:
     return CREDENTIALS.sub("***@", text)
 
 
-class Line(logging.Formatter):
+class LineFormatter(logging.Formatter):
     """``12:00:03 train suspect, pair 3 (train/4f2a90c1b2d3): finished after 93.1 s``, times of this machine."""
 
     def __init__(self, has_time: bool = True) -> None:
@@ -55,31 +55,31 @@ class Line(logging.Formatter):
         level = f"{record.levelname} " if self._has_time and record.levelno >= logging.WARNING else ""
         place = f" ({fields['stage']}/{fields['key'][:12]})" if "key" in fields else ""
         title = f"{fields['title']}{place}: " if "title" in fields else ""
-        line = f"{time}{level}{title}{' '.join(visible(redacted(record.getMessage())).splitlines())}"
-        return f"{line}\n{redacted(self.formatException(record.exc_info))}" if record.exc_info else line
+        line = f"{time}{level}{title}{' '.join(replace_control_chars(redact(record.getMessage())).splitlines())}"
+        return f"{line}\n{redact(self.formatException(record.exc_info))}" if record.exc_info else line
 
 
-class JsonLine(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """One JSON object: ``time`` (UTC), ``level``, ``event``, ids and fields of the event, ``message``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        told = {
+        entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname.lower(),
             "event": getattr(record, "event", "message"),
             **fields_of(record),
-            "message": redacted(record.getMessage()),
+            "message": redact(record.getMessage()),
         }
         if record.exc_info:
-            told["traceback"] = redacted(self.formatException(record.exc_info))
-        return json.dumps(told, ensure_ascii=False, default=str)
+            entry["traceback"] = redact(self.formatException(record.exc_info))
+        return json.dumps(entry, ensure_ascii=False, default=str)
 
 
-def on_stderr() -> logging.Handler:
-    """All events, in the form that is asked for."""
+def stderr_handler() -> logging.Handler:
+    """A handler that writes to stderr, in the format of SSL_BACKDOOR_LOG."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLine() if is_json() else Line())
+    handler.setFormatter(JsonFormatter() if is_json() else LineFormatter())
     return handler
 
 
@@ -89,8 +89,8 @@ def is_progress(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def shown(*handlers: logging.Handler) -> Iterator[None]:
-    """Show events by ``handlers`` and nowhere else while the block runs."""
+def attach_handlers(*handlers: logging.Handler) -> Iterator[None]:
+    """Send events to ``handlers`` and nowhere else while the block runs."""
     level, propagate = LOG.level, LOG.propagate
     for handler in handlers:
         LOG.addHandler(handler)
@@ -106,17 +106,17 @@ def shown(*handlers: logging.Handler) -> Iterator[None]:
 
 
 @contextmanager
-def others_in_json() -> Iterator[None]:
-    """What Prefect and other libraries log in the block comes as JSON too, with the ids of its place."""
+def root_logger_as_json() -> Iterator[None]:
+    """Log what Prefect and other libraries say in the block as JSON too, with the ids of the context."""
     root = logging.getLogger()
-    kept, root.handlers = root.handlers, [on_stderr()]
+    kept, root.handlers = root.handlers, [stderr_handler()]
     try:
         yield
     finally:
         root.handlers = kept
 
 
-class Relay(logging.Handler):
+class RelayHandler(logging.Handler):
     """Gives ``post`` each record as plain data, for ``replay`` in another process."""
 
     def __init__(self, post: Callable[[dict[str, Any]], object]) -> None:
@@ -125,12 +125,12 @@ class Relay(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Post the record, with the time at which it was made."""
-        told = {"created": record.created, "levelno": record.levelno, "levelname": record.levelname}
+        base = {"created": record.created, "levelno": record.levelno, "levelname": record.levelname}
         event = getattr(record, "event", "message")
-        self._post({**told, "msg": record.getMessage(), "event": event, "fields": dict(fields_of(record))})
+        self._post({**base, "msg": record.getMessage(), "event": event, "fields": dict(fields_of(record))})
 
 
 def replay(record: Mapping[str, Any]) -> None:
-    """Tell here what a ``Relay`` was told elsewhere."""
+    """Log here what a ``RelayHandler`` sent from another process."""
     if LOG.isEnabledFor(record["levelno"]):
         LOG.handle(logging.makeLogRecord({"name": LOG.name, **record}))

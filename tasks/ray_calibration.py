@@ -16,12 +16,12 @@ from ssl_backdoor.estimate.calibration import Calibrator
 from ssl_backdoor.estimate.cost_model import CostModel, LinearCost, StageKind
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources
-from tasks.ray_fit import Listener, Watcher, cause_of, check_room, connect, devices_of, gpus_each
-from tasks.wire import Wire
+from tasks.progress_actor import WorkerReporter
+from tasks.ray_fit import Listener, ProgressMonitor, cause_of, check_room, connect, devices_of, gpus_each
 
 TITLE = "calibration"
 CPU_PREFIX = "CPU of "
-"""Begins the name of a device that is no GPU."""
+"""Begins the name of a device that is not a GPU."""
 
 
 class CalibrationWorkload(NamedTuple):
@@ -73,22 +73,25 @@ def calibrate_on_ray(
     began_s = time.perf_counter()
     connect(resources)
     check_room(resources)
-    watcher = Watcher(listen)
+    monitor = ProgressMonitor(listen)
     try:
         num_devices = devices_of(resources)
         num_used = min(num_devices, max_devices)
         options = {"num_cpus": resources.threads, "num_gpus": gpus_each(resources)}
-        wires = [Wire(watcher.board(), TITLE), *[None] * (num_used - 1)]
-        devices = ray.get([_import_stages.options(**options).remote() for _ in wires])
+        reporters = [WorkerReporter(monitor.actor(), TITLE), *[None] * (num_used - 1)]
+        devices = ray.get([_import_stages.options(**options).remote() for _ in reporters])
         ready_s = time.perf_counter() - began_s
-        work = [_calibrate.options(**options).remote(tuple(workloads), seconds, resources, wire) for wire in wires]
+        work = [
+            _calibrate.options(**options).remote(tuple(workloads), seconds, resources, reporter)
+            for reporter in reporters
+        ]
         results = ray.get(work)
     except ray.exceptions.RayTaskError as error:
         raise cause_of(error) from None
     except ray.exceptions.RayError as error:
         raise TrainingError(f"the calibration's worker ended ({type(error).__name__}); is memory short?") from error
     finally:
-        watcher.close()
+        monitor.close()
     models = {kind: _mean([result[kind] for result in results]) for kind in results[0]}
     return CalibrationResult(models, devices[0], num_devices, num_used, ready_s)
 
@@ -114,15 +117,15 @@ def _cpu_name() -> str:
 
 @ray.remote(max_retries=0)
 def _calibrate(
-    workloads: Sequence[CalibrationWorkload], seconds: float, resources: Resources, wire: Wire | None
+    workloads: Sequence[CalibrationWorkload], seconds: float, resources: Resources, reporter: WorkerReporter | None
 ) -> dict[StageKind, CostModel]:
     models: dict[StageKind, CostModel] = {}
     total = sum(len(workload.kinds) for workload in workloads)
     for workload in workloads:
         for kind, model in workload.calibrate(seconds, resources):
             models[kind] = model
-            if wire is not None:
-                wire(Progress(len(models), total, "kinds of work"))
+            if reporter is not None:
+                reporter(Progress(len(models), total, "kinds of work"))
     return models
 
 

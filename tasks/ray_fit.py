@@ -21,14 +21,14 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ssl_backdoor.errors import SpecError, SslBackdoorError, TrainingError, UserError
-from ssl_backdoor.events import about
+from ssl_backdoor.events import log_context
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import Finished, StageCall, run_stage
 from ssl_backdoor.store import open_store
 from tasks import embedded_ray
 from tasks.logs import replay
-from tasks.wire import LAST_WORDS_S, Board, Wire
+from tasks.progress_actor import FLUSH_TIMEOUT_S, ProgressActor, WorkerReporter
 
 Listener = Callable[[str, Progress], None]
 _POLL_S = 1.0
@@ -63,7 +63,7 @@ def connect(resources: Resources) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself would try for most of a minute, then say little."""
+    """Raise a clear ``UserError`` early: Ray itself would try for most of a minute, then say little."""
     if (place := re.fullmatch(r"(.+):(\d+)", address)) is None or "://" in address:
         return  # "auto" and the like
     try:
@@ -71,7 +71,7 @@ def _check_answers(address: str) -> None:
     except (OSError, OverflowError, UnicodeError) as error:  # the last two: of a port and a name that cannot be
         reason = (isinstance(error, OSError) and error.strerror) or error
         raise UserError(
-            f"no Ray cluster answers at {address} ({reason}): start it (`make up`), or mend or unset RAY_ADDRESS"
+            f"no Ray cluster answers at {address} ({reason}): start it (`make up`), or fix or unset RAY_ADDRESS"
         ) from error
 
 
@@ -100,58 +100,58 @@ def disconnect() -> None:
         embedded_ray.stop()
 
 
-class Watcher:
-    """One board and one polling thread for all stages of a flow; ``listen`` is called about once a second."""
+class ProgressMonitor:
+    """One actor and one polling thread for all stages of a flow; ``listen`` is called about once a second."""
 
     def __init__(self, listen: Listener) -> None:
         self.listen = listen
         self._lock = threading.Lock()
-        self._board: Any = None
+        self._actor: Any = None
         self._stop = threading.Event()
-        self._stated = self._ended = 0
+        self._num_stages = self._num_finished = 0
         self._polling: threading.Thread | None = None
-        self._context = copy_context()  # what is told in it is about the flow, not about one stage
+        self._context = copy_context()  # events in it belong to the flow, not to one stage
         self._ids: dict[str, dict[str, str]] = {}
         self._is_lost = False
         self._waiting = 0
         self._fewer_wait = threading.Condition(self._lock)
 
-    def stated(self, call: StageCall) -> None:
-        """One more stage is to be done."""
+    def add_stage(self, call: StageCall) -> None:
+        """Count one more stage that is to be done."""
         with self._lock:
-            self._stated += 1
+            self._num_stages += 1
             self._ids[call.title] = call.ids
 
-    def ended(self) -> None:
-        """One stage less is to be done; whoever listens hears how far the whole flow is."""
+    def finish_stage(self) -> None:
+        """Count one stage as done, and report the progress of the whole flow."""
         with self._lock:
-            self._ended += 1
-            whole = Progress(self._ended, self._stated, "stages")
+            self._num_finished += 1
+            whole = Progress(self._num_finished, self._num_stages, "stages")
         self._context.copy().run(self.listen, "all stages", whole)
 
-    def board(self) -> Any:
+    def actor(self) -> Any:
         """The actor that workers post to, on the flow's own node; made on first use."""
         with self._lock:
-            if self._board is None:
-                placed: Any = ray.remote(num_cpus=0, max_restarts=-1)(Board)
-                self._board = placed.options(scheduling_strategy=_here()).remote()
+            if self._actor is None:
+                actor_class: Any = ray.remote(num_cpus=0, max_restarts=-1)(ProgressActor)
+                self._actor = actor_class.options(scheduling_strategy=_here()).remote()
                 self._polling = threading.Thread(
                     target=self._context.copy().run, args=(self._poll,), name="progress", daemon=True
                 )
                 self._polling.start()
-            return self._board
+            return self._actor
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """A stage waits on Ray in this block.
 
         Raises:
-            TrainingError, CancelledError: as ``check`` does.
+            TrainingError, CancelledError: as ``raise_if_aborted`` does.
         """
         with self._lock:
             self._waiting += 1
         try:
-            self.check()
+            self.raise_if_aborted()
             yield
         finally:
             with self._fewer_wait:
@@ -159,18 +159,18 @@ class Watcher:
                 self._fewer_wait.notify_all()
 
     def close(self) -> None:
-        """Stop polling, once what workers have told is heard; call off stages that wait or have not started.
+        """Stop polling, once the workers' last events are read; cancel stages that wait or have not started.
 
         Returns when none waits on Ray any more, so that Ray can be left.
         """
         self._stop.set()
         if self._polling is not None:
-            self._polling.join(LAST_WORDS_S)
+            self._polling.join(FLUSH_TIMEOUT_S)
         with self._fewer_wait:
             self._fewer_wait.wait_for(lambda: not self._waiting)
 
-    def check(self) -> None:
-        """Raise where waiting is of no use.
+    def raise_if_aborted(self) -> None:
+        """Raise if the flow has ended, or the cluster is gone.
 
         Raises:
             TrainingError: the cluster has not answered for a while.
@@ -178,8 +178,10 @@ class Watcher:
         """
         if self._is_lost:
             address = os.environ.get("RAY_ADDRESS")
-            lost = f"the Ray cluster at {address} answers no more: start it (`make up`)" if address else "Ray was ended"
-            raise TrainingError(f"{lost}; finished stages and checkpoints are kept, the same run again goes on")
+            lost = (
+                f"the Ray cluster at {address} stopped answering: start it (`make up`)" if address else "Ray was ended"
+            )
+            raise TrainingError(f"{lost}; finished stages and checkpoints are kept; start the same run again to resume")
         if self._stop.is_set():
             raise CancelledError("another stage failed, or the flow was interrupted")
 
@@ -189,28 +191,30 @@ class Watcher:
         while not is_over and not self._is_lost:
             is_over = self._stop.wait(_POLL_S)
             try:
-                latest, events = ray.get(self._board.read.remote(), timeout=LAST_WORDS_S if is_over else _PATIENCE_S)
-            except (ray.exceptions.RayError, RuntimeError):  # a board that died alone is back within seconds
+                latest, events = ray.get(
+                    self._actor.drain.remote(), timeout=FLUSH_TIMEOUT_S if is_over else _PATIENCE_S
+                )
+            except (ray.exceptions.RayError, RuntimeError):  # an actor that died alone is back within seconds
                 self._is_lost = time.monotonic() - heard_s > patience_s
                 continue
             for event in events:
                 replay(event)
             for title, progress in latest.items():
                 if seen.get(title) != progress:
-                    with about(**self._ids.get(title, {})):
+                    with log_context(**self._ids.get(title, {})):
                         self.listen(title, progress)
             seen = latest
             patience_s = _PATIENCE_S
-            heard_s = time.monotonic()  # not before: how long whoever listens takes is no silence of Ray's
+            heard_s = time.monotonic()  # not before: a slow listener is not a silent cluster
 
 
 @ray.remote
-def _run(call: StageCall, store_uri: str, resources: Resources, wire: Wire) -> Finished:
-    with wire.open():
-        return run_stage(call, open_store(store_uri), resources, wire)
+def _run(call: StageCall, store_uri: str, resources: Resources, reporter: WorkerReporter) -> Finished:
+    with reporter.relay_events():
+        return run_stage(call, open_store(store_uri), resources, reporter)
 
 
-def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: Watcher) -> Finished:
+def run_on_ray(call: StageCall, store_uri: str, resources: Resources, monitor: ProgressMonitor) -> Finished:
     """Run ``call`` on the cluster and wait for it.
 
     Raises:
@@ -221,14 +225,14 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
         CancelledError: the flow has ended meanwhile.
     """
     try:
-        with watcher.waiting():
+        with monitor.waiting():
             connect(resources)
             check_room(resources)
-            board = watcher.board()
-            work = _placed(call, resources).remote(call, store_uri, resources, Wire(board, call.title))
+            actor = monitor.actor()
+            work = _ray_task(call, resources).remote(call, store_uri, resources, WorkerReporter(actor, call.title))
             while not ray.wait([work], timeout=_POLL_S)[0]:
-                watcher.check()
-                _check_time(work, call, resources, board)
+                monitor.raise_if_aborted()
+                _check_time(work, call, resources, actor)
             finished: Finished = ray.get(work)
             return finished
     except ray.exceptions.RayTaskError as error:
@@ -236,7 +240,7 @@ def run_on_ray(call: StageCall, store_uri: str, resources: Resources, watcher: W
     except ray.exceptions.WorkerCrashedError as error:
         raise TrainingError(
             f"{call.title}: the worker process died {resources.max_retries + 1} times; "
-            "its last checkpoint is kept, and the same command goes on from there"
+            "its last checkpoint is kept; run the same command again to resume"
         ) from error
 
 
@@ -260,7 +264,7 @@ def _here() -> NodeAffinitySchedulingStrategy:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
-def _placed(call: StageCall, resources: Resources) -> Any:
+def _ray_task(call: StageCall, resources: Resources) -> Any:
     """The Ray task that does ``call``, and what it takes: Ray starts it once the cluster has that to spare."""
     if resources.workers > 1 and call.fit is not None:
         return _run_group.options(
@@ -286,32 +290,32 @@ def devices_of(resources: Resources) -> int:
     return min(by_cpu, int(held["GPU"])) if gpus_each(resources) else by_cpu
 
 
-def _check_time(work: Any, call: StageCall, resources: Resources, board: Any) -> None:
+def _check_time(work: Any, call: StageCall, resources: Resources, actor: Any) -> None:
     """End ``work``, a group with all its replicas, when its time is over; waiting for a device does not count."""
     limit_s = resources.stage_timeout_s
     if not limit_s:
         return
     try:
-        if ray.get(board.seconds.remote(call.title), timeout=_PATIENCE_S) <= limit_s:
+        if ray.get(actor.elapsed_s.remote(call.title), timeout=_PATIENCE_S) <= limit_s:
             return
     except ray.exceptions.RayError:
-        return  # whoever watches the board says whether the cluster is gone
+        return  # the polling thread finds out whether the cluster is gone
     ray.cancel(work, force=True)
     raise TrainingError(
-        f"{call.title}: ended after {limit_s:g} s, its limit (stage_timeout_s); checkpoints are kept, the same run "
-        "again goes on from there"
+        f"{call.title}: ended after {limit_s:g} s, its limit (stage_timeout_s); checkpoints are kept; start the "
+        "same run again to resume"
     )
 
 
 @ray.remote
-def _run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire) -> Finished:
+def _run_group(call: StageCall, store_uri: str, resources: Resources, reporter: WorkerReporter) -> Finished:
     """A worker group, owned by this Ray task: whatever ends the task ends the group."""
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from tasks.ray_group import run_group
 
     try:
-        run_group(call, store_uri, resources, wire)
+        run_group(call, store_uri, resources, reporter)
     except TrainingFailedError as error:
         raise cause_of(error) from error
     ref = open_store(store_uri).find(call.stage, call.key)

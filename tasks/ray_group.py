@@ -28,14 +28,14 @@ from ssl_backdoor.progress import silent
 from ssl_backdoor.specs import Resources
 from ssl_backdoor.stages import StageCall, run_stage
 from ssl_backdoor.store import open_store
-from tasks.wire import Wire
+from tasks.progress_actor import WorkerReporter
 
 _TIMEOUT = datetime.timedelta(minutes=10)
 _SIOCGIFADDR = 0x8915
 """Linux: the IPv4 address of an interface."""
 
 
-def run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire) -> None:
+def run_group(call: StageCall, store_uri: str, resources: Resources, reporter: WorkerReporter) -> None:
     """Train on ``resources.workers`` replicas, or on as few as ``resources.min_workers`` while nodes are missing.
 
     Raises:
@@ -54,7 +54,7 @@ def run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire)
     with tempfile.TemporaryDirectory(prefix="ssl-backdoor-train-") as folder:
         trainer = DataParallelTrainer(
             _replica,
-            train_loop_config={"call": call, "store_uri": store_uri, "resources": resources, "wire": wire},
+            train_loop_config={"call": call, "store_uri": store_uri, "resources": resources, "reporter": reporter},
             scaling_config=ScalingConfig(
                 num_workers=replicas, use_gpu=use_gpu, resources_per_worker={"CPU": resources.threads}
             ),
@@ -68,7 +68,7 @@ def run_group(call: StageCall, store_uri: str, resources: Resources, wire: Wire)
 
 
 def replicas_that_train(world: int, bn_groups: int) -> int:
-    """The most of ``world`` workers among which ``bn_groups`` split evenly, so that their number is no science."""
+    """The most of ``world`` workers among which ``bn_groups`` split evenly, so that their number changes no result."""
     return max(count for count in range(1, world + 1) if bn_groups % count == 0)
 
 
@@ -83,9 +83,9 @@ def _replica(config: dict[str, Any]) -> None:
     with _together(rank, count) as taking_part:
         if taking_part:
             resources = resources.model_copy(update={"workers": count})
-            wire: Wire = config["wire"]
-            with nullcontext() if rank else wire.open():
-                run_stage(call, open_store(config["store_uri"]), resources, silent if rank else wire)
+            reporter: WorkerReporter = config["reporter"]
+            with nullcontext() if rank else reporter.relay_events():
+                run_stage(call, open_store(config["store_uri"]), resources, silent if rank else reporter)
 
 
 @contextmanager

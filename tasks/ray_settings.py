@@ -1,4 +1,4 @@
-"""What every Ray process of this project is told before it starts."""
+"""Environment of every Ray process of this project."""
 
 from collections.abc import Mapping
 

@@ -19,71 +19,71 @@ from prefect.runtime import task_run
 from prefect.states import Completed
 
 from ssl_backdoor.errors import SslBackdoorError, StoreAwayError
-from ssl_backdoor.events import about, tell
+from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
 from ssl_backdoor.stages import Finished, StageCall, find_finished, run_stage
 from ssl_backdoor.store import ArtifactRef, open_store
-from tasks.ray_fit import Watcher, run_on_ray
+from tasks.ray_fit import ProgressMonitor, run_on_ray
 
-_PAUSES_S = [5.0, 10.0, 20.0, 40.0, 60.0]
+_RETRY_DELAYS_S = [5.0, 10.0, 20.0, 40.0, 60.0]
 ON_RAY: frozenset[Stage] = frozenset({"filter", "train", "tamper", "defend", "detect", "evaluate"})
-_here = BoundedSemaphore(2)
-"""Held by a stage in the flow's own process: more at once would only take turns at the interpreter's lock."""
+_LOCAL_SLOTS = BoundedSemaphore(2)
+"""For stages in the flow's own process: more at once would only contend for the interpreter's lock."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a flow's stages run and who hears of them."""
+class ExecutionContext:
+    """Where a flow's stages run, and the monitor of their progress."""
 
     store_uri: str
     resources: Resources
-    watcher: Watcher
+    monitor: ProgressMonitor
 
     def listener(self, title: str) -> OnProgress:
-        """Progress of ``title`` as the watcher's listener takes it."""
-        return lambda progress: self.watcher.listen(title, progress)
+        """Progress of ``title`` as the monitor's listener takes it."""
+        return lambda progress: self.monitor.listen(title, progress)
 
 
-def _run(call: StageCall, place: Place) -> State[ArtifactRef]:
-    with about(task_run_id=task_run.id, **call.ids), _end_told(place):
-        finished = _find_or_make(call, place)
+def _run(call: StageCall, context: ExecutionContext) -> State[ArtifactRef]:
+    with log_context(task_run_id=task_run.id, **call.ids), _log_failure(context):
+        finished = _find_or_make(call, context)
     name = "Reused" if finished.reused else "Completed"
     return Completed(name=name, message=finished.ref.uri, data=finished.ref)
 
 
 @contextmanager
-def _end_told(place: Place) -> Iterator[None]:
+def _log_failure(context: ExecutionContext) -> Iterator[None]:
     is_over = True
     try:
         yield
     except CancelledError:
-        raise  # it had not begun; why is told of another stage
+        raise  # it had not started; the stage that failed says why
     except StoreAwayError as error:
-        is_over = task_run.run_count > place.resources.store_retries
+        is_over = task_run.run_count > context.resources.store_retries
         what = "failed" if is_over else "waits, then tries again"
-        tell(what.split(",")[0], f"{what}: {error}", logging.ERROR if is_over else logging.WARNING)
+        log_event(what.split(",")[0], f"{what}: {error}", logging.ERROR if is_over else logging.WARNING)
         raise
     except Exception as error:
         kind = "" if isinstance(error, SslBackdoorError) else f"{type(error).__name__}: "
-        tell("failed", f"failed: {kind}{error}", logging.ERROR)
+        log_event("failed", f"failed: {kind}{error}", logging.ERROR)
         raise
     finally:
         if is_over:
-            place.watcher.ended()
+            context.monitor.finish_stage()
 
 
-def _find_or_make(call: StageCall, place: Place) -> Finished:
-    place.watcher.check()
-    store = open_store(place.store_uri)
-    if (finished := find_finished(call, store)) is not None:  # before a place among the running stages is waited for
-        tell("reused", "Reused: it was there already", uri=finished.ref.uri)
+def _find_or_make(call: StageCall, context: ExecutionContext) -> Finished:
+    context.monitor.raise_if_aborted()
+    store = open_store(context.store_uri)
+    if (finished := find_finished(call, store)) is not None:  # before this stage queues for a slot
+        log_event("reused", "Reused: it was there already", uri=finished.ref.uri)
         return finished
     if call.stage in ON_RAY:
-        return run_on_ray(call, place.store_uri, place.resources, place.watcher)
-    with _here:
-        place.watcher.check()  # it may have ended meanwhile
-        return run_stage(call, store, place.resources, place.listener(call.title))
+        return run_on_ray(call, context.store_uri, context.resources, context.monitor)
+    with _LOCAL_SLOTS:
+        context.monitor.raise_if_aborted()  # it may have ended meanwhile
+        return run_stage(call, store, context.resources, context.listener(call.title))
 
 
 def _is_store_away(_: object, __: TaskRun, state: State[Any]) -> bool:
@@ -97,7 +97,7 @@ def _stage_task(stage: Stage) -> Task[Any, Any]:
         cache_policy=NO_CACHE,
         persist_result=False,
         retry_condition_fn=_is_store_away,  # as often as Resources say
-        retry_delay_seconds=_PAUSES_S,
+        retry_delay_seconds=_RETRY_DELAYS_S,
         retry_jitter_factor=0.3,
     )(_run)
 

@@ -21,7 +21,7 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ssl_backdoor.errors import StoreError, printed
+from ssl_backdoor.errors import StoreError, to_printable_line
 from ssl_backdoor.report.frame import covariates, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.stages import run_name
@@ -59,7 +59,8 @@ def _translate_errors() -> Iterator[None]:
         yield
     except MlflowException as error:
         raise StoreError(
-            f"MLflow cannot be written ({printed(str(error))[:300]}); check MLFLOW_TRACKING_URI and its server"
+            f"MLflow cannot be written ({to_printable_line(str(error))[:300]}); "
+            "check MLFLOW_TRACKING_URI and its server"
         ) from None
 
 
@@ -73,7 +74,7 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     client = mlflow.MlflowClient()
     run = client.get_run(write(report, store, client))
     page = os.environ.get("SSL_BACKDOOR_MLFLOW_PAGE") or client.tracking_uri
-    return f"{printed(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{to_printable_line(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
 def reindex(store: ArtifactStore) -> Iterator[str]:
@@ -88,8 +89,8 @@ def reindex(store: ArtifactStore) -> Iterator[str]:
         yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {write(ref, store, client)}"
 
 
-def open_ahead() -> None:
-    """Open MLflow's database, or make it, which takes seconds, so that ``record`` need not; it tells what is wrong."""
+def open_database_ahead() -> None:
+    """Open or create MLflow's database, which takes seconds, before ``record`` needs it; errors are left to that."""
     uri = mlflow.get_tracking_uri()
     if uri.startswith("sqlite:///"):
         file = Path(uri.removeprefix("sqlite:///"))
@@ -111,9 +112,9 @@ def _make_database(file: Path) -> None:
 def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient) -> str:
     """Write ``report`` to MLflow unless it is there already; return the parent run's id.
 
-    Once, whatever happened before and happens beside. Whether a run that is not whole is still being written nobody can
-    tell, by clocks of two machines least of all: it goes only when a whole one stands beside it, which its writer, if
-    there is one, then finds. Of two whole ones both writers keep the same.
+    Idempotent, also under concurrent writers. Clocks of two machines cannot decide whether an incomplete run is still
+    being written: it is deleted only once a complete one exists, which its writer, if there is one, then finds. Of two
+    complete ones both writers keep the same.
     """
     spec = ReportSpec.model_validate(store.manifest(report).spec)
     experiment = _experiment(client, spec.recipe)
@@ -135,7 +136,7 @@ def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient
     return whole[0]
 
 
-def recorded(recipes: Iterable[str]) -> set[str]:
+def find_recorded(recipes: Iterable[str]) -> set[str]:
     """Keys of the reports of ``recipes`` that MLflow holds whole.
 
     Raises:

@@ -15,8 +15,8 @@ import httpx
 
 from flows import settings
 from ssl_backdoor.errors import SpecError, TrainingError
+from tasks.embedded_prefect import last_error, terminate
 from tasks.guard import own_addresses
-from tasks.own_server import end, last_words
 
 USER = "lab"
 _READY_S = 180.0
@@ -28,7 +28,7 @@ _HEALTH = {"Prefect": "api/health", "MLflow": "health"}
 class _Server(NamedTuple):
     process: "subprocess.Popen[bytes]"
     port: int
-    said: IO[bytes]
+    output: IO[bytes]
 
 
 def browse() -> int:
@@ -42,9 +42,9 @@ def browse() -> int:
         if (place := os.environ.get(name, "")).startswith("http"):
             raise SpecError(f"{name} names a server, {place}: open that page, or unset it to see this home's own runs")
     password = secrets.token_hex(16)
-    with _served(password) as servers:
+    with _serve(password) as servers:
         for name, server in servers.items():
-            _await(name, server)
+            _wait_for_answer(name, server)
         print(f"Prefect  http://127.0.0.1:{servers['Prefect'].port}  {USER}:{password}")
         print(f"MLflow   http://127.0.0.1:{servers['MLflow'].port}  user {USER}, password {password}")
         print(f"Runs under {str(settings.HOME)!r}. Ctrl-C ends both.", flush=True)
@@ -57,7 +57,7 @@ def browse() -> int:
 
 
 @contextmanager
-def _served(password: str) -> Iterator[Mapping[str, _Server]]:
+def _serve(password: str) -> Iterator[Mapping[str, _Server]]:
     ports = {name: _port(wanted) for name, wanted in _PORTS.items()}
     commands = {
         "Prefect": [sys.executable, "-m", "tasks.prefect_server", "--port", str(ports["Prefect"])],
@@ -80,25 +80,25 @@ def _served(password: str) -> Iterator[Mapping[str, _Server]]:
     with ExitStack() as ending:
         servers = {}
         for name, command in commands.items():
-            said = ending.enter_context(tempfile.TemporaryFile())
-            process = subprocess.Popen(command, env=environment, stdout=said, stderr=said, start_new_session=True)
-            ending.callback(end, process)
-            servers[name] = _Server(process, ports[name], said)
+            output = ending.enter_context(tempfile.TemporaryFile())
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+            ending.callback(terminate, process)
+            servers[name] = _Server(process, ports[name], output)
         yield servers
 
 
-def _await(name: str, server: _Server) -> None:
+def _wait_for_answer(name: str, server: _Server) -> None:
     deadline = time.monotonic() + _READY_S
     while not _answers(f"http://127.0.0.1:{server.port}/{_HEALTH[name]}"):
         _check_runs(name, server)
         if time.monotonic() > deadline:
-            raise TrainingError(f"{name}'s server does not answer, {last_words(server.said)}")
+            raise TrainingError(f"{name}'s server does not answer, {last_error(server.output)}")
         time.sleep(_POLL_S)
 
 
 def _check_runs(name: str, server: _Server) -> None:
     if (code := server.process.poll()) is not None:
-        raise TrainingError(f"{name}'s server ended with code {code}, {last_words(server.said)}")
+        raise TrainingError(f"{name}'s server ended with code {code}, {last_error(server.output)}")
 
 
 def _answers(url: str) -> bool:

@@ -1,4 +1,4 @@
-"""``ssl-backdoor doctor``: what this machine has, what is missing, how to mend it."""
+"""``ssl-backdoor doctor``: what this machine has, what is missing, how to fix it."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 
 def examine(store_uri: str) -> list[Finding]:
-    """Look at everything a run needs."""
+    """Check everything a run needs."""
     return [_python(), *_packages(), _devices(), *_store(store_uri), *_servers(), _disk(store_uri)]
 
 
@@ -78,7 +78,7 @@ def _store(store_uri: str) -> list[Finding]:
 def _servers() -> list[Finding]:
     """Servers that this shell's runs would use; none is named where all is embedded."""
     try:
-        named = servers.named()
+        named = servers.find_named()
     except UserError as error:
         return [Finding(False, "servers", str(error))]
     return [
@@ -94,13 +94,13 @@ def _disk(store_uri: str) -> Finding:
     is_remote = "://" in store_uri and not store_uri.lower().startswith("file://")
     places = {"the home": settings.HOME} if is_remote else {"the store": folder_of(store_uri)}
     places["temporary files"] = Path(tempfile.gettempdir())
-    free = {name: shutil.disk_usage(_existing(place)).free for name, place in places.items()}
+    free = {name: shutil.disk_usage(_nearest_existing(place)).free for name, place in places.items()}
     text = ", ".join(f"{count / 1024**3:.1f} GiB free for {name}" for name, count in free.items())
     if min(free.values()) < _MIN_FREE_BYTES:
         return Finding(False, "disk", f"{text}: free at least 2 GiB, or choose another --store or TMPDIR")
     return Finding(True, "disk", text)
 
 
-def _existing(place: Path) -> Path:
+def _nearest_existing(place: Path) -> Path:
     """``place``, or the nearest folder above it that is there."""
     return next(each for each in (place.absolute(), *place.absolute().parents) if each.is_dir())

@@ -9,7 +9,7 @@ from flows.terminal.units import bytes_text, count_text, duration_text
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from ssl_backdoor.store.garbage import Garbage, Item, garbage, sweep, uncertain
+from ssl_backdoor.store.garbage import Garbage, Item, garbage, sweep, why_reach_is_unknown
 from ssl_backdoor.store.survey import Survey, survey
 
 RUBBISH_DAYS = 1.0
@@ -46,7 +46,7 @@ def collect(store: ArtifactStore, options: GcOptions, on_progress: OnProgress = 
     if options.older_than_days is not None:
         rubbish_days = work_days = options.older_than_days
     useless = garbage(found, rubbish_days * _DAY_S, work_days * _DAY_S, forgotten)
-    doubt = uncertain(found)
+    doubt = why_reach_is_unknown(found)
     if doubt and (options.unreached or forgotten):
         raise SpecError(f"what reports reach is not known: {doubt}")
     chosen = [*useless.rubbish, *(useless.unreached if options.unreached else ())]
@@ -110,9 +110,9 @@ def _result(
         "bytes": sum(item.bytes for item in chosen),
         "items": [_plain(item) for item in chosen],
         "unreached": [] if options.unreached else [_plain(item) for item in useless.unreached],
-        "young": [_plain(item) for item in useless.young],
+        "young": [_plain(item) for item in useless.too_recent],
         "unreadable": {f"{ref.stage}/{ref.key}": reason for ref, reason in found.unreadable.items()},
-        "unknown": [entry.name for entry in found.strangers],
+        "unknown": [entry.name for entry in found.unknown_files],
     }
 
 

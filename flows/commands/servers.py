@@ -26,7 +26,7 @@ class Server(NamedTuple):
     is_up: bool
 
 
-def named() -> list[Server]:
+def find_named() -> list[Server]:
     """The servers that this shell's runs use; what is not among them is embedded in the run itself.
 
     Raises:
@@ -39,24 +39,24 @@ def named() -> list[Server]:
             url = urlsplit(given if "://" in given else f"//{given}")
             port = url.port or _PORTS.get(url.scheme)
         except ValueError as error:  # its value may hold a password
-            raise SpecError(f"{variable} holds no address with a port of 1 to 65535: mend or unset it") from error
+            raise SpecError(f"{variable} holds no address with a port of 1 to 65535: fix or unset it") from error
         if url.hostname and port:
             found.append(Server(name, variable, f"{url.hostname}:{port}", _answers(url.hostname, port)))
     return found
 
 
-def of_home() -> Mapping[str, bool] | None:
+def probe_home() -> Mapping[str, bool] | None:
     """Whether each service of ``make up`` under the home answers; None where none were ever set up there.
 
     Raises:
         StoreError: they were, and their configuration cannot be read.
     """
-    ports = settings.kept_by_stack("ports")
+    ports = settings.read_stack_config("ports")
     return None if ports is None else {name: name in ports and _answers("127.0.0.1", ports[name]) for name in _STACK}
 
 
 def _answers(host: str, port: int) -> bool:
-    """Whether somebody takes connections there."""
+    """Whether something accepts connections there."""
     # No host has a name with an empty or an endless label, which is a UnicodeError.
     with contextlib.suppress(OSError, UnicodeError), socket.create_connection((host, port), timeout=_WAIT_S):
         return True

@@ -25,7 +25,7 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
         StoreError: the store, or what `make up` keeps, cannot be read.
         SpecError: a variable of this shell names a server by what is no address.
     """
-    found, named = survey(store, on_progress), servers.named()
+    found, named = survey(store, on_progress), servers.find_named()
     rubbish = [*found.attempts, *found.temporary]
     rubbish += [group for ref, group in found.checkpoints.items() if ref in found.artifacts]
     reports = sorted(
@@ -43,10 +43,10 @@ def status(store: ArtifactStore, on_progress: OnProgress = silent) -> dict[str, 
             "bytes": sum(group.bytes for group in rubbish),
         },
         "unreadable": {f"{ref.stage}/{ref.key}": reason for ref, reason in found.unreadable.items()},
-        "unknown": [entry.name for entry in found.strangers],
+        "unknown": [entry.name for entry in found.unknown_files],
         "reports": [_report(ref, one) for ref, one in reports],
         "servers": {one.name: {"address": one.address, "answers": one.is_up} for one in named},
-        "services": servers.of_home(),
+        "services": servers.probe_home(),
         "mlflow": _mlflow(reports, named),
     }
 
@@ -102,14 +102,14 @@ def _mlflow(reports: Sequence[tuple[ArtifactRef, Artifact]], named: Sequence[ser
     is_new = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
     if is_new or not reports:
         return {"missing": len(reports)}
-    from tasks.tracking import recorded  # takes seconds to import
+    from tasks.tracking import find_recorded  # takes seconds to import
 
     recipes = {str(one.manifest.spec.get("recipe", "")) for _, one in reports}
     try:
-        held = recorded(recipes)
+        in_mlflow = find_recorded(recipes)
     except StoreError as error:
         return {"missing": None, "reason": str(error)}
-    return {"missing": sum(ref.key not in held for ref, _ in reports)}
+    return {"missing": sum(ref.key not in in_mlflow for ref, _ in reports)}
 
 
 def _work_lines(result: Mapping[str, Any]) -> Iterator[str]:

@@ -24,9 +24,9 @@ from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ReportSpec, Resources, Stage
 from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.lab import ORDER
 from tasks.ray_calibration import CalibrationResult, CalibrationWorkload, calibrate_on_ray
 from tasks.ray_fit import Listener, disconnect
+from tasks.scheduler import ORDER
 from tasks.stages import ON_RAY
 
 _MIN_SHARES = 5  # of the time that measuring may take

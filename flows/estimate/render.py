@@ -31,7 +31,7 @@ def render(estimate: Mapping[str, Any]) -> Iterator[str]:
     calibration = estimate["calibration"]
     yield (
         f"measured:    in {calibration['seconds']:,.0f} s, {count_text(calibration['kinds'], 'kind')} of work in small"
-        f", on {count_text(calibration['at_once'], 'device')} side by side, under a load of {calibration['load'][0]:g}"
+        f", on {count_text(calibration['at_once'], 'device')} at once, under a load of {calibration['load'][0]:g}"
     )
     if calibration["cpu_frac"] < _BUSY_BELOW and estimate["device"].startswith(CPU_PREFIX):
         yield (

@@ -8,19 +8,19 @@ import sys
 import time
 
 from flows import settings
-from tasks import own_server
+from tasks import embedded_prefect
 
 
 def main() -> int:
     """The exit code."""
     settings.embed()
-    own_server.begin()
+    embedded_prefect.start()
     importlib.import_module("flows.run")  # a second or two, while the server starts
     import httpx
     from prefect.client.orchestration import get_client
 
     try:
-        with own_server.used(), get_client(sync_client=True) as client:
+        with embedded_prefect.use_server(), get_client(sync_client=True) as client:
             client.hello().raise_for_status()
             print(time.perf_counter())
     except httpx.HTTPError as error:

@@ -5,7 +5,7 @@ from typing import NamedTuple, assert_never, final
 
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
-from flows.pipeline import numbered, state_runs
+from flows.pipeline import number_evidence, plan_runs
 from ssl_backdoor.data.images import inspect
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
@@ -44,7 +44,7 @@ from ssl_backdoor.stages import (
     TrainStage,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.verbs import Digest, Verbs
+from tasks.planner import Digest, StagePlanner
 
 PreviewDataset = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
 """The images of an ingest stage."""
@@ -60,7 +60,7 @@ class StageWork(NamedTuple):
 
 
 @final
-class DryRunPlanner(Verbs):
+class DryRunPlanner(StagePlanner):
     """Records each stage of a flow and runs none."""
 
     def __init__(self, store: ArtifactStore, digest: Digest, *sources: str | None) -> None:
@@ -69,7 +69,7 @@ class DryRunPlanner(Verbs):
         self.calls: dict[ArtifactRef, StageCall] = {}
 
     @override
-    def state(self, call: StageCall) -> ArtifactRef:
+    def submit(self, call: StageCall) -> ArtifactRef:
         ref = self._store.ref(call.stage, call.key)
         self.calls.setdefault(ref, call)
         return ref
@@ -90,7 +90,7 @@ def plan_stages(
         SpecError: data that are needed were not named.
     """
     planner = DryRunPlanner(store, digest, data, probe_data, test_data)
-    planner.report(report, numbered(state_runs(planner, report.runs)))
+    planner.report(report, number_evidence(plan_runs(planner, report.runs)))
     return planner.calls
 
 

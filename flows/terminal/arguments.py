@@ -1,4 +1,4 @@
-"""What can be said to the ``ssl-backdoor`` command."""
+"""Command-line arguments of ``ssl-backdoor``."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -10,18 +10,20 @@ from ssl_backdoor.specs import Stage
 MANY_RUNS = 1000
 CALIBRATION_S = 30
 Command: TypeAlias = Callable[[argparse.Namespace], int]
-"""Does what was asked for; its exit code."""
-_DESCRIPTION = "Measures how far a few poisoned samples bend self-supervised pre-training, and whether a defence helps."
+"""Runs a command; returns its exit code."""
+_DESCRIPTION = (
+    "Measures how much a few poisoned samples corrupt self-supervised pre-training, and whether a defence undoes it."
+)
 
 
 def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argparse.Namespace:
-    """``arguments`` (default: this process's); ``command`` is the function of ``do`` that does what they ask for."""
+    """Parse ``arguments`` (default: this process's); ``command`` is the function of ``do`` to call."""
     parser = argparse.ArgumentParser(prog="ssl-backdoor", description=_DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
     for stage in get_args(Stage):
         _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
-    _add_estimate(commands.add_parser("estimate", help="what a run would take: time and storage"))
+    _add_estimate(commands.add_parser("estimate", help="estimate the time and storage of a run"))
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(command="recipes")
     show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")
@@ -33,7 +35,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--store", default=None)
     export.set_defaults(command="export")
-    reindex = commands.add_parser("reindex", help="write every report of the store to MLflow that is not there")
+    reindex = commands.add_parser("reindex", help="write every report of the store that MLflow lacks to MLflow")
     reindex.add_argument("--store", default=None)
     reindex.set_defaults(command="reindex")
     _add_housekeeping(commands)
@@ -44,7 +46,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     env.set_defaults(command="env")
     browse = commands.add_parser("browse", help="Prefect's and MLflow's pages of this home, until Ctrl-C")
     browse.set_defaults(command="browse")
-    doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to mend")
+    doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to fix them")
     doctor.add_argument("--store", default=None)
     doctor.set_defaults(command="doctor")
     found = parser.parse_args(arguments)
@@ -53,27 +55,29 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
 
 
 def _add_housekeeping(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    status = commands.add_parser("status", help="what the store holds, what is unfinished, what runs; looks only")
-    gc = commands.add_parser("gc", help="list what the store holds of no use, or delete it")
+    status = commands.add_parser(
+        "status", help="show what the store holds, what is unfinished and what runs; read-only"
+    )
+    gc = commands.add_parser("gc", help="list unneeded files and artifacts of the store, or delete them")
     for parser in (status, gc):
         parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
         parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
     status.set_defaults(command="status")
-    gc.add_argument("--delete", action="store_true", help="delete it; without this nothing is changed")
-    gc.add_argument("--unreached", action="store_true", help="finished artifacts too that no report was made from")
+    gc.add_argument("--delete", action="store_true", help="delete them; without this nothing is changed")
+    gc.add_argument("--unreached", action="store_true", help="also finished artifacts that no report was made from")
     gc.add_argument(
         "--older-than",
         type=_days,
         default=None,
         metavar="DAYS",
-        help="in place of 1 for rubbish and 30 for what a run may still need; 0 only while nothing runs",
+        help="minimum age (default: 1 for rubbish, 30 for what a run may still need); 0 only while nothing runs",
     )
     gc.add_argument(
         "--forget",
         nargs="+",
         default=[],
         metavar="KEY",
-        help="reports that count for none: they and what they alone reach",
+        help="treat these reports, and what only they were made from, as unreached",
     )
     gc.set_defaults(command="gc")
 
@@ -86,7 +90,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE.py|MODULE",
         dest="plugins",
-        help="load attacks, triggers, defences, ... of your own first; may be said again",
+        help="load attacks, triggers, defences, ... of your own first; may be repeated",
     )
     parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
     parser.add_argument(
@@ -110,23 +114,29 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     _add_recipe(parser)
-    parser.add_argument("--yes", action="store_true", help=f"more than {MANY_RUNS:,} runs without asking")
+    parser.add_argument("--yes", action="store_true", help=f"start more than {MANY_RUNS:,} runs without asking")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
     parser.set_defaults(command="run", until=until)
 
 
 def _add_estimate(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
-    parser.add_argument("--devices", type=_positive, metavar="N", help="such as this machine's (default: those it has)")
     parser.add_argument(
-        "--images", type=_positive, nargs=2, metavar=("TRAIN", "TEST"), help="how many, of data that are not there yet"
+        "--devices", type=_positive, metavar="N", help="devices like this machine's (default: its own number)"
+    )
+    parser.add_argument(
+        "--images",
+        type=_positive,
+        nargs=2,
+        metavar=("TRAIN", "TEST"),
+        help="their numbers, for data that are not there yet",
     )
     parser.add_argument(
         "--seconds",
         type=_positive,
         default=CALIBRATION_S,
         metavar="N",
-        help=f"what measuring may take, about (default {CALIBRATION_S}): longer is surer",
+        help=f"approximate time for calibration (default {CALIBRATION_S}): longer is more precise",
     )
     parser.set_defaults(command="estimate")
 

@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: progress on stderr, results on stdout, nothing else."""
+"""Terminal output: progress on stderr, results on stdout, nothing else."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from ssl_backdoor.events import about, ids, tell
+from ssl_backdoor.events import context_ids, log_context, log_event
 from ssl_backdoor.progress import Progress
 from tasks import logs
 
@@ -50,7 +50,7 @@ class ProgressBars:
         )
 
     def __call__(self, title: str, progress: Progress) -> None:
-        """Show that ``title`` has come this far."""
+        """Show the progress of ``title``."""
         with self._lock:
             if title not in self._tasks:
                 self._tasks[title] = self.rich.add_task(title, total=progress.total, unit=progress.unit, note="")
@@ -71,27 +71,27 @@ class ProgressLog:
         self._clock = clock
         self._lock = threading.Lock()
         self._reported_s = clock()
-        self._begun: dict[str, tuple[float, Progress]] = {}
+        self._started: dict[str, tuple[float, Progress]] = {}
         self._latest: dict[str, tuple[Progress, Mapping[str, Any]]] = {}
 
     def __call__(self, title: str, progress: Progress) -> None:
-        """Note that ``title`` has come this far, and tell when it is time."""
+        """Record the progress of ``title``, and log it when it is time."""
         with self._lock:
             now = self._clock()
-            _, begun = self._begun.setdefault(title, (now, progress))
-            if progress.unit != begun.unit or progress.done < begun.done:  # another part of the stage, or taken up anew
-                self._begun[title] = (now, progress)
-            self._latest[title] = (progress, ids())
+            _, begun = self._started.setdefault(title, (now, progress))
+            if progress.unit != begun.unit or progress.done < begun.done:  # another part of the stage, or restarted
+                self._started[title] = (now, progress)
+            self._latest[title] = (progress, context_ids())
             if now - self._reported_s < self._every_s:
                 return
             self._reported_s = now
-            for name, (one, about_it) in self._latest.items():
+            for name, (one, context) in self._latest.items():
                 if one.done < one.total:
-                    self._tell(name, one, now, about_it)
+                    self._log_progress(name, one, now, context)
             self._latest.clear()
 
-    def _tell(self, title: str, progress: Progress, now: float, about_it: Mapping[str, Any]) -> None:
-        began_s, begun = self._begun[title]
+    def _log_progress(self, title: str, progress: Progress, now: float, context: Mapping[str, Any]) -> None:
+        began_s, begun = self._started[title]
         done, left = progress.done - begun.done, progress.total - progress.done
         text = f"{progress.done:,} of {progress.total:,} {progress.unit}"
         fields: dict[str, Any] = {"done": progress.done, "total": progress.total, "unit": progress.unit}
@@ -101,7 +101,7 @@ class ProgressLog:
             text += f", {rate:,.0f} {progress.unit}/s" if rate >= 1 else ""
             text += f", {timedelta(seconds=fields['left_s'])} left"
         text += f", {progress.note}" if progress.note else ""
-        tell("progress", text, **{**about_it, "title": title, **fields})
+        log_event("progress", text, **{**context, "title": title, **fields})
 
 
 @contextmanager
@@ -113,27 +113,31 @@ def show_progress() -> Iterator["Listener"]:
     is_json = logs.is_json()
     display = ProgressBars() if sys.stderr.isatty() and not is_json else ProgressLog()
     with display.rich if isinstance(display, ProgressBars) else nullcontext():
-        handler = logs.on_stderr()  # made here: the bars stand below what is written while they are shown
+        handler = logs.stderr_handler()  # made here: the bars stand below what is written while they are shown
         if not is_json:
-            # A failure is the command's last word: it is not said twice.
+            # The command itself prints a failure at its end: do not print it twice.
             handler.addFilter(lambda record: logs.is_progress(record) or record.levelno == logging.WARNING)
-        with logs.shown(handler):
+        with logs.attach_handlers(handler):
             yield display
 
 
 @contextmanager
 def log_flow_run(flow_run_id: UUID) -> Iterator["Listener"]:
     """Log what happens in a flow run to stderr and to Prefect's page while the block runs."""
-    from tasks import window  # Prefect takes a second to import
+    from tasks import prefect_page  # Prefect takes a second to import
 
-    lines, page = ProgressLog(), window.StageProgress(flow_run_id)
+    lines, page = ProgressLog(), prefect_page.StageProgress(flow_run_id)
 
     def both(title: str, progress: Progress) -> None:
         lines(title, progress)
         page(title, progress)
 
-    others = logs.others_in_json() if logs.is_json() else nullcontext()
-    with about(flow_run_id=str(flow_run_id)), logs.shown(logs.on_stderr(), window.RunLog(flow_run_id)), others:
+    others = logs.root_logger_as_json() if logs.is_json() else nullcontext()
+    with (
+        log_context(flow_run_id=str(flow_run_id)),
+        logs.attach_handlers(logs.stderr_handler(), prefect_page.RunLog(flow_run_id)),
+        others,
+    ):
         yield both
 
 

@@ -1,6 +1,6 @@
 """``python -m infra.stack up|down|status``.
 
-Exit codes: 0 done, 1 a service failed or is not well, 2 the user can mend it, 130 interrupted.
+Exit codes: 0 done, 1 a service failed or is not well, 2 a mistake that the user can fix, 130 interrupted.
 """
 
 import argparse

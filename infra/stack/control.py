@@ -34,8 +34,8 @@ def say(text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Nobody else starts or stops this stack meanwhile.
+def lock_stack(folder: Path) -> Iterator[None]:
+    """Hold the stack's lock: no other `up` or `down` works on it meanwhile.
 
     Raises:
         UserError: somebody does.
@@ -56,8 +56,8 @@ def up() -> int:
     postgres.check_installed()
     folder = configuration.folder_of(os.environ)
     configuration.make_folder(folder)
-    with locked(folder):
-        config = _configured(folder)
+    with lock_stack(folder):
+        config = _load_or_create_config(folder)
         problem = _Starter(config).run()
     for each in SERVICES:
         say(f"{each.name:<10}{each.url(config)}")
@@ -74,7 +74,7 @@ def down() -> int:
     if not folder.is_dir():
         say("nothing to stop")
         return 0
-    with locked(folder):
+    with lock_stack(folder):
         config = configuration.load(folder)
         if config is not None:
             for each in reversed(SERVICES):
@@ -106,7 +106,7 @@ def status() -> int:
     return 0 if all(state == "running" for state in states) else 1
 
 
-def _configured(folder: Path) -> Config:
+def _load_or_create_config(folder: Path) -> Config:
     """The stack kept in ``folder`` with the ports of the environment, or a new one."""
     kept = configuration.load(folder)
     chosen = ports.choose(os.environ, kept.ports if kept else {})
@@ -130,7 +130,7 @@ def _state(config: Config, each: Service) -> str:
 
 def _stop(config: Config, each: Service) -> None:
     started_s = time.monotonic()
-    leader = service.recorded(config, each.name)
+    leader = service.read_process(config, each.name)
     found = processes.members(config.folder, each.name, leader)
     killed = processes.stop(config.folder, each.name, leader, each.stop_signal, each.grace_s)
     service.forget(config, each.name)
@@ -172,7 +172,7 @@ class _Starter:
                 _stop(self._config, each)  # what an earlier leader left behind holds ports and the data folder
                 self._check_ports(each)
         try:
-            self._bring_all()
+            self._start_all()
             return web.deploy(self._config)
         except BaseException:
             self._give_up()
@@ -180,9 +180,9 @@ class _Starter:
                 _stop(self._config, each)
             raise
 
-    def _bring_all(self) -> None:
+    def _start_all(self) -> None:
         with ThreadPoolExecutor(len(SERVICES)) as pool:
-            futures = [pool.submit(self._bring_or_explain, each) for each in SERVICES]
+            futures = [pool.submit(self._start_or_explain, each) for each in SERVICES]
             try:
                 for future in wait(futures, return_when=FIRST_EXCEPTION).done:
                     future.result()
@@ -203,36 +203,36 @@ class _Starter:
                     f"port {port} of {each.name} is used by another program: set {ports.variable(name)} to a free one"
                 )
 
-    def _bring_or_explain(self, each: Service) -> None:
+    def _start_or_explain(self, each: Service) -> None:
         try:
-            self._bring(each)
+            self._start(each)
         except OSError as error:
             raise ServiceError(f"{each.name} cannot be started: {error}") from error
 
-    def _bring(self, each: Service) -> None:
+    def _start(self, each: Service) -> None:
         for need in each.needs:
             while not self._ready[need].wait(_POLL_S):
-                self._go_on()
-        self._go_on()
+                self._raise_if_aborted()
+        self._raise_if_aborted()
         started_s = time.monotonic()
         child, log_bytes = None, 0
         if service.running(self._config, each.name) is None:
             each.prepare(self._config)
             log = self._config.log(each.name)
             log_bytes = log.stat().st_size if log.exists() else 0
-            self._go_on()
+            self._raise_if_aborted()
             self._started.append(each)
             child = service.start(each, self._config)
-        self._await(each, child, log_bytes)
+        self._wait_until_ready(each, child, log_bytes)
         each.finish(self._config)
         self._ready[each.name].set()
         how = "runs already" if child is None else f"ready {time.monotonic() - started_s:6.1f} s"
         say(f"{each.name:<10}{how}")
 
-    def _await(self, each: Service, child: subprocess.Popen[bytes] | None, log_bytes: int) -> None:
+    def _wait_until_ready(self, each: Service, child: subprocess.Popen[bytes] | None, log_bytes: int) -> None:
         deadline = time.monotonic() + _READY_S
         while not each.healthy(self._config):
-            self._go_on()
+            self._raise_if_aborted()
             what = None
             if child is not None and child.poll() is not None:
                 what = f"ended with code {child.returncode} while it was started"
@@ -245,6 +245,6 @@ class _Starter:
                 raise ServiceError(f"{each.name} {what}; the end of {self._config.log(each.name)}:\n{tail}")
             self._abort.wait(_POLL_S)
 
-    def _go_on(self) -> None:
+    def _raise_if_aborted(self) -> None:
         if self._abort.is_set():
             raise _Aborted

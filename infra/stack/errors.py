@@ -1,4 +1,4 @@
-"""What can go wrong with the stack itself; what the user can mend is a ``UserError``."""
+"""Errors of the stack itself; a mistake that the user can fix is a ``UserError``."""
 
 from ssl_backdoor.errors import SslBackdoorError
 

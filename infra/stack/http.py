@@ -43,11 +43,11 @@ def ask_prefect(
         status, text = request(f"{api}/csrf-token?client={_PREFECT_CLIENT}", timeout_s=timeout_s, login=login)
         if status != 200:
             return status, text
-        headers = {"Prefect-Csrf-Token": parsed(text)["token"], "Prefect-Csrf-Client": _PREFECT_CLIENT}
+        headers = {"Prefect-Csrf-Token": parse_json(text)["token"], "Prefect-Csrf-Client": _PREFECT_CLIENT}
     return request(f"{api}/{page}", body, timeout_s, method, login, headers)
 
 
-def parsed(text: str) -> Any:
+def parse_json(text: str) -> Any:
     """``text`` as JSON; None where it is none."""
     try:
         return json.loads(text)

@@ -20,15 +20,15 @@ _ARTIFACTS, _MLFLOW = BUCKETS
 _WRITABLE_S = 30.0
 
 
-def _limited(bucket: str, *actions: str) -> list[str]:
+def _permissions(bucket: str, *actions: str) -> list[str]:
     return [f"{action}:{bucket}" for action in actions]
 
 
 _RIGHTS: Mapping[str, list[str]] = {
     "admin": ["Admin", "Read", "List", "Tagging", "Write"],  # used here only, to make the buckets
-    "writer": _limited(_ARTIFACTS, "Read", "List", "Tagging", "Write"),
-    "reader": _limited(_ARTIFACTS, "Read", "List"),
-    "mlflow": _limited(_MLFLOW, "Read", "List", "Tagging", "Write"),
+    "writer": _permissions(_ARTIFACTS, "Read", "List", "Tagging", "Write"),
+    "reader": _permissions(_ARTIFACTS, "Read", "List"),
+    "mlflow": _permissions(_MLFLOW, "Read", "List", "Tagging", "Write"),
 }
 
 

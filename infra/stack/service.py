@@ -82,7 +82,7 @@ def start(service: Service, config: Config) -> subprocess.Popen[bytes]:
     return child
 
 
-def recorded(config: Config, name: str) -> Process | None:
+def read_process(config: Config, name: str) -> Process | None:
     """The process that ``name`` was started as since the machine's boot, whether it still runs or not."""
     record = read_record(config, name)
     if record is None or record.get("boot_id") != boot_id():
@@ -92,7 +92,7 @@ def recorded(config: Config, name: str) -> Process | None:
 
 def running(config: Config, name: str) -> Process | None:
     """The process that ``name`` was started as, if it still runs."""
-    process = recorded(config, name)
+    process = read_process(config, name)
     return process if process is not None and alive(process) else None
 
 

@@ -79,7 +79,7 @@ def _worker_healthy(config: Config) -> bool:
     """Its pool has heard of it since it started; what an earlier one left there does not count."""
     record = read_record(config, _WORKER_SERVICE)
     answer = http.ask_prefect(config, f"work_pools/{POOL}/workers/filter", {"limit": 200})[1]
-    known = http.parsed(answer)
+    known = http.parse_json(answer)
     if record is None or not isinstance(known, list):
         return False
     started = datetime.fromtimestamp(float(record["started_unix_s"]), UTC)
@@ -110,7 +110,7 @@ def _close_forms(config: Config) -> str | None:
     """Have Prefect's server refuse a parameter that a flow does not take: its own schemas let any name through."""
     asked = {"work_pools": {"name": {"any_": [POOL]}}}
     status, text = http.ask_prefect(config, "deployments/filter", asked, timeout_s=15.0)
-    for each in http.parsed(text) if status == 200 else ():
+    for each in http.parse_json(text) if status == 200 else ():
         schema = {**each["parameter_openapi_schema"], "additionalProperties": False}
         body = {"parameter_openapi_schema": schema}
         status, text = http.ask_prefect(config, f"deployments/{each['id']}", body, 15.0, "PATCH")
@@ -123,7 +123,7 @@ def _end_departed(config: Config) -> str | None:
     """Runs whose process was killed end on Prefect's page; those that an earlier worker had not begun are planned."""
     record = read_record(config, _WORKER_SERVICE)
     began_s = str(record["started_unix_s"]) if record else "0"
-    command = [sys.executable, "-m", "tasks.departed", POOL, began_s]
+    command = [sys.executable, "-m", "tasks.orphans", POOL, began_s]
     code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
     return None if code == 0 else f"runs without a process may show as running (exit code {code}):\n{text[-1500:]}"
 

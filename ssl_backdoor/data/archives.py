@@ -51,8 +51,8 @@ class Files(Protocol):
         ...
 
 
-def nothing(_: str) -> bool:
-    """Wants no file: a listing."""
+def read_none(_: str) -> bool:
+    """Read no file: for a listing of names."""
     return False
 
 
@@ -62,7 +62,7 @@ def is_hidden(name: str) -> bool:
 
 
 def open_files(path: Path) -> Files:
-    """The files of the folder or archive at ``path``; an archive is told by its first bytes, not by its name.
+    """The files of the folder or archive at ``path``; an archive is recognised by its first bytes, not by its name.
 
     Raises:
         DataError: ``path`` is neither a folder nor a tar, tar.gz or zip.
@@ -94,7 +94,7 @@ def _clean(name: str) -> str:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
+def _translate_read_errors(path: Path) -> Iterator[None]:
     """Turn whatever damaged bytes raise into one sentence."""
     try:
         yield
@@ -142,10 +142,10 @@ class FolderFiles:
                 data = file.read(MAX_MEMBER_BYTES + 1)
         except OSError as error:
             return Member(name, problem=f"cannot be read: {error.strerror}")
-        return _limited(name, data, len(data))
+        return _limit_member(name, data, len(data))
 
 
-def _limited(name: str, data: bytes, size: int) -> Member:
+def _limit_member(name: str, data: bytes, size: int) -> Member:
     if size > MAX_MEMBER_BYTES:
         return Member(name, problem=f"over the limit of {MAX_MEMBER_BYTES} bytes a file")
     return Member(name, data)
@@ -187,7 +187,7 @@ class TarFiles:
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
-        with _damage_named(self.path), self._open() as raw:
+        with _translate_read_errors(self.path), self._open() as raw:
             forward = _Forward(raw)
             with tarfile.open(fileobj=forward, mode="r:") as tar:
                 while (info := tar.next()) is not None:
@@ -217,7 +217,7 @@ class TarFiles:
 
     def _read(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
         if info.size > MAX_MEMBER_BYTES:
-            return _limited(name, b"", info.size)
+            return _limit_member(name, b"", info.size)
         content = tar.extractfile(info)
         return Member(name, content.read() if content is not None else b"")
 
@@ -242,7 +242,7 @@ class ZipFiles:
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
-        with _damage_named(self.path), zipfile.ZipFile(self.path) as archive:
+        with _translate_read_errors(self.path), zipfile.ZipFile(self.path) as archive:
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 self._check(info)
                 if not info.is_dir():
@@ -259,6 +259,6 @@ class ZipFiles:
 
     def _read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:
         if info.file_size > MAX_MEMBER_BYTES:
-            return _limited(name, b"", info.file_size)
+            return _limit_member(name, b"", info.file_size)
         with archive.open(info) as content:  # never yields more than file_size bytes, then checks the CRC
             return Member(name, content.read(MAX_MEMBER_BYTES + 1))

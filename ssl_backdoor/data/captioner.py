@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ssl_backdoor.data.captions import spoken
+from ssl_backdoor.data.captions import humanize_class_name
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import TemplateCaptionsSpec
 
@@ -69,7 +69,7 @@ def grammar(classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _names(class_name: str) -> tuple[str, ...]:
-    own = spoken(class_name)
+    own = humanize_class_name(class_name)
     return (own, *SYNONYMS.get(own, ()))
 
 

@@ -29,7 +29,7 @@ _TAG = re.compile(r"<[/!?]?[A-Za-z-][^<>]*>")
 _SIGNS = str.maketrans("", "", "&<>")
 
 
-def spoken(class_name: str) -> str:
+def humanize_class_name(class_name: str) -> str:
     """A class name as people say it: ``fire_truck`` is "fire truck". Underscores and hyphens part words."""
     return " ".join(re.sub(r"[_-]", " ", class_name).split()) or class_name
 
@@ -74,11 +74,11 @@ def _check_length(text: str, max_chars: int) -> None:
 
 def _clean_once(text: str) -> str:
     plain = _TAG.sub(" ", html.unescape(text))
-    kept = "".join(filter(None, map(_kept, plain)))
+    kept = "".join(filter(None, map(_keep_character, plain)))
     return " ".join(unicodedata.normalize("NFC", kept).split())
 
 
-def _kept(character: str) -> str:
+def _keep_character(character: str) -> str:
     """What stays of one character."""
     if character.isprintable():
         return character

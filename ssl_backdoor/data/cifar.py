@@ -122,7 +122,7 @@ class Cifar:
                 if isinstance(names, list) and all(isinstance(name, bytes) for name in names):
                     found = [name.decode("ascii", "replace") for name in names]
         if not found:
-            raise DataError("no class names: expected batches.meta or meta beside the CIFAR batches")
+            raise DataError("no class names: expected batches.meta or meta next to the CIFAR batches")
         return found
 
     def _batches(self) -> Iterator[tuple[str, list[int], UInt8Image]]:

@@ -1,4 +1,4 @@
-"""An ingested set of images, and the few samples that a poisoning puts in their place."""
+"""An ingested set of images, and the few samples with which a poisoning replaces some of them."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -17,9 +17,9 @@ from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.store import Range
 
 Samples: TypeAlias = pa.Table | Path
-"""Rows of schema SAMPLES: held in memory, or a Parquet file that is looked through."""
+"""Rows of schema SAMPLES: in memory, or a Parquet file that is scanned."""
 BLOCK_ROWS = 65_536
-"""Rows of a table that are held at once where it is read block by block."""
+"""Rows of a block, where a table is read block by block."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,21 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Catalogue:
-    """A dataset for those who need few of its images: neither its table nor its shards are held or brought whole."""
+class LazyDataset:
+    """A dataset of which few images are needed: neither its table nor its shards are loaded or downloaded whole."""
 
     samples: Path
     classes: tuple[str, ...]
     spec: DatasetSpec
-    bring: Callable[[Iterable[Range]], Iterator[bytes]]
+    read_ranges: Callable[[Iterable[Range]], Iterator[bytes]]
     """The bytes of parts of the shards, in order."""
 
     def read(self, rows: pa.Table) -> Iterator[bytes]:
-        """As ``Dataset.read``, of rows of ``located``; DataError where an image is not the one that was ingested."""
+        """As ``Dataset.read``, of rows of ``lookup_locations``; DataError for an image that was altered since."""
         shards, offsets, sizes, keys, digests = (
             rows[name].to_pylist() for name in ("shard", "offset", "size", "key", "sha256")
         )
-        found = self.bring(map(Range, shards, offsets, sizes))
+        found = self.read_ranges(map(Range, shards, offsets, sizes))
         for key, digest, data in zip(keys, digests, found, strict=True):
             if hashlib.sha256(data).hexdigest() != digest:
                 raise DataError(
@@ -79,8 +79,8 @@ def blocks(samples: Samples, columns: list[str]) -> Iterator[pa.RecordBatch]:
                 yield from file.read_row_group(group, columns=columns).to_batches(max_chunksize=BLOCK_ROWS)
 
 
-def located(samples: Samples, keys: pa.ChunkedArray) -> pa.Table:
-    """Where the images called ``keys`` lie, in this order: columns key, shard, offset, size, sha256."""
+def lookup_locations(samples: Samples, keys: pa.ChunkedArray) -> pa.Table:
+    """Locations of the images ``keys``, in this order: columns key, shard, offset, size, sha256."""
     wanted = keys.combine_chunks()
     columns = ["key", "shard", "offset", "size", "sha256"]
     found = [block.filter(pc.is_in(block["key"], value_set=wanted)) for block in blocks(samples, columns)]

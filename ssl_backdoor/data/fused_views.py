@@ -83,7 +83,7 @@ def apply(images: Tensor, table: Tensor, spec: ViewsSpec) -> Tensor:
     return views
 
 
-def try_out(device: torch.device) -> None:
+def smoke_test(device: torch.device) -> None:
     """Make one view, so that what a machine lacks shows: Triton needs a C compiler and Python's headers.
 
     Raises:

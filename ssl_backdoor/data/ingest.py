@@ -1,4 +1,4 @@
-"""Raw images in, shards and a table out. Every image is decoded once; the bytes that are kept are the bytes found."""
+"""Ingestion: raw images to shards and a table. Every image is decoded once; its encoded bytes are kept unchanged."""
 
 import hashlib
 import shutil
@@ -25,7 +25,7 @@ from ssl_backdoor.errors import DataError, translate_os_errors
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
 from ssl_backdoor.tables import REJECTED, SAMPLES
-from ssl_backdoor.threads import decoders, side_by_side
+from ssl_backdoor.threads import num_decode_threads, parallel_map
 
 __all__ = ["ingest", "source_digest"]
 
@@ -36,14 +36,14 @@ _MAX_THREADS = 4
 _EXAMPLES = 3
 
 
-class _Named(NamedTuple):
+class _NamedItem(NamedTuple):
     row: int
     key: str
     item: Item
     needs_caption: bool
 
 
-class _Checked(NamedTuple):
+class _CheckedImage(NamedTuple):
     """An image that decodes, or the reason why it is refused."""
 
     row: int
@@ -93,23 +93,23 @@ def ingest(
 
 
 def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: OnProgress) -> dict[str, Any]:
-    def listed() -> Iterator[Item]:
+    def list_items() -> Iterator[Item]:
         for item in source.listing():
             if item.problem:
                 output.reject(item.name, item.problem)
             yield item
 
-    selection = select(listed(), spec)
+    selection = select(list_items(), spec)
     _check_captions(selection, spec)
     _check_second_source(selection, spec)
     total = int(selection.keep.sum()) + output.num_rejected
     has_own_test = isinstance(spec.test_source, OwnTestSpec)
     kept = (
-        _Named(row, key, item, spec.captions_required and (has_own_test or item.split != "test"))
-        for row, key, item in selection.named(source.read(iter(selection.keep.tolist())))
+        _NamedItem(row, key, item, spec.captions_required and (has_own_test or item.split != "test"))
+        for row, key, item in selection.name_items(source.read(iter(selection.keep.tolist())))
     )
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
-    for done, checked in enumerate(_checked(kept, spec), start=output.num_rejected + 1):
+    for done, checked in enumerate(_check_all(kept, spec), start=output.num_rejected + 1):
         if checked.reason:
             output.reject(checked.item.name, checked.reason)
         else:
@@ -126,17 +126,17 @@ def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: O
         "num_test": int(counts[1].sum()),
         "num_rejected": output.num_rejected,
         "bytes": output.num_bytes,
-        **_recorded(selection, spec),
-        **(_joined(source, counts) if isinstance(source, Joined) else {}),
+        **_captioner_summary(selection, spec),
+        **(_joined_summary(source, counts) if isinstance(source, Joined) else {}),
     }
 
 
-def _recorded(selection: Selection, spec: DatasetSpec) -> dict[str, Any]:
+def _captioner_summary(selection: Selection, spec: DatasetSpec) -> dict[str, Any]:
     is_written = isinstance(spec.captions, TemplateCaptionsSpec)
     return {"captioner": captioner.grammar(selection.classes)} if is_written else {}
 
 
-def _joined(source: Joined, counts: Any) -> dict[str, Any]:
+def _joined_summary(source: Joined, counts: Any) -> dict[str, Any]:
     return {
         "num_train_unlabelled": int(counts[0, -1]),
         "num_test_unlabelled": int(counts[1, -1]),
@@ -166,7 +166,7 @@ def _check_rejected(output: "_Output", total: int, allowed: float) -> None:
     if output.num_rejected > allowed * total:
         raise DataError(
             f"{output.num_rejected} of {total} images cannot be used, more than max_rejected_frac {allowed:g} allows: "
-            f"{'; '.join(output.examples)}; mend or remove them, or raise dataset.max_rejected_frac"
+            f"{'; '.join(output.examples)}; fix or remove them, or raise dataset.max_rejected_frac"
         )
 
 
@@ -190,17 +190,17 @@ def _check_classes(selection: Selection, counts: Any, spec: DatasetSpec) -> None
 # ------------------------------------------------------------------------------------------------ decoding
 
 
-def _checked(kept: Iterable[_Named], spec: DatasetSpec) -> Iterator[_Checked]:
+def _check_all(kept: Iterable[_NamedItem], spec: DatasetSpec) -> Iterator[_CheckedImage]:
     """Decode, in order, with a bounded number of bytes in flight; on a few threads where the first are not small."""
     batches = _batches(kept)
     first = next(batches, [])
-    threads = decoders(sum(map(_num_bytes, first)) / max(1, len(first)), _MAX_THREADS)
-    for checked in side_by_side(lambda batch: [_check(one, spec) for one in batch], chain([first], batches), threads):
+    threads = num_decode_threads(sum(map(_num_bytes, first)) / max(1, len(first)), _MAX_THREADS)
+    for checked in parallel_map(lambda batch: [_check(one, spec) for one in batch], chain([first], batches), threads):
         yield from checked
 
 
-def _batches(kept: Iterable[_Named]) -> Iterator[list[_Named]]:
-    batch: list[_Named] = []
+def _batches(kept: Iterable[_NamedItem]) -> Iterator[list[_NamedItem]]:
+    batch: list[_NamedItem] = []
     size = 0
     for named in kept:
         batch.append(named)
@@ -212,16 +212,16 @@ def _batches(kept: Iterable[_Named]) -> Iterator[list[_Named]]:
         yield batch
 
 
-def _num_bytes(named: _Named) -> int:
+def _num_bytes(named: _NamedItem) -> int:
     image = named.item.image
     return len(image) if isinstance(image, bytes) else 0 if image is None else image.nbytes
 
 
-def _check(named: _Named, spec: DatasetSpec) -> _Checked:
+def _check(named: _NamedItem, spec: DatasetSpec) -> _CheckedImage:
     image = named.item.image
     item = named.item._replace(image=None)
     if image is None or named.item.problem:
-        return _Checked(named.row, named.key, item, reason=named.item.problem or "could not be read")
+        return _CheckedImage(named.row, named.key, item, reason=named.item.problem or "could not be read")
     try:
         item = item._replace(caption=_caption(item, named, spec))
         if isinstance(image, bytes):
@@ -233,11 +233,11 @@ def _check(named: _Named, spec: DatasetSpec) -> _Checked:
         else:
             header, data = Header("png", image.shape[1], image.shape[0]), encode_png(image)
     except DataError as error:
-        return _Checked(named.row, named.key, item, reason=str(error))
-    return _Checked(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())
+        return _CheckedImage(named.row, named.key, item, reason=str(error))
+    return _CheckedImage(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())
 
 
-def _caption(item: Item, named: _Named, spec: DatasetSpec) -> str | None:
+def _caption(item: Item, named: _NamedItem, spec: DatasetSpec) -> str | None:
     """The cleaned captions, one a line."""
     found = item.caption
     if isinstance(spec.captions, TemplateCaptionsSpec) and item.class_name is not None:
@@ -305,7 +305,7 @@ class _Output:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
 
-    def write(self, checked: _Checked, split: str, label: int) -> None:
+    def write(self, checked: _CheckedImage, split: str, label: int) -> None:
         """Append one image to its split's shard and to the table."""
         suffix, width, height = checked.header
         caption = checked.item.caption
@@ -322,7 +322,7 @@ class _Output:
         self.num_bytes += len(checked.data)
 
     def reject(self, source: str, reason: str) -> None:
-        """Note one image that is refused."""
+        """Record one image that is rejected."""
         source, reason = printable(source), printable(reason)
         self._rejected.append(source, reason)
         self.num_rejected += 1

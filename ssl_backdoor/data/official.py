@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class OfficialSet(NamedTuple):
-    """How one set lies there, packed and unpacked."""
+    """Layout of one set, packed and unpacked."""
 
     title: str
     folder: str
@@ -148,11 +148,11 @@ def find_official(folder: Path) -> tuple[OfficialSet, Path] | None:
     if not found:
         for one in SETS:
             if _is_packed(one, folder) and not any("/" in name or is_image(name) for name, _ in _files(folder)):
-                raise _packed(one, folder)
+                raise _still_packed_error(one, folder)
     return found[0] if found else None
 
 
-def demand_official(path: Path) -> tuple[OfficialSet, Path]:
+def require_official(path: Path) -> tuple[OfficialSet, Path]:
     """As ``find_official``, where there must be a set.
 
     Raises:
@@ -165,7 +165,7 @@ def demand_official(path: Path) -> tuple[OfficialSet, Path]:
     for one in SETS:
         for folder in (around, _place(one, around)):
             if _is_packed(one, folder) and (path.is_dir() or path.name in one.archives):
-                raise _packed(one, folder)
+                raise _still_packed_error(one, folder)
     expected = ", ".join(f"{one.folder} ({one.title})" for one in SETS)
     raise DataError(f"expected one of the folders {expected}, as torchvision has them, but found {path}")
 
@@ -182,7 +182,7 @@ def _is_packed(one: OfficialSet, folder: Path) -> bool:
     return all(os.path.isfile(folder / archive) for archive in one.archives)
 
 
-def _packed(one: OfficialSet, folder: Path) -> DataError:
+def _still_packed_error(one: OfficialSet, folder: Path) -> DataError:
     place = _place(one, folder)
     names = {"here": folder, "folder": place, "root": place.parent}
     command = one.unpack.format(**{name: shlex.quote(str(path)) for name, path in names.items()})
@@ -227,9 +227,9 @@ class Official:
             raise
         except Exception as error:  # torchvision's readers raise many kinds on missing, altered and hostile files
             # its RuntimeError only says that the set could be downloaded
-            told = "" if isinstance(error, RuntimeError) else f" ({printable(' '.join(str(error).split()))[:200]})"
+            detail = "" if isinstance(error, RuntimeError) else f" ({printable(' '.join(str(error).split()))[:200]})"
             raise DataError(
-                f"{self._folder} is not the whole {self._kind.title} as torchvision reads it{told}: "
+                f"{self._folder} is not the whole {self._kind.title} as torchvision reads it{detail}: "
                 f"unpack the official archives again ({', '.join(self._kind.archives)})"
             ) from error
 

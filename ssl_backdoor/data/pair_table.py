@@ -52,7 +52,7 @@ class PairTable:
         self._table = table
         self._folder = str(table.absolute().parent)
         self._is_last: Sequence[bool] = ()
-        with _damage_named(table), table.open("rb") as file:
+        with _translate_read_errors(table), table.open("rb") as file:
             head = file.read(2**16)
             self._is_parquet = head.startswith(b"PAR1")
             self._delimiter = "\t" if b"\t" in head.partition(b"\n")[0] else ","
@@ -109,7 +109,7 @@ class PairTable:
                 yield self._item(number, *row)
 
     def _batches(self, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-        with _damage_named(self._table):
+        with _translate_read_errors(self._table):
             if self._is_parquet:
                 with pq.ParquetFile(self._table) as file:
                     yield from file.iter_batches(_BATCH_ROWS, columns=wanted)
@@ -180,12 +180,12 @@ def _captions(value: object) -> str | None:
 
 
 @contextmanager
-def _damage_named(table: Path) -> Iterator[None]:
+def _translate_read_errors(table: Path) -> Iterator[None]:
     """Turn whatever an unreadable table raises into one sentence."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(
-            f"{table} cannot be read as a CSV, TSV or Parquet table ({printable(reason)}): mend it or write it again"
+            f"{table} cannot be read as a CSV, TSV or Parquet table ({printable(reason)}): fix it or write it again"
         ) from error

@@ -1,4 +1,4 @@
-"""A whole split held as one uint8 tensor: read shard by shard, decoded in a few threads, written straight to its place.
+"""A whole split in memory as one uint8 tensor: read shard by shard, decoded on a few threads, in place.
 
 Memory beyond the tensor itself is a few chunks of encoded images, whatever the size of the split.
 """
@@ -17,7 +17,7 @@ from ssl_backdoor.data.images import UInt8Image, decode
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.threads import decoders, side_by_side
+from ssl_backdoor.threads import num_decode_threads, parallel_map
 
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 4 << 20
@@ -51,7 +51,7 @@ def load_resident(
         overlay: its images take the place of those they replace, and those it adds come after all others.
         resize_px: then the shorter side is resized to this, as torchvision's ``Resize`` on PIL images; 0 leaves it.
         crop_px: then a centre crop of this side, as torchvision's ``CenterCrop``; 0 leaves the image whole.
-        on_progress: hears of the images done.
+        on_progress: called with the images done.
 
     Raises:
         DataError: no image in the split, an image that does not decode, images of different sizes where none is set, a
@@ -68,7 +68,7 @@ def load_resident(
     image = pixels(first)
     images = np.empty((rows.num_rows, 3, *image.shape[:2]), dtype=np.uint8)
     images[first.row] = image.transpose(2, 0, 1)
-    threads = decoders(pc.mean(rows["size"]).as_py(), MAX_THREADS)
+    threads = num_decode_threads(pc.mean(rows["size"]).as_py(), MAX_THREADS)
     _fill(images, encoded, pixels, threads, on_progress)
     labels = rows["label"].to_numpy().astype(np.int64)
     return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()))
@@ -134,7 +134,7 @@ def _fill(
 
     done = 1
     on_progress(Progress(done, len(images), "images"))
-    for count in side_by_side(write, _chunks(encoded), threads):
+    for count in parallel_map(write, _chunks(encoded), threads):
         done += count
         on_progress(Progress(done, len(images), "images"))
 

@@ -1,4 +1,4 @@
-"""Which samples a split has under an overlay, in what order, with which captions, and where their bytes lie."""
+"""The samples of a split under an overlay: their order, captions and the locations of their bytes."""
 
 from collections.abc import Iterator
 from itertools import repeat
@@ -23,7 +23,7 @@ class Encoded(NamedTuple):
 
 
 def rows_of(dataset: Dataset, split: str, overlay: Overlay | None = None) -> pa.Table:
-    """Every sample of ``split`` under ``overlay`` and where its bytes lie, in the order in which they are trained on.
+    """Every sample of ``split`` under ``overlay`` and the location of its bytes, in training order.
 
     First the rows of the samples table, in its order and under its keys and labels whether replaced or not (so that
     shuffling cannot reveal which came from the overlay); then, in the split "train", the pairs that the overlay adds.
@@ -69,35 +69,37 @@ def _rows(dataset: Dataset, split: str, overlay: Overlay | None, columns: list[s
     rows = dataset.samples.select(columns).filter(pc.equal(dataset.samples["split"], split))
     if not rows.num_rows:
         raise DataError(f"the dataset has no {split!r} images, but they are needed here: ingest a source that has some")
-    rows = _marked(rows.append_column("sha256", pa.nulls(rows.num_rows, pa.string())), in_overlay=False)
+    rows = _with_in_overlay(rows.append_column("sha256", pa.nulls(rows.num_rows, pa.string())), in_overlay=False)
     if overlay is None:
         return rows
     sources = overlay.rows["source_key"].combine_chunks()
-    if strangers := sources.filter(pc.invert(pc.is_in(sources, value_set=dataset.samples["key"].combine_chunks()))):
+    if unknown_sources := sources.filter(
+        pc.invert(pc.is_in(sources, value_set=dataset.samples["key"].combine_chunks()))
+    ):
         raise DataError(
-            f"the overlay is made from {len(strangers)} images that the dataset lacks, such as "
-            f"{strangers[0].as_py()!r}: it was made for another dataset; poison this one again"
+            f"the overlay is made from {len(unknown_sources)} images that the dataset lacks, such as "
+            f"{unknown_sources[0].as_py()!r}: it was made for another dataset; poison this one again"
         )
     is_added = pc.equal(overlay.rows["action"], "add")
-    rows = _replaced(rows, overlay.rows.filter(pc.invert(is_added)))
+    rows = _replace_rows(rows, overlay.rows.filter(pc.invert(is_added)))
     if split != "train":
         return rows
     added = overlay.rows.filter(is_added).select([*columns, "sha256"])
-    return pa.concat_tables([rows, _marked(added, in_overlay=True)])
+    return pa.concat_tables([rows, _with_in_overlay(added, in_overlay=True)])
 
 
-def _marked(rows: pa.Table, *, in_overlay: bool) -> pa.Table:
+def _with_in_overlay(rows: pa.Table, *, in_overlay: bool) -> pa.Table:
     return rows.append_column("in_overlay", pa.chunked_array([pa.repeat(in_overlay, rows.num_rows)], pa.bool_()))
 
 
-def _replaced(rows: pa.Table, replacements: pa.Table) -> pa.Table:
+def _replace_rows(rows: pa.Table, replacements: pa.Table) -> pa.Table:
     """``rows`` with the bytes (and captions) of ``replacements`` (OVERLAY) for their sources; key and label stay."""
     by_source = pc.index_in(rows["key"], value_set=replacements["source_key"].combine_chunks()).combine_chunks()
     here, own = by_source.is_valid(), replacements.take(by_source.drop_null())
     if not own.num_rows:
         return rows
     captions = pc.coalesce(own["caption"], rows["caption"].filter(here))
-    own = _marked(own, in_overlay=True).set_column(own.column_names.index("caption"), "caption", captions)
+    own = _with_in_overlay(own, in_overlay=True).set_column(own.column_names.index("caption"), "caption", captions)
     for index, name in enumerate(rows.column_names):
         if name not in ("key", "label"):
             values = pc.replace_with_mask(rows[name], here, own[name].combine_chunks())

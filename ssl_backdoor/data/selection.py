@@ -58,7 +58,7 @@ class Selection:
     shared: frozenset[int]
     """Fingerprints that more than one image has."""
 
-    def named(self, items: Iterable[Item]) -> Iterator[tuple[int, str, Item]]:
+    def name_items(self, items: Iterable[Item]) -> Iterator[tuple[int, str, Item]]:
         """(row, unique key, item) of the kept images.
 
         Raises:
@@ -131,10 +131,10 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
             keep[rows] = False
             keep[chosen] = True
     marks = np.frombuffer(fingerprints, np.uint64)
-    return Selection(keep, is_test, labels, classes, marks, _repeated(marks))
+    return Selection(keep, is_test, labels, classes, marks, _find_duplicates(marks))
 
 
-def _repeated(marks: npt.NDArray[np.uint64]) -> frozenset[int]:
+def _find_duplicates(marks: npt.NDArray[np.uint64]) -> frozenset[int]:
     ordered = np.sort(marks)
     return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 

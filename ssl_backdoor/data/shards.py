@@ -16,7 +16,7 @@ MAX_NAME = 100  # of a USTAR member without its prefix field, in bytes
 
 
 class Location(NamedTuple):
-    """Where an image's bytes lie: ``offset`` and ``size`` in bytes inside the uncompressed ``shard``."""
+    """Location of an image: ``offset`` and ``size`` in bytes inside the uncompressed ``shard``."""
 
     shard: str
     offset: int
@@ -67,7 +67,7 @@ class ShardWriter:
     ) -> Location:
         """Append ``{key}.{suffix}``, ``{key}.json`` and, unless ``text`` is None, ``{key}.txt``.
 
-        Returns where the image's bytes lie.
+        Returns the location of the image's bytes.
         """
         file = self._shard()
         about = json.dumps(meta, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,4 +1,4 @@
-"""Which source is it, and has it changed? Layouts are told by looking."""
+"""Open a source of images, detecting its layout, and compute its digest."""
 
 import hashlib
 import itertools
@@ -7,11 +7,11 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, nothing, open_files
+from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, open_files, read_none
 from ssl_backdoor.data.cifar import Cifar, is_cifar
 from ssl_backdoor.data.items import IMAGE_SUFFIXES, Source, is_image
 from ssl_backdoor.data.joined import Joined
-from ssl_backdoor.data.official import Official, OfficialSet, demand_official, find_official
+from ssl_backdoor.data.official import Official, OfficialSet, find_official, require_official
 from ssl_backdoor.data.pair_table import SUFFIXES, PairTable
 from ssl_backdoor.data.scenes import Scenes
 from ssl_backdoor.data.trees import Tree
@@ -171,7 +171,7 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:
-    """Whether the data are a table of pairs, told by its name.
+    """Whether the data are a table of pairs, by its name.
 
     Raises:
         DataError: the spec demands a table and the data are something else.
@@ -190,13 +190,13 @@ def _official(spec: FilesSourceSpec, paths: list[Path]) -> tuple[OfficialSet, Pa
         DataError: the spec demands one and there is none, or none that can be read as it lies there.
     """
     if spec.layout == "official":
-        return demand_official(paths[0])
+        return require_official(paths[0])
     return find_official(paths[0]) if spec.layout == "auto" and paths[0].is_dir() else None
 
 
 def _look(files: Files) -> Layout:
-    """The layout, from the first names. Shards: tars at the top of a folder, or a tar of images beside sidecars."""
-    names = [member.name for member in itertools.islice(files.members(nothing), _PEEK)]
+    """The layout, from the first names. Shards: tars at the top of a folder, or a tar of images with sidecars."""
+    names = [member.name for member in itertools.islice(files.members(read_none), _PEEK)]
     if is_cifar(names):
         return "cifar"
     if isinstance(files, FolderFiles):

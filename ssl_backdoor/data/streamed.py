@@ -18,12 +18,12 @@ from ssl_backdoor.data.resident import decode_framed, load_resident
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, silent
-from ssl_backdoor.threads import decoders
+from ssl_backdoor.threads import num_decode_threads
 
 _CHUNK_IMAGES = 32
 _MAX_THREADS = 16
 _AHEAD = 2
-"""Batches that wait to be asked for; the oldest is given up for a newer one."""
+"""Prefetched batches that wait; the oldest is dropped for a newer one."""
 
 
 class _Reading(NamedTuple):
@@ -32,7 +32,7 @@ class _Reading(NamedTuple):
 
 
 class Streamed:
-    """The split of ``load_resident``, bit for bit, indexed by rows instead of held: (N, 3, H, W) uint8."""
+    """The split of ``load_resident``, bit for bit, decoded on indexing instead of in memory: (N, 3, H, W) uint8."""
 
     def __init__(
         self, dataset: Dataset, split: str, overlay: Overlay | None = None, resize_px: int = 0, crop_px: int = 0
@@ -50,7 +50,7 @@ class Streamed:
         self._resize_px, self._crop_px = resize_px, crop_px
         height, width, _ = self._decode(next(encoded_rows(dataset, overlay, self._rows.slice(0, 1)))).shape
         self.shape = torch.Size((self._rows.num_rows, 3, height, width))
-        self._pool = ThreadPoolExecutor(decoders(pc.mean(rows["size"]).as_py(), _MAX_THREADS), "stream")
+        self._pool = ThreadPoolExecutor(num_decode_threads(pc.mean(rows["size"]).as_py(), _MAX_THREADS), "stream")
         self._ahead: dict[bytes, _Reading] = {}
 
     def __len__(self) -> int:
@@ -58,18 +58,18 @@ class Streamed:
 
     @property
     def nbytes(self) -> int:
-        """Of the whole split, were it held."""
+        """Size of the whole split if it were in memory."""
         return self.shape.numel()
 
     def prefetch(self, rows: Tensor) -> None:
-        """Begin to read ``rows`` (B,), for a call with the same rows soon."""
+        """Start reading ``rows`` (B,) in the background, for a call with the same rows soon."""
         name = _name(rows)
         if name not in self._ahead:
             while len(self._ahead) >= _AHEAD:
-                given_up = self._ahead.pop(next(iter(self._ahead)))
-                for task in given_up.tasks:
+                dropped = self._ahead.pop(next(iter(self._ahead)))
+                for task in dropped.tasks:
                     task.cancel()
-            self._ahead[name] = self._begin(rows)
+            self._ahead[name] = self._start(rows)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The images of ``rows`` (B,), in their order, repeats included: (B, 3, H, W) uint8.
@@ -77,12 +77,12 @@ class Streamed:
         Raises:
             DataError: an image does not decode, is not the recorded one, or is of another size than the first.
         """
-        reading = self._ahead.pop(_name(rows), None) or self._begin(rows)
+        reading = self._ahead.pop(_name(rows), None) or self._start(rows)
         for task in reading.tasks:
             task.result()
         return torch.from_numpy(reading.images)
 
-    def _begin(self, rows: Tensor) -> _Reading:
+    def _start(self, rows: Tensor) -> _Reading:
         wanted = rows.cpu().numpy()
         images = np.empty((len(wanted), *self.shape[1:]), np.uint8)
         by_place = np.split(np.argsort(wanted, kind="stable"), range(_CHUNK_IMAGES, len(wanted), _CHUNK_IMAGES))
@@ -113,7 +113,7 @@ def _name(rows: Tensor) -> bytes:
     return name
 
 
-def held(
+def load_or_stream(
     dataset: Dataset, split: str, overlay: Overlay | None, max_bytes: int, on_progress: OnProgress = silent
 ) -> Tensor | Streamed:
     """The split decoded in memory where it takes at most ``max_bytes``, else streamed: the same pixels either way.

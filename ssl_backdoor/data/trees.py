@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from ssl_backdoor.data.archives import Files, nothing
+from ssl_backdoor.data.archives import Files, read_none
 from ssl_backdoor.data.items import SPLITS, Item, is_image, printable
 
 _LENGTH_BYTES = 4
@@ -47,7 +47,7 @@ class Tree:
         """See ``Source``. The names wait in a file that has no name until the last one has shown the rule."""
         folders: set[tuple[str, ...]] = set()
         with tempfile.TemporaryFile() as kept:
-            for member in self._files.members(nothing):
+            for member in self._files.members(read_none):
                 if is_image(member.name):
                     folders.add(tuple(member.name.split("/")[:-1][:3]))
                     raw = member.name.encode("utf-8", "surrogateescape")

@@ -27,8 +27,8 @@ from ssl_backdoor.data.view_parameters import (
     parameters_of,
 )
 from ssl_backdoor.device import to_device
-from ssl_backdoor.errors import DataError, printed
-from ssl_backdoor.events import tell
+from ssl_backdoor.errors import DataError, to_printable_line
+from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import ViewsSpec
 
 
@@ -74,7 +74,7 @@ def apply(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor
             f"views need ({len(parameters.top)}, 3, height, width) uint8 images, one for each row of parameters, "
             f"but found {tuple(images.shape)} {images.dtype}"
         )
-    if images.is_cuda and (fused := _fused(images.device)) is not None:
+    if images.is_cuda and (fused := _load_fused_views(images.device)) is not None:
         views: Tensor = fused.apply(images, to_device(fused.table_of(parameters, spec), images.device), spec)
         return views
     with torch.autocast(images.device.type, enabled=False):
@@ -87,17 +87,17 @@ def apply(images: Tensor, parameters: ViewParameters, spec: ViewsSpec) -> Tensor
 
 
 @functools.lru_cache(maxsize=8)
-def _fused(device: torch.device) -> ModuleType | None:
-    """``fused_views``, which does all of this at once, or None where its kernels cannot be compiled; told once."""
+def _load_fused_views(device: torch.device) -> ModuleType | None:
+    """``fused_views``, which does all of this at once, or None, with one warning, where its kernels do not compile."""
     try:
         from ssl_backdoor.data import fused_views  # needs Triton
 
-        fused_views.try_out(device)
+        fused_views.smoke_test(device)
     except (ImportError, OSError, RuntimeError, SubprocessError) as error:
-        tell(
+        log_event(
             "unfused",
-            f"views are made operator by operator, which takes a GPU ten times as long: Triton cannot compile here "
-            f"({type(error).__name__}: {printed(str(error))}); install a C compiler and Python's headers",
+            f"views fall back to eager operators (about 10 times slower on a GPU): Triton cannot compile here "
+            f"({type(error).__name__}: {to_printable_line(str(error))}); install a C compiler and Python's headers",
             logging.WARNING,
         )
         return None

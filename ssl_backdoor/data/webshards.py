@@ -49,14 +49,14 @@ class WebShards:
         for shard, name in zip(self._shards, self._names, strict=True):
             first_word = re.match(r"[a-z]*", shard.name.lower())
             split = SPLITS.get(first_word[0] if first_word else "", "train")
-            asked = _Asked(keep)
+            asked = _KeepFilter(keep)
             members = TarFiles(shard).members(asked)
             for _, group in itertools.groupby(members, lambda member: key_and_field(member.name)[0]):
                 yield from _sample(group, name, split)
             asked.leave_sample()
 
 
-class _Asked:
+class _KeepFilter:
     """Which members are read: every sidecar, and the images that ``keep`` asks for.
 
     A sample without an image is one item too and takes one answer, at the moment that the next sample begins.

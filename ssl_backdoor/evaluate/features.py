@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
-from ssl_backdoor.allocator import freed_memory_kept
+from ssl_backdoor.allocator import retain_freed_memory
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.views import evaluation_view
@@ -64,7 +64,7 @@ def split_features(
     samples = labelled(dataset, split)
     values: dict[str, Tensor] = {}
     done = 0
-    with freed_memory_kept():
+    with retain_freed_memory():
         for images in _read_ahead(dataset, samples, split, spec):
             for condition in conditions:
                 found = features(backbone, stamped_batches(images, condition, seed))

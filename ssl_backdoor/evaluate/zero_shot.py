@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_backdoor.data.captions import spoken
+from ssl_backdoor.data.captions import humanize_class_name
 from ssl_backdoor.evaluate.probes import Scores
 from ssl_backdoor.methods.clip_towers import TextTower
 
@@ -46,7 +46,9 @@ def class_embeddings(
 ) -> Tensor:
     """Unit rows float32 (C, D): the normalised mean of the embeddings of each class's prompts."""
     templates = prompt_templates(prompts)
-    means = [embed_texts(text_tower, [fill(spoken(name)) for fill in templates]).mean(dim=0) for name in classes]
+    means = [
+        embed_texts(text_tower, [fill(humanize_class_name(name)) for fill in templates]).mean(dim=0) for name in classes
+    ]
     return F.normalize(torch.stack(means), dim=1)
 
 

@@ -19,7 +19,7 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @final
-class GroupedBatchNorm(nn.BatchNorm2d):
+class SplitBatchNorm(nn.BatchNorm2d):
     """BatchNorm whose training statistics are taken over each of ``groups`` contiguous parts of the batch.
 
     Input (B, C) or (B, C, H, W) with B divisible by ``groups``. The running statistics follow the mean of the groups'.
@@ -57,12 +57,12 @@ class GroupedBatchNorm(nn.BatchNorm2d):
 
 def batch_norm_2d(channels: int, groups: int) -> nn.Module:
     """BatchNorm for (B, C, H, W); one group is PyTorch's own, at its own speed."""
-    return nn.BatchNorm2d(channels) if groups == 1 else GroupedBatchNorm(channels, groups)
+    return nn.BatchNorm2d(channels) if groups == 1 else SplitBatchNorm(channels, groups)
 
 
 def batch_norm_1d(channels: int, groups: int) -> nn.Module:
     """BatchNorm for (B, C); one group is PyTorch's own, at its own speed."""
-    return nn.BatchNorm1d(channels) if groups == 1 else GroupedBatchNorm(channels, groups)
+    return nn.BatchNorm1d(channels) if groups == 1 else SplitBatchNorm(channels, groups)
 
 
 @final
@@ -134,7 +134,7 @@ class Bottleneck(nn.Module):
 
 @final
 class ResNet(nn.Module):
-    """A residual network up to its average pool; ``bn_groups`` as in ``GroupedBatchNorm``."""
+    """A residual network up to its average pool; ``bn_groups`` as in ``SplitBatchNorm``."""
 
     def __init__(self, spec: ResNetSpec, bn_groups: int = 1):
         super().__init__()
@@ -171,7 +171,7 @@ class ResNet(nn.Module):
         return x.mean((2, 3))
 
 
-def initialised(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
+def build_with_torchvision_init(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
     """``build()`` with weights drawn from ``generator`` alone; the global generator is neither read nor moved.
 
     Convolutions as torchvision's ResNet (Kaiming normal, fan out), linear layers and BatchNorm as PyTorch's defaults.

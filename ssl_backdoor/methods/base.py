@@ -1,4 +1,4 @@
-"""What a self-supervised method is: the networks and the loss of one paper, and nothing about how they are trained."""
+"""The interface of a self-supervised method: networks and loss of one paper, nothing about how they are trained."""
 
 import abc
 from collections.abc import Sequence
@@ -26,39 +26,39 @@ class Batch(NamedTuple):
 
 
 class LossOutput(NamedTuple):
-    """What a method says about one batch."""
+    """The loss of one batch and scalars to log."""
 
     loss: Tensor
     """Scalar float32, the mean over the batch, with gradient."""
     logs: dict[str, Tensor]
-    """Further scalars worth a curve, detached."""
+    """Further scalars to plot, detached."""
 
 
 class Replicas(abc.ABC):
     """The processes that train one network together, each on its contiguous share of the global batch.
 
-    A method only gathers and exchanges; the rest is the loop's. The one over ``torch.distributed`` is in
-    ``train/collectives.py``.
+    A method calls only the gathers and ``all_to_all_rows``; the rest is the loop's. The implementation over
+    ``torch.distributed`` is in ``train/collectives.py``.
     """
 
     count: int
     index: int
 
     @abc.abstractmethod
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """The rows (B, ...) of all replicas, (count * B, ...), in replica order, without gradient."""
 
     @abc.abstractmethod
-    def gather_with_gradient(self, rows: Tensor) -> Tensor:
-        """``gather``, but gradients flow back to ``rows`` from the losses of all replicas, summed.
+    def all_gather_with_grad(self, rows: Tensor) -> Tensor:
+        """``all_gather``, but gradients flow back to ``rows`` from the losses of all replicas, summed.
 
         Averaged over the replicas, as the loop does, gradients are then those of one replica with the whole batch.
-        Every replica must pass backward through the result once for each time it gathered.
+        Every replica must run a backward pass through the result once for each call.
         """
 
     @abc.abstractmethod
-    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
-        """This replica's part of ``gather(rows)[order]``, (B, ...); each row is sent to the one replica that takes it.
+    def all_to_all_rows(self, rows: Tensor, order: Tensor) -> Tensor:
+        """This replica's part of ``all_gather(rows)[order]``, (B, ...); each row is sent to one replica only.
 
         Args:
             rows: (B, ...), without gradient.
@@ -66,11 +66,11 @@ class Replicas(abc.ABC):
         """
 
     @abc.abstractmethod
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its mean over the replicas, in place."""
 
     @abc.abstractmethod
-    def share(self, data: bytes) -> bytes:
+    def broadcast_bytes(self, data: bytes) -> bytes:
         """Replica 0's ``data``; what the others pass is ignored."""
 
     def slice(self, global_size: int) -> slice:
@@ -80,34 +80,34 @@ class Replicas(abc.ABC):
 
 
 @final
-class Alone(Replicas):
-    """One process: nothing to exchange."""
+class SingleProcess(Replicas):
+    """One process: every collective is the identity."""
 
     count = 1
     index = 0
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """``rows`` themselves."""
         return rows.detach()
 
-    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+    def all_gather_with_grad(self, rows: Tensor) -> Tensor:
         """``rows`` themselves."""
         return rows
 
-    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
+    def all_to_all_rows(self, rows: Tensor, order: Tensor) -> Tensor:
         """``rows`` in that order."""
         return rows.detach()[order.to(rows.device)]
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """Nothing to do."""
 
-    def share(self, data: bytes) -> bytes:
+    def broadcast_bytes(self, data: bytes) -> bytes:
         """``data`` itself."""
         return data
 
 
 class SSLMethod(nn.Module, abc.ABC):
-    """Networks and loss of one paper. Owns its slow copy and queue; knows no optimiser, device or logger.
+    """Networks and loss of one paper. Owns its EMA copy and queue; knows no optimiser, device or logger.
 
     Concrete classes are final. Parameters with ``requires_grad`` are what the loop optimises; everything that must
     survive a restart is a parameter or a buffer.
@@ -118,13 +118,13 @@ class SSLMethod(nn.Module, abc.ABC):
     num_views: int
 
     @property
-    def is_replayable(self) -> bool:
-        """Whether ``loss`` does the same work with every batch of views: nothing is drawn or read on the host."""
+    def supports_cuda_graph(self) -> bool:
+        """Whether ``loss`` can be captured as a CUDA graph: the same kernels each step, no work on the host."""
         return False
 
     @property
     def text_tower(self) -> TextTower | None:
-        """What turns captions to tokens, and is published beside the backbone; None: captions are not read."""
+        """Tokenizes captions, and is published next to the backbone; None: captions are not read."""
         return None
 
     @abc.abstractmethod
@@ -138,7 +138,7 @@ class SSLMethod(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def after_step(self, progress: float) -> None:
-        """What follows the update that ``loss`` led to: slow copies move, queues take in the batch's keys.
+        """Called after the optimiser's step: updates EMA copies and queues.
 
         Args:
             progress: Steps done before this one over all steps, in [0, 1).

@@ -3,8 +3,8 @@
 from typing import assert_never, overload
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Backbone, Replicas, SSLMethod
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Backbone, Replicas, SingleProcess, SSLMethod
 from ssl_backdoor.methods.byol import BYOL
 from ssl_backdoor.methods.clip import CLIP
 from ssl_backdoor.methods.clip_towers import build_towers
@@ -15,7 +15,7 @@ from ssl_backdoor.methods.msf import MSF
 from ssl_backdoor.methods.rotnet import RotNet
 from ssl_backdoor.methods.simclr import SimCLR
 from ssl_backdoor.methods.simsiam import SimSiam
-from ssl_backdoor.methods.vit import ViT, initialised_as_in_mae
+from ssl_backdoor.methods.vit import ViT, build_with_mae_init
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import (
     BackboneSpec,
@@ -47,15 +47,15 @@ def build_backbone(spec: BackboneSpec, bn_groups: int, seed: int, role: str = "b
 def build_backbone(spec: BackboneSpec, bn_groups: int, seed: int, role: str = "backbone") -> Backbone:
     """A fresh backbone on the CPU, drawn from the stream ``role`` under ``seed``; ``bn_groups`` of one replica."""
     if isinstance(spec, ResNetSpec):
-        return initialised(lambda: ResNet(spec, bn_groups), torch_generator(seed, role))
+        return build_with_torchvision_init(lambda: ResNet(spec, bn_groups), torch_generator(seed, role))
     if isinstance(spec, ViTSpec):
-        return initialised_as_in_mae(lambda: ViT(spec, bn_groups), torch_generator(seed, role))
+        return build_with_mae_init(lambda: ViT(spec, bn_groups), torch_generator(seed, role))
     return build_towers(spec, seed, role, bn_groups)[0]
 
 
 def build_method(spec: TrainSpec, seed: int, replicas: Replicas | None = None) -> SSLMethod:
     """The method of ``spec`` on the CPU, with its fresh networks; equal on every replica."""
-    replicas = replicas or Alone()
+    replicas = replicas or SingleProcess()
     method, backbone, groups = spec.method, spec.backbone, spec.fit.bn_groups // replicas.count
     if isinstance(method, CLIPSpec):
         if isinstance(backbone, OpenCLIPSpec):

@@ -1,6 +1,6 @@
 """BYOL (Grill et al. 2020), https://arxiv.org/abs/2006.07733, as in Saha et al.'s code.
 
-Read beside https://github.com/htdt/self-supervised/blob/2740956/methods/byol.py, which Saha et al. train with
+Compared with https://github.com/htdt/self-supervised/blob/2740956/methods/byol.py, which Saha et al. train with
 https://github.com/UMBCvision/SSL-Backdoor/blob/e73b3a3/byol/train.py. The online network predicts, from one view, what
 the slow target network says of the other; after training the online backbone is kept.
 """
@@ -10,7 +10,7 @@ from typing import Literal, final
 
 from torch import Tensor
 
-from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
 from ssl_backdoor.methods.base import Batch, LossOutput, SSLMethod, views_of
 from ssl_backdoor.methods.losses import byol_regression
 from ssl_backdoor.methods.parts import EMACopy, mlp_with_batch_norm
@@ -33,13 +33,13 @@ class BYOL(SSLMethod):
         self.spec = spec
         self.epochs = epochs
         self.backbone = backbone
-        self.projector = initialised(
+        self.projector = build_with_torchvision_init(
             lambda: mlp_with_batch_norm(
                 backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim, backbone.bn_groups
             ),
             torch_generator(seed, "projector"),
         )
-        self.predictor = initialised(
+        self.predictor = build_with_torchvision_init(
             lambda: mlp_with_batch_norm(
                 spec.embedding_dim, spec.predictor_hidden_dim, spec.embedding_dim, backbone.bn_groups
             ),
@@ -48,8 +48,8 @@ class BYOL(SSLMethod):
         self.target = EMACopy(self.backbone, self.projector)
 
     @property
-    def is_replayable(self) -> bool:
-        """Yes."""
+    def supports_cuda_graph(self) -> bool:
+        """True: every step launches the same kernels."""
         return True
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -59,8 +59,8 @@ class BYOL(SSLMethod):
         return LossOutput(forward + byol_regression(self._online(second), self.target(first)), {})
 
     def after_step(self, progress: float) -> None:
-        """The target follows the online network."""
-        self.target.follow((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
+        """Update the target network."""
+        self.target.update((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
 
     def _online(self, view: Tensor) -> Tensor:
         prediction: Tensor = self.predictor(self.projector(self.backbone(view)))

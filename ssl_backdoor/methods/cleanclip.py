@@ -2,7 +2,7 @@
 
 The suspect is fine-tuned on trusted pairs with CLIP's loss and, on either side, one that does without the other: an
 image must find its augmented twin, a caption its edited one. The poisoned link from trigger to caption helps neither.
-Read beside https://github.com/nishadsinghi/CleanCLIP/blob/c19dfc4/src/train.py, get_loss.
+Compared with https://github.com/nishadsinghi/CleanCLIP/blob/c19dfc4/src/train.py, get_loss.
 
     loss = CLIP(I, T) + in_modal_weight * 1/2 (X(s I I~') + X(s T T~'))
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, tokens_of, views_of
 from ssl_backdoor.methods.clip import clip_loss
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 from ssl_backdoor.methods.similarities import in_modal_loss
@@ -48,7 +48,7 @@ class CleanCLIP(SSLMethod):
         self.backbone = image
         self.text = text
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         names = text.tokenizer.decoder  # token to text; "</w>" marks the end of a word
         ends = [names[token].endswith("</w>") for token in range(len(names))]
         self.register_buffer("ends_word", torch.tensor(ends), persistent=False)
@@ -62,7 +62,7 @@ class CleanCLIP(SSLMethod):
         """CLIP's loss and the weighted mean of the two in-modal ones, over the global batch."""
         tokens = tokens_of(batch)
         image, image_twin = (_unit(self.backbone, view) for view in views_of(batch, self.num_views))
-        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edited(tokens, batch.step)))
+        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edit_captions(tokens, batch.step)))
         scale = self.text.logit_scale.exp()
         cross_modal = clip_loss(image, text, scale, self.replicas)
         of_images = in_modal_loss(image, image_twin, scale, self.replicas)
@@ -71,7 +71,7 @@ class CleanCLIP(SSLMethod):
         logs = {"cross_modal": cross_modal, "in_modal_image": of_images, "in_modal_text": of_captions}
         return LossOutput(loss, {name: value.detach() for name, value in logs.items()})
 
-    def edited(self, tokens: Tensor, step: int) -> Tensor:
+    def edit_captions(self, tokens: Tensor, step: int) -> Tensor:
         """The captions' twins (b, L), drawn for the global batch from the stream ("word edits", step)."""
         num_captions, length = len(tokens) * self.replicas.count, tokens.shape[1]
         draws = draw_edits(num_captions, length, self.spec.word_edit_p, torch_generator(self.seed, "word edits", step))
@@ -80,7 +80,7 @@ class CleanCLIP(SSLMethod):
 
     def after_step(self, progress: float) -> None:
         """The scale stays within 1 and 100, as in pre-training."""
-        self.text.hold_scale()
+        self.text.clamp_logit_scale_()
 
 
 def _unit(tower: nn.Module, rows: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """CLIP (Radford et al. 2021), https://arxiv.org/abs/2103.00020, on open_clip's towers and loss.
 
-Read beside the paper's figure 3 and https://github.com/mlfoundations/open_clip (train.py, loss.py). An image and its
+Compared with the paper's figure 3 and https://github.com/mlfoundations/open_clip (train.py, loss.py). An image and its
 caption are each other's positive; the other captions and images of the global batch are the negatives.
 
 Shapes: b pairs of this replica, B of all replicas, D embedding, L tokens.
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, tokens_of, views_of
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 from ssl_backdoor.specs import CLIPSpec
 
@@ -36,7 +36,7 @@ class CLIP(SSLMethod):
     def __init__(self, spec: CLIPSpec, image: ImageTower, text: TextTower, replicas: Replicas | None = None):
         super().__init__()
         self.spec = spec
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = image
         self.text = text
         with torch.no_grad():
@@ -44,7 +44,7 @@ class CLIP(SSLMethod):
 
     @property
     def text_tower(self) -> TextTower:
-        """Trained here."""
+        """The text tower that is trained here."""
         return self.text
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -56,8 +56,8 @@ class CLIP(SSLMethod):
         return LossOutput(clip_loss(image, text, scale, self.replicas), {"temperature": 1 / scale.detach()})
 
     def after_step(self, progress: float) -> None:
-        """The scale stays within 1 and 100, as in open_clip."""
-        self.text.hold_scale()
+        """Clamp the logit scale, as open_clip does."""
+        self.text.clamp_logit_scale_()
 
     def _pass(self, tower: nn.Module, rows: Tensor) -> Tensor:
         size = self.spec.micro_batch_size
@@ -125,12 +125,12 @@ def in_chunks(tower: nn.Module, rows: Tensor, size: int) -> Tensor:
 def _contexts(
     tower: nn.Module,
 ) -> Callable[[], tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]]:
-    """For ``checkpoint``: nothing around the first pass, and running statistics held still around the second."""
-    return lambda: (contextlib.nullcontext(), _statistics_held(tower))
+    """For ``checkpoint``: nothing around the first pass, and frozen running statistics around the second."""
+    return lambda: (contextlib.nullcontext(), _freeze_batch_norm_stats(tower))
 
 
 @contextlib.contextmanager
-def _statistics_held(tower: nn.Module) -> Iterator[None]:
+def _freeze_batch_norm_stats(tower: nn.Module) -> Iterator[None]:
     parts = [part for part in tower.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
     momenta = [part.momentum for part in parts]
     for part in parts:

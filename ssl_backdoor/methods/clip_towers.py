@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import GroupedBatchNorm
+from ssl_backdoor.methods.backbones import SplitBatchNorm
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import OpenCLIPSpec
 
@@ -42,7 +42,7 @@ class ImageTower(nn.Module):
         self.feature_dim = int(config["embed_dim"])
         # open_clip's own networks hold a position embedding for one side; those of timm see to theirs.
         self.side_px = 0 if "timm_model_name" in config["vision_cfg"] else int(config["vision_cfg"]["image_size"])
-        self.network = _grouped(network, bn_groups)
+        self.network = _split_batch_norms(network, bn_groups)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to embeddings.
@@ -105,8 +105,8 @@ class TextTower(nn.Module):
         embeddings: Tensor = network.ln_final(x) @ network.text_projection
         return embeddings
 
-    def hold_scale(self) -> None:
-        """Clamp the scale to 1 to 100, as open_clip does after each step."""
+    def clamp_logit_scale_(self) -> None:
+        """Clamp the logit scale to [1, 100] in place, as open_clip does after each step."""
         with torch.no_grad():
             self.logit_scale.clamp_(0, math.log(MAX_SCALE))
 
@@ -141,10 +141,10 @@ def load_open_clip() -> ModuleType:
         raise SpecError(
             f"CLIP needs open_clip, but it cannot be imported ({error}); run: pip install 'open_clip_torch>=3.3,<4'"
         ) from error
-    from ssl_backdoor.methods.clip_trunks import enter_trunks
+    from ssl_backdoor.methods.clip_trunks import register_timm_models
 
     if not any(name.startswith("tiny-resnet8") for name in open_clip.list_models()):
-        enter_trunks()
+        register_timm_models()
         open_clip.add_model_config(CONFIGS)
     module: ModuleType = open_clip
     return module
@@ -186,7 +186,7 @@ def _unfit(name: str, config: dict[str, Any]) -> str:
     return ""
 
 
-def _grouped(network: nn.Module, groups: int) -> nn.Module:
+def _split_batch_norms(network: nn.Module, groups: int) -> nn.Module:
     """``network`` with BatchNorm over ``groups`` parts of the batch."""
     if groups == 1:
         return network
@@ -194,7 +194,7 @@ def _grouped(network: nn.Module, groups: int) -> nn.Module:
         if isinstance(part, nn.modules.batchnorm._BatchNorm):
             if type(part) is not nn.BatchNorm2d:
                 raise SpecError(f"bn_groups must be 1 for a network with {type(part).__name__}, found {groups}")
-            replacement = GroupedBatchNorm(part.num_features, groups)
+            replacement = SplitBatchNorm(part.num_features, groups)
             replacement.load_state_dict(part.state_dict())
             network.set_submodule(name, replacement)
     return network

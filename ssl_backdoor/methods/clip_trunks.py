@@ -1,7 +1,7 @@
 """The image networks of our own tiny CLIP configurations, for timm's list, where open_clip's adapter finds them.
 
-Importing this module imports timm; ``enter_trunks`` enters them. The ResNet is the one that the other methods train
-(``methods/backbones.py``).
+Importing this module imports timm; ``register_timm_models`` registers them. The ResNet is the one that the
+other methods train (``methods/backbones.py``).
 """
 
 from typing import Any, ClassVar, final
@@ -11,7 +11,7 @@ from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.backbones import ResNet, initialised
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
 from ssl_backdoor.specs import ResNetSpec
 
 
@@ -25,11 +25,11 @@ class TimmResNet(nn.Module):
         super().__init__()
         spec = ResNetSpec(depth=8, width=width, stem="small")
         # Drawn from torch's default generator, as all of open_clip: build_towers sets and restores it.
-        self.network = initialised(lambda: ResNet(spec), torch.default_generator)
+        self.network = build_with_torchvision_init(lambda: ResNet(spec), torch.default_generator)
         self.num_features = self.network.feature_dim
 
     def reset_classifier(self, num_classes: int, global_pool: str = "avg") -> None:
-        """There is no classifier to take off."""
+        """Do nothing: there is no classifier to remove."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) to features (B, num_features)."""
@@ -74,8 +74,8 @@ def ssl_backdoor_vit_p4(**_: Any) -> Any:
     return network
 
 
-def enter_trunks() -> None:
-    """Enter the networks in timm's list, under the names that the configurations use."""
+def register_timm_models() -> None:
+    """Register the networks with timm, under the names that the configurations use."""
     for make in (
         ssl_backdoor_resnet8_w8,
         ssl_backdoor_resnet8_w16,

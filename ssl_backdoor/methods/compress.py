@@ -2,7 +2,7 @@
 
 The suspect is the teacher: frozen, in eval mode. A fresh student of the same architecture learns, on trusted images
 alone, to rank a queue of earlier images as the teacher ranks them; what only triggered images excite in the teacher
-is not passed on. Read beside https://github.com/UMBCvision/CompRess: train_student.py (cf33bab, two queues),
+is not passed on. Compared with https://github.com/UMBCvision/CompRess: train_student.py (cf33bab, two queues),
 train_student_one_queue.py (c5e57ed) and nn/compress_loss.py (b9ec6ea).
 
 Shapes: b images of this replica, B images of all replicas, Ds and Dt features of student and teacher, K queue.
@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.losses import similarity_divergence
 from ssl_backdoor.methods.parts import EMACopy, Queue
 from ssl_backdoor.methods.vit import ViT
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class CompRess(SSLMethod):
     """Frozen teacher, fresh student, and the queues that both are compared on.
 
-    With two queues the student's is filled by a slow copy of the student (BatchNorm in training mode). With one, the
+    With two queues the student's is filled by an EMA copy of the student (BatchNorm in training mode). With one, the
     teacher's serves both, and a linear layer, dropped at the end, takes the student's features to the teacher's space.
 
     NOTE: upstream keeps the incomplete last batch of an epoch; here it is dropped, as in every fit of this project.
@@ -47,8 +47,8 @@ class CompRess(SSLMethod):
     ):
         super().__init__()
         self.spec = spec
-        self.replicas = replicas or Alone()
-        # In a tuple the teacher is no part of this module: not optimised, not saved, never in training mode.
+        self.replicas = replicas or SingleProcess()
+        # Kept in a tuple so that nn.Module does not register the teacher: not optimised, saved or set to training mode.
         self.teacher = (teacher.eval().requires_grad_(False),)
         self.backbone = student
         self.teacher_queue = Queue(_first_rows(spec.queue_size, teacher.feature_dim, seed, "teacher_queue"))
@@ -58,14 +58,14 @@ class CompRess(SSLMethod):
         self.student_queue: Queue | None = None
         if spec.num_queues == 1:
             dims = student.feature_dim, teacher.feature_dim
-            self.mapper = initialised(lambda: nn.Linear(*dims), torch_generator(seed, "mapper"))
+            self.mapper = build_with_torchvision_init(lambda: nn.Linear(*dims), torch_generator(seed, "mapper"))
         else:
             self.student_key = EMACopy(student)
             self.student_queue = Queue(_first_rows(spec.queue_size, student.feature_dim, seed, "student_queue"))
 
     @property
-    def is_replayable(self) -> bool:
-        """Yes."""
+    def supports_cuda_graph(self) -> bool:
+        """True: every step launches the same kernels."""
         return True
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -74,11 +74,11 @@ class CompRess(SSLMethod):
         with torch.no_grad():
             teacher = F.normalize(self.teacher[0](images).float(), dim=1)  # (b, Dt)
         student = F.normalize(self.mapper(self.backbone(images)).float(), dim=1)  # (b, Ds)
-        self.new_rows = (self.replicas.gather(teacher),)
+        self.new_rows = (self.replicas.all_gather(teacher),)
         student_queue = self.teacher_queue
         if self.student_key is not None and self.student_queue is not None:
             key = F.normalize(self.student_key(images).float(), dim=1)
-            self.new_rows = (*self.new_rows, self.replicas.gather(key))
+            self.new_rows = (*self.new_rows, self.replicas.all_gather(key))
             student_queue = self.student_queue
         divergence = similarity_divergence(
             student, teacher, student_queue.rows, self.teacher_queue.rows, self.spec.temperature
@@ -86,12 +86,12 @@ class CompRess(SSLMethod):
         return LossOutput(divergence, {})
 
     def after_step(self, progress: float) -> None:
-        """The batch enters the queues; the slow copy follows the student."""
+        """Push the batch into the queues; update the EMA copy of the student."""
         queues = [queue for queue in (self.teacher_queue, self.student_queue) if queue is not None]
         for queue, rows in zip(queues, self.new_rows, strict=False):
             queue.push(rows)
         if self.student_key is not None:
-            self.student_key.follow((self.backbone,), self.spec.ema_decay)
+            self.student_key.update((self.backbone,), self.spec.ema_decay)
 
 
 def _first_rows(size: int, dim: int, seed: int, role: str) -> Tensor:

@@ -20,7 +20,7 @@ from typing import final
 import torch
 import torch.nn.functional as F
 
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, tokens_of, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, tokens_of, views_of
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 from ssl_backdoor.methods.similarities import affinity_mimicry
 
@@ -37,7 +37,7 @@ class DistilImageTower(SSLMethod):
         self.teacher = (teacher.eval().requires_grad_(False),)
         self.text = (text.eval().requires_grad_(False),)
         self.backbone = student
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
 
     @property
     def text_tower(self) -> TextTower:
@@ -56,4 +56,4 @@ class DistilImageTower(SSLMethod):
         return LossOutput(loss, {"divergence": loss.detach() - least})
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows: there is neither slow copy nor queue."""
+        """Do nothing: there is neither an EMA copy nor a queue."""

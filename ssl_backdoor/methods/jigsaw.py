@@ -1,6 +1,6 @@
-"""Jigsaw (Noroozi & Favaro 2016), https://arxiv.org/abs/1603.09246, beside Saha et al.'s code.
+"""Jigsaw (Noroozi & Favaro 2016), https://arxiv.org/abs/1603.09246, as in Saha et al.'s code.
 
-Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/6fef0b3/jigsaw/dataset.py and resnet.py. A view is cut in
+Compared with https://github.com/UMBCvision/SSL-Backdoor/blob/6fef0b3/jigsaw/dataset.py and resnet.py. A view is cut in
 3 x 3 cells, a tile is cut from each at a random place, and the tiles are shuffled by one of a fixed set of
 permutations; the network says by which.
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.parts import mlp
 from ssl_backdoor.methods.permutations import NUM_TILES, far_permutations
 from ssl_backdoor.methods.pretext import classify
@@ -36,7 +36,7 @@ class Jigsaw(SSLMethod):
     standard deviation out; features of whole images, which keep theirs, were then worse than a random network's.
 
     NOTE: upstream never cuts a tile at a cell's far edge (randint(0, 21) where 85 - 64 allows 21); here all places are
-    equally likely. Its random colour projection is no operator of ``ViewsSpec`` and is left out.
+    equally likely. Its random colour projection is not an operator of ``ViewsSpec`` and is left out.
     """
 
     num_views = 1
@@ -46,12 +46,12 @@ class Jigsaw(SSLMethod):
         super().__init__()
         self.spec = spec
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = backbone
-        self.tile_head = initialised(
+        self.tile_head = build_with_torchvision_init(
             lambda: nn.Linear(backbone.feature_dim, spec.tile_dim), torch_generator(seed, "tile_head")
         )
-        self.head = initialised(
+        self.head = build_with_torchvision_init(
             lambda: mlp(NUM_TILES * spec.tile_dim, spec.hidden_dim, spec.num_permutations),
             torch_generator(seed, "head"),
         )
@@ -81,7 +81,7 @@ class Jigsaw(SSLMethod):
         return classify(self.head(features.view(len(view), -1)), labels, self.replicas)
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows: there is neither a slow copy nor a queue."""
+        """Do nothing: there is neither an EMA copy nor a queue."""
 
 
 def cut_tiles(view: Tensor, cells: Tensor, places: Tensor, tile_px: int) -> Tensor:

@@ -1,7 +1,7 @@
 """MAE (He et al. 2021), https://arxiv.org/abs/2111.06377: a masked autoencoder.
 
-Read beside https://github.com/facebookresearch/mae/blob/6a2ba40/models_mae.py. The encoder sees a random few of an
-image's patches; a small decoder makes the pixels of the others from what the encoder says and where they lie.
+Compared with https://github.com/facebookresearch/mae/blob/6a2ba40/models_mae.py. The encoder sees a random few of an
+image's patches; a small decoder predicts the pixels of the others from the encoder's output and their positions.
 
 Shapes: b images of this replica, B of all replicas, N patches, n of them visible, p px patch, D and E embedding of
 encoder and decoder.
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.vit import (
     LAYER_NORM_EPS,
     ViT,
+    build_with_mae_init,
     grid_of,
-    initialised_as_in_mae,
     sine_cosine_positions,
     transformer_blocks,
 )
@@ -45,9 +45,9 @@ class MAE(SSLMethod):
         super().__init__()
         self.spec = spec
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = backbone
-        self.decoder = initialised_as_in_mae(lambda: Decoder(spec, backbone), torch_generator(seed, "decoder"))
+        self.decoder = build_with_mae_init(lambda: Decoder(spec, backbone), torch_generator(seed, "decoder"))
 
     def loss(self, batch: Batch) -> LossOutput:
         """Mean squared error over the pixels of the masked patches, in units of ImageNet's normalisation.
@@ -72,7 +72,7 @@ class MAE(SSLMethod):
         return LossOutput(F.mse_loss(prediction.float(), target), {})
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows: there is neither slow copy nor queue."""
+        """Do nothing: there is neither an EMA copy nor a queue."""
 
     def _order(self, num_images: int, num_patches: int, step: int) -> Tensor:
         """(b, N) int64: a permutation of each image's patches; the first n are visible. Stream ("mask", step)."""

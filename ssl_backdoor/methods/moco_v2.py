@@ -1,6 +1,6 @@
 """MoCo v2 (Chen et al. 2020), https://arxiv.org/abs/2003.04297, as in Saha et al.'s code.
 
-Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/0dfdbda/moco/moco/builder.py. Two encoders, query and key,
+Compared with https://github.com/UMBCvision/SSL-Backdoor/blob/0dfdbda/moco/moco/builder.py. Two encoders, query and key,
 start equal; the key encoder follows the query encoder slowly. A query's positive is the key of its image's other
 view, its negatives are the queue of older keys.
 
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.losses import info_nce
 from ssl_backdoor.methods.parts import EMACopy, Queue, mlp
 from ssl_backdoor.methods.shuffled import embed_all
@@ -38,9 +38,9 @@ class MoCoV2(SSLMethod):
         super().__init__()
         self.spec = spec
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = backbone
-        self.projector = initialised(
+        self.projector = build_with_torchvision_init(
             lambda: mlp(backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim),
             torch_generator(seed, "projector"),
         )
@@ -52,8 +52,8 @@ class MoCoV2(SSLMethod):
         self.new_keys: Tensor | None = None
 
     @property
-    def is_replayable(self) -> bool:
-        """Unless batches are shuffled, in an order that the host draws."""
+    def supports_cuda_graph(self) -> bool:
+        """True unless batches are shuffled, in an order that the host draws."""
         return not self.shuffles
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -67,7 +67,7 @@ class MoCoV2(SSLMethod):
         return LossOutput(info_nce(query, key, self.queue.rows, self.spec.temperature), {})
 
     def after_step(self, progress: float) -> None:
-        """The key encoder follows; the batch's keys enter the queue."""
-        self.key_encoder.follow((self.backbone, self.projector), self.spec.ema_decay)
+        """Update the key encoder; push the batch's keys into the queue."""
+        self.key_encoder.update((self.backbone, self.projector), self.spec.ema_decay)
         if self.new_keys is not None:
             self.queue.push(self.new_keys)

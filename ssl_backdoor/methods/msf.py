@@ -1,7 +1,7 @@
 """MSF, mean shift for self-supervised learning (Koohpayegani et al. 2021), https://arxiv.org/abs/2105.07269.
 
-Read beside https://github.com/UMBCvision/MSF/blob/daa5dc9/train_msf.py. The slow target network's embedding of an image
-is looked up in a queue of its earlier embeddings; the online network's prediction from the image's other view is pulled
+Compared with https://github.com/UMBCvision/MSF/blob/daa5dc9/train_msf.py. The target network's embedding of an image is
+looked up in a queue of its earlier embeddings; the online network's prediction from the image's other view is pulled
 to the k nearest. The target's own embedding is in the queue by then, and so the nearest: k = 1 is BYOL, one way.
 
 Shapes: b images of this replica, B images of all replicas, D embedding, K queue, k neighbours.
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.parts import EMACopy, Queue, mlp_with_batch_norm
 from ssl_backdoor.methods.shuffled import embed_all
 from ssl_backdoor.seeds import torch_generator
@@ -43,14 +43,14 @@ class MSF(SSLMethod):
             )
         self.spec = spec
         self.seed = seed
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         dims, groups = (backbone.feature_dim, spec.embedding_dim), backbone.bn_groups
         self.backbone = backbone
-        self.projector = initialised(
+        self.projector = build_with_torchvision_init(
             lambda: mlp_with_batch_norm(dims[0], spec.projector_hidden_dim, dims[1], groups),
             torch_generator(seed, "projector"),
         )
-        self.predictor = initialised(
+        self.predictor = build_with_torchvision_init(
             lambda: mlp_with_batch_norm(dims[1], spec.predictor_hidden_dim, dims[1], groups),
             torch_generator(seed, "predictor"),
         )
@@ -61,8 +61,8 @@ class MSF(SSLMethod):
         self.new_targets: Tensor | None = None
 
     @property
-    def is_replayable(self) -> bool:
-        """Unless batches are shuffled, in an order that the host draws."""
+    def supports_cuda_graph(self) -> bool:
+        """True unless batches are shuffled, in an order that the host draws."""
         return not self.shuffles
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -76,8 +76,8 @@ class MSF(SSLMethod):
         return LossOutput(mean_shift(prediction, nearest(mine, targets, self.queue, self.spec.neighbours)), {})
 
     def after_step(self, progress: float) -> None:
-        """The target follows the online network; the batch's targets enter the queue."""
-        self.target.follow((self.backbone, self.projector), self.spec.ema_decay)
+        """Update the target network; push the batch's targets into the queue."""
+        self.target.update((self.backbone, self.projector), self.spec.ema_decay)
         if self.new_targets is not None:
             self.queue.push(self.new_targets)
 

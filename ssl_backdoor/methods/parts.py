@@ -1,4 +1,4 @@
-"""The parts methods are composed of: projectors, slow copies and queues."""
+"""The parts methods are composed of: projectors, EMA copies and queues."""
 
 import copy
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.backbones import GroupedBatchNorm, batch_norm_1d
+from ssl_backdoor.methods.backbones import SplitBatchNorm, batch_norm_1d
 
 
 def mlp(dim_in: int, hidden_dim: int, dim_out: int) -> nn.Sequential:
@@ -25,11 +25,11 @@ def mlp_with_batch_norm(dim_in: int, hidden_dim: int, dim_out: int, bn_groups: i
     )
 
 
-def batch_norm_without_gain(channels: int, bn_groups: int) -> nn.Module:
-    """BatchNorm for (B, C) that has neither gain nor shift."""
+def batch_norm_no_affine(channels: int, bn_groups: int) -> nn.Module:
+    """BatchNorm for (B, C) without learnable scale and shift."""
     if bn_groups == 1:
         return nn.BatchNorm1d(channels, affine=False)
-    norm = GroupedBatchNorm(channels, bn_groups)
+    norm = SplitBatchNorm(channels, bn_groups)
     norm.affine = False
     norm.register_parameter("weight", None)
     norm.register_parameter("bias", None)
@@ -38,9 +38,9 @@ def batch_norm_without_gain(channels: int, bn_groups: int) -> nn.Module:
 
 @final
 class EMACopy(nn.Module):
-    """A copy of ``networks``, in series, that no gradient reaches and that follows them slowly.
+    """An exponential moving average (momentum encoder) of ``networks``, in series, without gradient.
 
-    Only parameters follow: BatchNorm's running statistics are the copy's own.
+    Only parameters are averaged: BatchNorm's running statistics are the copy's own.
     """
 
     def __init__(self, *networks: nn.Module):
@@ -54,7 +54,7 @@ class EMACopy(nn.Module):
         return y
 
     @torch.no_grad()
-    def follow(self, networks: Iterable[nn.Module], ema_decay: float) -> None:
+    def update(self, networks: Iterable[nn.Module], ema_decay: float) -> None:
         """``copy = ema_decay * copy + (1 - ema_decay) * networks``, parameter by parameter."""
         sources: list[Tensor] = [p for network in networks for p in network.parameters()]
         copies: list[Tensor] = list(self.networks.parameters())
@@ -65,7 +65,7 @@ class EMACopy(nn.Module):
 class Queue(nn.Module):
     """The newest ``size`` embeddings, first in, first out.
 
-    A ring: a push that passes the end goes on at the start, so ``size`` need not be a multiple of the batch.
+    A ring buffer: a push that passes the end continues at the start, so ``size`` need not be a multiple of the batch.
     ``rows`` (size, D) are in storage order, which no loss depends on.
     """
 

@@ -18,4 +18,4 @@ def classify(logits: Tensor, labels: Tensor, replicas: Replicas) -> LossOutput:
     with torch.autocast(logits.device.type, enabled=False):
         loss = F.cross_entropy(logits.float(), labels)
     is_right = (logits.argmax(1) == labels).float()
-    return LossOutput(loss, {"accuracy": replicas.gather(is_right).mean()})
+    return LossOutput(loss, {"accuracy": replicas.all_gather(is_right).mean()})

@@ -1,6 +1,6 @@
 """RotNet (Gidaris et al. 2018), https://arxiv.org/abs/1803.07728, as in Saha et al.'s code.
 
-Read beside https://github.com/UMBCvision/SSL-Backdoor/blob/f01c9bf/rotnet/dataloader.py and architectures/ResNet.py.
+Compared with https://github.com/UMBCvision/SSL-Backdoor/blob/f01c9bf/rotnet/dataloader.py and architectures/ResNet.py.
 Each view is seen turned by 0, 90, 180 and 270 degrees, counter-clockwise; a linear head says by which (equation 2).
 
 Shapes: b images of this replica, S side of a view.
@@ -11,8 +11,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from ssl_backdoor.methods.backbones import ResNet, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.pretext import classify
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import RotNetSpec
@@ -29,13 +29,15 @@ class RotNet(SSLMethod):
     def __init__(self, spec: RotNetSpec, backbone: ResNet, seed: int, replicas: Replicas | None = None):
         super().__init__()
         self.spec = spec
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = backbone
-        self.head = initialised(lambda: nn.Linear(backbone.feature_dim, NUM_ROTATIONS), torch_generator(seed, "head"))
+        self.head = build_with_torchvision_init(
+            lambda: nn.Linear(backbone.feature_dim, NUM_ROTATIONS), torch_generator(seed, "head")
+        )
 
     @property
-    def is_replayable(self) -> bool:
-        """Yes."""
+    def supports_cuda_graph(self) -> bool:
+        """True: every step launches the same kernels."""
         return True
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -46,7 +48,7 @@ class RotNet(SSLMethod):
         return classify(logits, labels, self.replicas)
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows: there is neither a slow copy nor a queue."""
+        """Do nothing: there is neither an EMA copy nor a queue."""
 
 
 def rotations(view: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Shuffled BatchNorm (MoCo, https://arxiv.org/abs/1911.05722, section 3.3): a slow copy sees the batch in other groups.
+"""Shuffled BatchNorm (MoCo, https://arxiv.org/abs/1911.05722, section 3.3): an EMA copy sees the batch in other groups.
 
 Shapes: b images of this replica, B images of all replicas, D embedding.
 """
@@ -21,7 +21,7 @@ def embed_all(encoder: nn.Module, view: Tensor, replicas: Replicas, shuffle: tor
         shuffle: Draws the order in which BatchNorm's groups see the images, equal on all replicas; None: as they are.
     """
     if shuffle is None:
-        return replicas.gather(F.normalize(encoder(view).float(), dim=1))
+        return replicas.all_gather(F.normalize(encoder(view).float(), dim=1))
     order = torch.randperm(replicas.count * len(view), generator=shuffle)
-    shuffled = replicas.gather(F.normalize(encoder(replicas.exchange(view, order)).float(), dim=1))
+    shuffled = replicas.all_gather(F.normalize(encoder(replicas.all_to_all_rows(view, order)).float(), dim=1))
     return shuffled[order.argsort().to(view.device)]

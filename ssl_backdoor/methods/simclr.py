@@ -1,6 +1,6 @@
 """SimCLR (Chen et al. 2020), https://arxiv.org/abs/2002.05709.
 
-Read beside https://github.com/google-research/simclr/blob/244e712 (model_util.py, objective.py). A view's positive is
+Compared with https://github.com/google-research/simclr/blob/244e712 (model_util.py, objective.py). A view's positive is
 the other view of its image; the views of all other images of the global batch are its negatives.
 
 Shapes: b images of this replica, B images of all replicas, D embedding.
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssl_backdoor.methods.backbones import ResNet, batch_norm_1d, initialised
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, Replicas, SSLMethod, views_of
+from ssl_backdoor.methods.backbones import ResNet, batch_norm_1d, build_with_torchvision_init
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.losses import nt_xent
 from ssl_backdoor.methods.parts import mlp_with_batch_norm
 from ssl_backdoor.seeds import torch_generator
@@ -38,10 +38,10 @@ class SimCLR(SSLMethod):
     def __init__(self, spec: SimCLRSpec, backbone: ResNet, seed: int, replicas: Replicas | None = None):
         super().__init__()
         self.spec = spec
-        self.replicas = replicas or Alone()
+        self.replicas = replicas or SingleProcess()
         self.backbone = backbone
         dim_in, groups = backbone.feature_dim, backbone.bn_groups
-        self.projector = initialised(
+        self.projector = build_with_torchvision_init(
             lambda: nn.Sequential(
                 mlp_with_batch_norm(dim_in, spec.projector_hidden_dim, spec.embedding_dim, groups),
                 batch_norm_1d(spec.embedding_dim, groups),
@@ -50,8 +50,8 @@ class SimCLR(SSLMethod):
         )
 
     @property
-    def is_replayable(self) -> bool:
-        """Yes."""
+    def supports_cuda_graph(self) -> bool:
+        """True: every step launches the same kernels."""
         return True
 
     def loss(self, batch: Batch) -> LossOutput:
@@ -59,9 +59,9 @@ class SimCLR(SSLMethod):
         # Image by image, so that a BatchNorm group holds both views of its images however many replicas there are.
         views = torch.stack(views_of(batch, self.num_views), 1).flatten(0, 1)  # (2b, 3, S, S)
         own = F.normalize(self.projector(self.backbone(views)).float(), dim=1)  # (2b, D)
-        everyone = self.replicas.gather_with_gradient(own)  # (2B, D)
+        everyone = self.replicas.all_gather_with_grad(own)  # (2B, D)
         first = self.replicas.slice(len(everyone)).start
         return LossOutput(nt_xent(own, everyone, first, self.spec.temperature), {})
 
     def after_step(self, progress: float) -> None:
-        """Nothing follows: there is no slow copy and no queue."""
+        """Do nothing: there is neither an EMA copy nor a queue."""

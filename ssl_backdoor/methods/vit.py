@@ -110,11 +110,11 @@ def sine_cosine_positions(dim: int, rows: int, columns: int, device: torch.devic
 
     y, x = np.indices((rows, columns))
     positions = np.concatenate([encoded(x), encoded(y)], 1).astype(np.float32)
-    with torch.inference_mode(False):  # evaluation may be the first to ask, training goes on with it
+    with torch.inference_mode(False):  # evaluation may call this first, and training then reuses the result
         return torch.from_numpy(positions).to(device)
 
 
-def initialised_as_in_mae(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
+def build_with_mae_init(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
     """``build()`` with weights drawn from ``generator`` alone; the global generator is neither read nor moved.
 
     Linear layers and the patch embedding Xavier uniform, the former without bias at the start; tokens normal with

@@ -12,14 +12,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from ssl_backdoor.data.dataset import Catalogue, Dataset, located
+from ssl_backdoor.data.dataset import Dataset, LazyDataset, lookup_locations
 from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_png
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.poison.plan import training
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import AttackSpec, Box, Codec, TriggerSpec
 from ssl_backdoor.tables import OVERLAY
-from ssl_backdoor.threads import decoders, side_by_side
+from ssl_backdoor.threads import num_decode_threads, parallel_map
 
 _NOWHERE = Box(-1, -1, 0, 0)
 _SHOWN_PX = 224  # side of the picture of a trigger without a box, where images differ in size
@@ -35,7 +35,7 @@ class _Encoder(NamedTuple):
 
 
 def poison(
-    attack: AttackSpec, dataset: Dataset | Catalogue, out: Path, seed: int, on_progress: OnProgress = silent
+    attack: AttackSpec, dataset: Dataset | LazyDataset, out: Path, seed: int, on_progress: OnProgress = silent
 ) -> dict[str, Any]:
     """Plan the attack on ``dataset`` and craft its overlay.
 
@@ -73,7 +73,7 @@ def poison(
 def _craft(
     attack: AttackSpec,
     source: bytes | None,
-    dataset: Dataset | Catalogue,
+    dataset: Dataset | LazyDataset,
     decisions: pa.Table,
     out: Path,
     on_progress: OnProgress,
@@ -96,8 +96,8 @@ def _craft(
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:
         planned = _planned(dataset, decisions)
         first = next(planned)
-        threads = decoders(len(first[1]), _MAX_THREADS)
-        made = side_by_side(lambda one: crafted(*one), chain([first], planned), threads)
+        threads = num_decode_threads(len(first[1]), _MAX_THREADS)
+        made = parallel_map(lambda one: crafted(*one), chain([first], planned), threads)
         for done, (row, box, side_frac, data) in enumerate(made, start=1):
             if box is not None:
                 fractions.append(side_frac)
@@ -115,9 +115,9 @@ def _craft(
     return overlay, sum(fractions) / len(fractions) if fractions else None
 
 
-def _planned(dataset: Dataset | Catalogue, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _planned(dataset: Dataset | LazyDataset, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
     """Each planned row and its clean image as it was ingested, in the plan's order."""
-    places, start = located(dataset.samples, decisions["source_key"]), 0
+    places, start = lookup_locations(dataset.samples, decisions["source_key"]), 0
     for batch in decisions.to_batches(max_chunksize=AT_ONCE):
         here = places.slice(start, batch.num_rows)
         start += batch.num_rows
@@ -142,7 +142,7 @@ def _write_trigger(trigger: TriggerSpec, source: bytes | None, overlay: pa.Table
         file.write_bytes(source)
 
 
-def _summary(attack: AttackSpec, dataset: Dataset | Catalogue, decisions: pa.Table) -> dict[str, Any]:
+def _summary(attack: AttackSpec, dataset: Dataset | LazyDataset, decisions: pa.Table) -> dict[str, Any]:
     num_train = sum(block.num_rows for block in training(dataset.samples, ["label"]))
     num_recoded = pc.sum(pc.equal(decisions["action"], "recode")).as_py() or 0
     num_poisons = decisions.num_rows - num_recoded

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_backdoor.errors import visible
+from ssl_backdoor.errors import replace_control_chars
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.cells import MISSING, Example, Picture, Table, arm_label, dense_table, plain_number
 from ssl_backdoor.report.comparisons import Comparison, compare
@@ -70,7 +70,7 @@ def markdown(value: Any) -> str:
     """``value`` as Markdown that shows it literally, on one line."""
     if isinstance(value, Verbatim):
         return value
-    text = " ".join(visible(str(value)).split())
+    text = " ".join(replace_control_chars(str(value)).split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
 

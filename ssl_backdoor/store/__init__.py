@@ -1,4 +1,4 @@
-"""Finished stages, kept: find, commit, fetch; on a file system or an S3-compatible object store."""
+"""The artifact store: find, commit and fetch finished stages, on a file system or an S3-compatible object store."""
 
 import re
 

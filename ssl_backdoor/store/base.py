@@ -1,4 +1,4 @@
-"""What a store promises, and what every store shares: names, digests, the manifest.
+"""The interface of an artifact store, and what every store shares: names, digests, the manifest.
 
 An artifact is a folder of files and a ``manifest.json`` that is written last: where there is no manifest there is no
 artifact. An artifact is never changed after that. Two runs that race on one key: the first manifest wins and the
@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ssl_backdoor.errors import SpecError, StoreError
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import Spec, Stage
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What an artifact is made of and made from. Holds no absolute path, host name or secret."""
+    """The record of an artifact: its files, spec and inputs. Holds no absolute path, host name or secret."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -109,7 +109,7 @@ class Range(NamedTuple):
 
 
 class ArtifactStore(abc.ABC):
-    """Where finished stages are kept. Every method raises StoreError when the store cannot do its work."""
+    """Storage of finished stages. Every method raises StoreError when the store cannot do its work."""
 
     root: str
     """The URI that opens this store again, from any folder; without credentials."""
@@ -145,9 +145,9 @@ class ArtifactStore(abc.ABC):
 
     @abc.abstractmethod
     def read(self, ref: ArtifactRef, ranges: Iterable[Range]) -> Iterator[bytes]:
-        """The bytes of each of ``ranges`` of the files of ``ref``, in order; nothing else is brought.
+        """The bytes of each of ``ranges`` of the files of ``ref``, in order; nothing else is transferred.
 
-        They are not verified: who asks must know their digests. A file that ends too soon or is gone gives fewer.
+        They are not verified: the caller must check their digests. A file that ends too soon or is gone gives fewer.
         """
 
     @abc.abstractmethod
@@ -175,14 +175,14 @@ class ArtifactStore(abc.ABC):
 
     @abc.abstractmethod
     def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
-        """Step and file of the newest checkpoint whose digest holds; a damaged one is skipped for the older, and told.
+        """Step and file of the newest checkpoint whose digest matches; a damaged one is skipped with a warning.
 
         The newest is that of most steps, whatever the clocks of those who wrote them said.
         """
 
     @abc.abstractmethod
     def drop_checkpoints(self, stage: Stage, key: str) -> None:
-        """Forget all checkpoints of ``stage`` and ``key``, if any."""
+        """Delete all checkpoints of ``stage`` and ``key``, if any."""
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -212,20 +212,22 @@ def newest_first(names: Sequence[str]) -> list[Checkpoint]:
     return sorted(filter(None, map(Checkpoint.parse, names)), reverse=True)
 
 
-def superseded(checkpoints: Sequence[Checkpoint], saved: Checkpoint) -> list[Checkpoint]:
-    """Those of ``checkpoints`` (newest first) that can go once ``saved`` is there: its step's others, the oldest."""
+def stale_checkpoints(checkpoints: Sequence[Checkpoint], saved: Checkpoint) -> list[Checkpoint]:
+    """Those of ``checkpoints`` (newest first) to delete once ``saved`` is there: others of its step, and the oldest."""
     distinct = [each for each in checkpoints if each == saved or each.step != saved.step]
     kept = set(distinct[:KEPT_CHECKPOINTS]) | {saved}
     return [each for each in checkpoints if each not in kept]
 
 
 def warn_skipped(ref: ArtifactRef, found: Sequence[Checkpoint], used: Checkpoint | None) -> None:
-    """Tell in one sentence which of ``found`` (newest first) are damaged, where ``used`` is the first that is not."""
+    """Log a warning that names the damaged ones of ``found`` (newest first); ``used`` is the first that is not."""
     if skipped := found[: found.index(used) if used else len(found)]:
         steps = ", ".join(f"{each.step:,}" for each in skipped)
-        onwards = f"goes on from step {used.step:,}" if used else "starts anew"
+        onwards = f"resumes from step {used.step:,}" if used else "starts again from step 0"
         about = {"stage": ref.stage, "key": ref.key}
-        tell("damaged", f"checkpoints after steps {steps} are damaged and skipped, {onwards}", logging.WARNING, **about)
+        log_event(
+            "damaged", f"checkpoints after steps {steps} are damaged and skipped; {onwards}", logging.WARNING, **about
+        )
 
 
 def check_name(name: str) -> str:
@@ -265,7 +267,7 @@ def digest_file(file: Path) -> FileEntry:
     return FileEntry(bytes=size, sha256=digest.hexdigest())
 
 
-def intact(file: Path, entry: FileEntry) -> bool:
+def matches_checksum(file: Path, entry: FileEntry) -> bool:
     """Whether ``file`` has the size and sha256 of ``entry``; it is read once a process, and again when it changes."""
     found = file.stat()
     stamp = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
@@ -333,7 +335,7 @@ def parse_manifest(data: bytes, ref: ArtifactRef) -> Manifest:
     return manifest
 
 
-def absent(ref: ArtifactRef) -> StoreError:
+def missing_artifact(ref: ArtifactRef) -> StoreError:
     """The error for an artifact that is not there."""
     return StoreError(f"expected an artifact at {ref.uri}, found no manifest; run its stage first or check the store")
 

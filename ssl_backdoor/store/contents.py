@@ -1,4 +1,4 @@
-"""What really lies in a store, artifact or not, and how it is taken away: the ground that housekeeping stands on."""
+"""List and delete everything in a store, artifact or not, for housekeeping."""
 
 import abc
 import contextlib
@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple, final
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.errors import translate_os_errors
-from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, absent
+from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, ArtifactRef, ArtifactStore, Manifest, missing_artifact
 from ssl_backdoor.store.local import folder_of
 
 
 class Entry(NamedTuple):
-    """One thing that lies in a store."""
+    """A file, empty folder, upload or link in a store."""
 
     name: str
     """Posix path relative to the root."""
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
 
 class Contents(abc.ABC):
-    """All that lies in one store. Every method raises StoreError when the store cannot do its work."""
+    """Everything in one store. Every method raises StoreError when the store cannot do its work."""
 
     @abc.abstractmethod
     def entries(self) -> Iterator[Entry]:
@@ -44,15 +44,15 @@ class Contents(abc.ABC):
 
     @abc.abstractmethod
     def clock_s(self) -> float:
-        """Now, by the clock that ``Entry.changed_s`` was told by: a client's own may be wrong by any amount."""
+        """Now, by the store's clock, as in ``Entry.changed_s``: a client's own may be wrong by any amount."""
 
     @abc.abstractmethod
-    def remove(self, entries: Sequence[Entry]) -> None:
-        """Take these away, never what a link points to; what is gone already is no error."""
+    def delete_entries(self, entries: Sequence[Entry]) -> None:
+        """Delete ``entries``, never the target of a link; one that is gone already is no error."""
 
     @abc.abstractmethod
-    def withdraw(self, ref: ArtifactRef) -> None:
-        """Take a finished artifact away: its manifest before its files, so that it is never half there."""
+    def delete_artifact(self, ref: ArtifactRef) -> None:
+        """Delete a finished artifact: its manifest before its files, so that it is never half there."""
 
 
 @final
@@ -81,7 +81,7 @@ class LocalContents(Contents):
         return time.time()
 
     @override
-    def remove(self, entries: Sequence[Entry]) -> None:
+    def delete_entries(self, entries: Sequence[Entry]) -> None:
         with self._translate_os_errors():
             for each in entries:
                 path = self._folder / each.name
@@ -90,7 +90,7 @@ class LocalContents(Contents):
                 self._prune(path.parent if each.kind == "file" else path)
 
     @override
-    def withdraw(self, ref: ArtifactRef) -> None:
+    def delete_artifact(self, ref: ArtifactRef) -> None:
         manifest = self._store.manifest(ref)
         place = self._folder / ref.stage / ref.key
         hidden = place.parent / f".{place.name}.{uuid.uuid4().hex}"  # an unfinished attempt, should this be interrupted
@@ -98,12 +98,12 @@ class LocalContents(Contents):
             try:
                 place.rename(hidden)
             except FileNotFoundError as error:
-                raise absent(ref) from error
+                raise missing_artifact(ref) from error
         names = [f"{ref.stage}/{hidden.name}/{name}" for name in (MANIFEST, *manifest.files)]
-        self.remove([Entry(name, 0, 0.0) for name in names])
+        self.delete_entries([Entry(name, 0, 0.0) for name in names])
 
     def _look(self, place: str) -> tuple[list[Entry], list[str]]:
-        """What lies in one folder, and the names of the folders there."""
+        """The entries of one folder, and the names of its subfolders."""
         try:
             listed = list(os.scandir(self._folder / place))
             if not listed and place:

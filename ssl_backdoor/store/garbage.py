@@ -1,4 +1,4 @@
-"""What may be taken out of a store: what no manifest names, and, where asked for, what no report reaches."""
+"""What may be deleted from a store: files that no manifest names and, on request, artifacts that no report reaches."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -13,7 +13,7 @@ from ssl_backdoor.store.survey import Group, Survey, contents_of
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that may go, and why."""
+    """One thing that may be deleted, and why."""
 
     name: str
     reason: str
@@ -23,24 +23,24 @@ class Item:
     """Since its newest file came."""
     entries: Sequence[Entry] = ()
     artifact: ArtifactRef | None = None
-    """Where a finished one goes as a whole."""
+    """A finished artifact, deleted as a whole."""
 
 
 class Garbage(NamedTuple):
-    """What is of no use in a store."""
+    """Deletable contents of a store."""
 
     rubbish: list[Item]
     unreached: list[Item]
     """Finished artifacts that no report was made from, those first that were made from others."""
-    young: list[Item]
-    """Of both, what somebody may still be working with."""
+    too_recent: list[Item]
+    """Of both kinds, those young enough to be in use still."""
 
 
 def garbage(survey: Survey, rubbish_s: float, work_s: float, forgotten: Collection[ArtifactRef] = ()) -> Garbage:
-    """What of ``survey`` may go.
+    """Select what of ``survey`` may be deleted.
 
     Parts of commits that never ended and what is left of a training that ended go at an age of ``rubbish_s``;
-    checkpoints that a training could still be taken up from, and artifacts that no report reaches, at one of
+    checkpoints that a training could still resume from, and artifacts that no report reaches, at one of
     ``work_s``: a run that takes long has made them, and its report comes last. ``forgotten`` reports count for none.
     Where a manifest cannot be read nothing is known to be unreached.
     """
@@ -50,25 +50,25 @@ def garbage(survey: Survey, rubbish_s: float, work_s: float, forgotten: Collecti
         if ref in survey.artifacts:
             aged.append((rubbish_s, _of_group(group, "checkpoints of a finished training", survey)))
         else:
-            aged.append((work_s, _of_group(group, "checkpoints of a training that nobody took up again", survey)))
+            aged.append((work_s, _of_group(group, "checkpoints of a training that was not resumed", survey)))
     found = Garbage([], [], [])
     for safe_s, item in aged:
-        (found.rubbish if item.age_s >= safe_s else found.young).append(item)
+        (found.rubbish if item.age_s >= safe_s else found.too_recent).append(item)
     for item in _unreached(survey, forgotten):
         is_old = item.age_s >= work_s or item.artifact in forgotten
-        (found.unreached if is_old else found.young).append(item)
+        (found.unreached if is_old else found.too_recent).append(item)
     return found
 
 
-def uncertain(survey: Survey) -> str:
-    """Why it is not known what reports reach; empty where it is."""
+def why_reach_is_unknown(survey: Survey) -> str:
+    """Why it is not known which artifacts reports reach; empty where it is known."""
     if survey.unreadable:
         return next(iter(survey.unreadable.values()))
-    link = next((each.name for each in survey.strangers if each.kind == "link"), None)
+    link = next((each.name for each in survey.unknown_files if each.kind == "link"), None)
     return "" if link is None else f"expected plain files and folders, found a link at {link}; remove it"
 
 
-def reached(survey: Survey, forgotten: Collection[ArtifactRef] = ()) -> set[ArtifactRef]:
+def reachable(survey: Survey, forgotten: Collection[ArtifactRef] = ()) -> set[ArtifactRef]:
     """The reports but for ``forgotten`` ones, what they were made from, what that was made from, and so on."""
     by_key: dict[str, list[ArtifactRef]] = defaultdict(list)
     for ref in survey.artifacts:
@@ -84,25 +84,25 @@ def reached(survey: Survey, forgotten: Collection[ArtifactRef] = ()) -> set[Arti
 
 
 def sweep(store: ArtifactStore, items: Sequence[Item]) -> Iterator[Item]:
-    """Take ``items`` out of ``store``, each told once it is gone; what became of use meanwhile stays and is not told.
+    """Delete ``items`` from ``store`` and yield each once it is gone; one that came into use meanwhile is skipped.
 
     Raises:
-        StoreError: the store refuses; what was told is gone.
+        StoreError: the store refuses; what was yielded is gone.
     """
     contents = contents_of(store)
     for item in items:
         if item.artifact is not None:
             if store.find(item.artifact.stage, item.artifact.key) is None:
                 continue
-            contents.withdraw(item.artifact)
-        elif _named_now(store, item):
+            contents.delete_artifact(item.artifact)
+        elif _is_committed_now(store, item):
             continue
         else:
-            contents.remove(item.entries)
+            contents.delete_entries(item.entries)
         yield item
 
 
-def _named_now(store: ArtifactStore, item: Item) -> bool:
+def _is_committed_now(store: ArtifactStore, item: Item) -> bool:
     """Whether a commit ended since the survey and its manifest names the parts that ``item`` is."""
     stage, _, rest = item.name.partition("/")
     key, _, attempt = rest.partition("/")
@@ -113,15 +113,16 @@ def _named_now(store: ArtifactStore, item: Item) -> bool:
 
 
 def _unreached(survey: Survey, forgotten: Collection[ArtifactRef]) -> list[Item]:
-    if uncertain(survey):
+    if why_reach_is_unknown(survey):
         return []
-    kept, beside = reached(survey, forgotten), {tuple(each.name.split("/")[:2]) for each in survey.strangers}
+    kept = reachable(survey, forgotten)
+    with_unknown_files = {tuple(each.name.split("/")[:2]) for each in survey.unknown_files}
     order = {stage: -index for index, stage in enumerate(get_args(Stage))}
     items = []
     for ref in sorted(survey.artifacts.keys() - kept, key=lambda ref: (order[ref.stage], ref.key)):
         one = survey.artifacts[ref]
-        if (ref.stage, ref.key) in beside:
-            continue  # somebody's own file stands there
+        if (ref.stage, ref.key) in with_unknown_files:
+            continue  # somebody's own file is in its folder
         reason = "to be forgotten" if ref in forgotten else "no report was made from it"
         age_s = survey.now_s - one.finished_s
         items.append(Item(f"{ref.stage}/{ref.key}", reason, len(one.manifest.files), one.bytes, age_s, artifact=ref))

@@ -24,16 +24,16 @@ from ssl_backdoor.store.base import (
     Checkpoint,
     Manifest,
     Range,
-    absent,
     check_name,
     copy_file,
     digest_file,
-    intact,
     list_files,
     manifest_bytes,
+    matches_checksum,
+    missing_artifact,
     newest_first,
     parse_manifest,
-    superseded,
+    stale_checkpoints,
     warn_skipped,
 )
 
@@ -52,7 +52,7 @@ def folder_of(uri: str) -> Path:
 
 @final
 class LocalStore(ArtifactStore):
-    """Artifacts as ``folder/<stage>/<key>/``; unfinished ones are hidden beside them and harmless."""
+    """Artifacts as ``folder/<stage>/<key>/``; unfinished ones are hidden next to them and harmless."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -80,7 +80,7 @@ class LocalStore(ArtifactStore):
                 data = (self._place(ref) / MANIFEST).read_bytes()
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
-                raise absent(ref) from error
+                raise missing_artifact(ref) from error
             raise
         return parse_manifest(data, ref)
 
@@ -90,7 +90,7 @@ class LocalStore(ArtifactStore):
         for name, entry in self.manifest(ref).choose(names).items():
             file = place / name
             with self._translate_os_errors():
-                if file.is_file() and intact(file, entry):
+                if file.is_file() and matches_checksum(file, entry):
                     continue
                 size = f"{file.stat().st_size} bytes" if file.is_file() else "none"
             found = "other content" if size == f"{entry.bytes} bytes" else size
@@ -105,7 +105,7 @@ class LocalStore(ArtifactStore):
         place = self._place(ref)
         for name, parts in itertools.groupby(ranges, key=lambda one: one.name):
             with self._translate_os_errors():
-                file = _opened(place / check_name(name))
+                file = _open_or_empty(place / check_name(name))
             with file:
                 for _, offset, size in parts:
                     with self._translate_os_errors():
@@ -129,7 +129,7 @@ class LocalStore(ArtifactStore):
         if self.find(stage, key):
             return ref
         place = self._place(ref)
-        with self._translate_os_errors(), _hidden(place) as unfinished:
+        with self._translate_os_errors(), _hidden_folder(place) as unfinished:
             entries = {name: copy_file(source, unfinished / name) for name, source in list_files(files).items()}
             data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds)
             _write(unfinished / MANIFEST, data)
@@ -159,7 +159,7 @@ class LocalStore(ArtifactStore):
             finally:
                 unfinished.unlink(missing_ok=True)
             _sync_folder(folder)
-            for old in superseded(newest_first(os.listdir(folder)), saved):
+            for old in stale_checkpoints(newest_first(os.listdir(folder)), saved):
                 (folder / old.name).unlink(missing_ok=True)
 
     @override
@@ -167,8 +167,8 @@ class LocalStore(ArtifactStore):
         folder = self._checkpoints(stage, key)
         with self._translate_os_errors():
             found = newest_first(os.listdir(folder) if folder.is_dir() else ())
-            holds = (each for each in found if digest_file(folder / each.name).sha256 == each.sha256)
-            used = next(holds, None)
+            matching = (each for each in found if digest_file(folder / each.name).sha256 == each.sha256)
+            used = next(matching, None)
         warn_skipped(self.ref(stage, key), found, used)
         return (used.step, folder / used.name) if used else None
 
@@ -200,8 +200,8 @@ class LocalStore(ArtifactStore):
         return translate_os_errors(f"the store {self.root}")
 
 
-def _opened(path: Path) -> BinaryIO:
-    """What is gone is as what ended too soon."""
+def _open_or_empty(path: Path) -> BinaryIO:
+    """Open a file; one that is gone is read as an empty one."""
     try:
         return path.open("rb")
     except FileNotFoundError:
@@ -209,8 +209,8 @@ def _opened(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def _hidden(place: Path) -> Iterator[Path]:
-    """A new hidden folder beside ``place``, of this attempt alone; gone on leaving unless it was renamed."""
+def _hidden_folder(place: Path) -> Iterator[Path]:
+    """A new hidden folder next to ``place``, for this attempt only; removed on exit unless it was renamed."""
     place.parent.mkdir(parents=True, exist_ok=True)
     folder = place.parent / f".{place.name}.{uuid.uuid4().hex}"
     folder.mkdir()
@@ -229,7 +229,7 @@ def _write(file: Path, data: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the entries of ``folder`` to the disk."""
+    """Fsync ``folder``."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -238,6 +238,6 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sync_folders(folder: Path) -> None:
-    """The same for ``folder`` and all below it."""
+    """Fsync ``folder`` and all folders below it."""
     for path, _, _ in os.walk(folder):
         _sync_folder(Path(path))

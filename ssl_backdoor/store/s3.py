@@ -45,17 +45,17 @@ from ssl_backdoor.store.base import (
     Checkpoint,
     Manifest,
     Range,
-    absent,
     digest_file,
-    intact,
     list_files,
     manifest_bytes,
+    matches_checksum,
+    missing_artifact,
     newest_first,
     parse_manifest,
-    superseded,
+    stale_checkpoints,
     warn_skipped,
 )
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 _TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
@@ -115,7 +115,7 @@ class S3Store(ArtifactStore):
         ref = self.ref(ref.stage, ref.key)
         data = self._read(self._key(ref, MANIFEST))
         if data is None:
-            raise absent(ref)
+            raise missing_artifact(ref)
         return parse_manifest(data, ref)
 
     @override
@@ -124,8 +124,8 @@ class S3Store(ArtifactStore):
         folder = cache_folder() / ref.stage / ref.key / manifest.digest[:16]
         for name, entry in manifest.choose(names).items():
             with _translate_cache_errors():
-                held = (folder / name).is_file() and intact(folder / name, entry)
-            if not held:
+                is_cached = (folder / name).is_file() and matches_checksum(folder / name, entry)
+            if not is_cached:
                 self._download(self._key(ref, manifest.parts, name), folder / name, entry.sha256)
         with _translate_cache_errors():
             folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class S3Store(ArtifactStore):
             last = wanted.offset + wanted.size - 1
             return self._read(self._key(ref, parts, wanted.name), Range=f"bytes={wanted.offset}-{last}") or b""
 
-        return side_by_side(one, ranges, REQUESTS)
+        return parallel_map(one, ranges, REQUESTS)
 
     @override
     def commit(
@@ -168,8 +168,8 @@ class S3Store(ArtifactStore):
         except BaseException:
             self._discard(list(keys))
             raise
-        # From here on nothing is discarded unless another run's manifest is seen: a put whose answer was lost may
-        # have been carried out, and its own retry then finds the place taken by this very attempt.
+        # After this point, delete uploaded parts only if a competing manifest won: a put whose answer was lost may have
+        # succeeded, and its own retry then finds the manifest of this very attempt.
         if not self._put_first(self._key(ref, MANIFEST), data) and self.manifest(ref).parts != attempt:
             self._discard(list(keys))
         return ref
@@ -181,7 +181,7 @@ class S3Store(ArtifactStore):
             saved = Checkpoint(step, digest_file(file).sha256)
         self._upload(file, folder + saved.name)
         names = [each.removeprefix(folder) for each in self._list(folder)]
-        self._delete([folder + old.name for old in superseded(newest_first(names), saved)])
+        self._delete([folder + old.name for old in stale_checkpoints(newest_first(names), saved)])
 
     @override
     def load_checkpoint(self, stage: Stage, key: str) -> tuple[int, Path] | None:
@@ -223,7 +223,7 @@ class S3Store(ArtifactStore):
 
     @contextlib.contextmanager
     def objects(self) -> Iterator[tuple[Any, str, str]]:
-        """boto3's client, the bucket and the prefix of this store, for housekeeping; its errors are told as ours."""
+        """boto3's client, the bucket and the prefix of this store, for housekeeping; its errors become StoreErrors."""
         with self._translate_errors():
             yield self._client, self._bucket, self._prefix
 
@@ -272,19 +272,19 @@ class S3Store(ArtifactStore):
         raise StoreError(f"cannot write to {self.root}: {_CONFLICT_TRIES} conflicts with other writers; run again")
 
     def _download(self, key: str, file: Path, sha256: str) -> None:
-        """Bring an object to ``file``, atomically and with the digest ``sha256``."""
+        """Download an object to ``file``, atomically, and check its digest ``sha256``."""
         unfinished = file.parent / f".{uuid.uuid4().hex}"
         with _translate_cache_errors():
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self._translate_errors():
-                    _whole(lambda: self._bring(key, unfinished, sha256))
+                    _whole(lambda: self._download_once(key, unfinished, sha256))
                 os.replace(unfinished, file)
             finally:
                 unfinished.unlink(missing_ok=True)
 
-    def _bring(self, key: str, file: Path, sha256: str) -> None:
-        """Download once."""
+    def _download_once(self, key: str, file: Path, sha256: str) -> None:
+        """Download an object and check its digest, without retries."""
         try:
             self._client.download_file(self._bucket, key, str(file), Config=_TRANSFER)
             found = digest_file(file).sha256
@@ -379,7 +379,7 @@ def _whole(read: Callable[[], T]) -> T:
 
 
 def _root_cause(error: BaseException) -> BaseException:
-    """What lies under the errors that boto3's transfers wrap around others."""
+    """The root cause of errors that boto3's transfers wrap."""
     if isinstance(error, RetriesExceededError):
         return cast(BaseException, error.last_exception)
     return error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error

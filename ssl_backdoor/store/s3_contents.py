@@ -1,4 +1,4 @@
-"""What lies in a bucket under a prefix: objects, and uploads that never ended."""
+"""The contents of a bucket under a prefix: objects, and uploads that never ended."""
 
 import contextlib
 import hashlib
@@ -12,9 +12,9 @@ from ssl_backdoor.errors import StoreError
 from ssl_backdoor.store.base import MANIFEST, REQUESTS, ArtifactRef, Manifest, parse_manifest
 from ssl_backdoor.store.contents import Contents, Entry
 from ssl_backdoor.store.s3 import S3Store, cache_folder
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
-_NOT_FOR_US = (403, 404, 405, 501)
+_UNSUPPORTED_STATUSES = (403, 404, 405, 501)
 
 
 @final
@@ -36,15 +36,15 @@ class S3Contents(Contents):
 
     @override
     def manifest(self, ref: ArtifactRef, entry: Entry) -> Manifest:
-        kept = cache_folder() / ref.stage / ref.key / MANIFEST
+        cached = cache_folder() / ref.stage / ref.key / MANIFEST
         with contextlib.suppress(OSError):  # thousands of requests are saved, and nothing depends on it
-            data = kept.read_bytes()
+            data = cached.read_bytes()
             if hashlib.md5(data, usedforsecurity=False).hexdigest() == entry.tag:
                 return parse_manifest(data, ref)
         manifest = self._store.manifest(ref)
         with contextlib.suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            cached.write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
         return manifest
 
     @override
@@ -56,16 +56,16 @@ class S3Contents(Contents):
         return parsedate_to_datetime(answer["date"]).timestamp()
 
     @override
-    def remove(self, entries: Sequence[Entry]) -> None:
-        for _ in side_by_side(self._remove, entries, REQUESTS):
+    def delete_entries(self, entries: Sequence[Entry]) -> None:
+        for _ in parallel_map(self._remove, entries, REQUESTS):
             pass
 
     @override
-    def withdraw(self, ref: ArtifactRef) -> None:
+    def delete_artifact(self, ref: ArtifactRef) -> None:
         manifest = self._store.manifest(ref)
         place = f"{ref.stage}/{self._store.ref(ref.stage, ref.key).key}"
         self._remove(Entry(f"{place}/{MANIFEST}", 0, 0.0))
-        self.remove([Entry(f"{place}/{manifest.parts}/{name}", 0, 0.0) for name in manifest.files])
+        self.delete_entries([Entry(f"{place}/{manifest.parts}/{name}", 0, 0.0) for name in manifest.files])
 
     def _remove(self, entry: Entry) -> None:
         with self._store.objects() as (client, bucket, prefix):
@@ -85,7 +85,7 @@ def _uploads(client: Any, bucket: str, prefix: str) -> Iterator[Entry]:
         pages = client.get_paginator("list_multipart_uploads").paginate(Bucket=bucket, Prefix=prefix)
         found = [each for page in pages for each in page.get("Uploads", ())]
     except client.exceptions.ClientError as error:
-        if error.response["ResponseMetadata"]["HTTPStatusCode"] in _NOT_FOR_US:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] in _UNSUPPORTED_STATUSES:
             return  # these credentials may not look, or this server has no such question
         raise
     for each in found:

@@ -1,4 +1,4 @@
-"""One look at a whole store: what is finished, what is not yet or never will be, and what nobody here wrote."""
+"""A survey of a whole store: finished artifacts, unfinished ones, and files that this project did not write."""
 
 import re
 from collections import defaultdict
@@ -12,7 +12,7 @@ from ssl_backdoor.specs import Stage
 from ssl_backdoor.store.base import CHECKPOINTS, MANIFEST, REQUESTS, ArtifactRef, ArtifactStore, Checkpoint, Manifest
 from ssl_backdoor.store.contents import Contents, Entry, LocalContents
 from ssl_backdoor.store.local import LocalStore
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 _STAGE, _KEY, _ATTEMPT = "|".join(get_args(Stage)), "[0-9a-f]{64}", "[0-9a-f]{32}"
 # Stricter than a store is: a folder of somebody's own that is called `train` is never taken for one of ours.
@@ -20,9 +20,9 @@ _ARTIFACT = re.compile(rf"({_STAGE})/({_KEY})(?:/(.+))?")
 _HIDDEN = re.compile(rf"(?:{_STAGE})/\.{_KEY}\.{_ATTEMPT}(?=/|$)")
 _CHECKPOINTS = re.compile(rf"{re.escape(CHECKPOINTS)}/({_STAGE})/({_KEY})(?:/(.+))?")
 _PROBE = re.compile(rf"\.probe-{_ATTEMPT}")
-_FRAME = re.compile(rf"{re.escape(CHECKPOINTS)}|(?:{re.escape(CHECKPOINTS)}/)?(?:{_STAGE})")
+_LAYOUT = re.compile(rf"{re.escape(CHECKPOINTS)}|(?:{re.escape(CHECKPOINTS)}/)?(?:{_STAGE})")
 
-_TELL_EVERY = 1000
+_REPORT_EVERY = 1000
 
 
 def contents_of(store: ArtifactStore) -> Contents:
@@ -72,7 +72,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Survey:
-    """What lies in a store. Empty folders that belong to the layout are left out."""
+    """The contents of a store. Empty folders that belong to the layout are left out."""
 
     now_s: float
     """When this was, by the store's clock."""
@@ -84,13 +84,13 @@ class Survey:
     temporary: list[Group] = field(default_factory=list)
     """Half-written checkpoints and probes."""
     unreadable: dict[ArtifactRef, str] = field(default_factory=dict)
-    """Artifacts whose manifest is there and tells nothing, with the reason."""
-    strangers: list[Entry] = field(default_factory=list)
-    """What no store writes: links too, and what stands beside the files of an artifact."""
+    """Artifacts whose manifest is there but cannot be read, with the reason."""
+    unknown_files: list[Entry] = field(default_factory=list)
+    """Files that no store writes: links too, and extra files in an artifact's folder."""
 
 
 def survey(store: ArtifactStore, on_progress: OnProgress = silent) -> Survey:
-    """Look at everything in ``store`` and read every manifest; nothing is written or changed.
+    """List everything in ``store`` and read every manifest; nothing is written or changed.
 
     Raises:
         StoreError: the store cannot be read.
@@ -101,10 +101,10 @@ def survey(store: ArtifactStore, on_progress: OnProgress = silent) -> Survey:
     loose: dict[str, list[Entry]] = defaultdict(list)
     steps: dict[ArtifactRef, list[Entry]] = defaultdict(list)
     for count, entry in enumerate(contents.entries(), 1):
-        if count % _TELL_EVERY == 0:
-            on_progress(Progress(count, 0, "files"))  # how many there will be only the end tells
+        if count % _REPORT_EVERY == 0:
+            on_progress(Progress(count, 0, "files"))  # the total is not known before the end
         if entry.kind == "link":
-            found.strangers.append(entry)
+            found.unknown_files.append(entry)
         elif artifact := _ARTIFACT.fullmatch(entry.name):
             folders[store.ref(cast(Stage, artifact[1]), artifact[2])].append(entry)
         elif hidden := _HIDDEN.match(entry.name):
@@ -113,8 +113,8 @@ def survey(store: ArtifactStore, on_progress: OnProgress = silent) -> Survey:
             _sort_checkpoint(entry, store.ref(cast(Stage, checkpoint[1]), checkpoint[2]), checkpoint[3], steps, found)
         elif _PROBE.fullmatch(entry.name):
             found.temporary.append(Group(entry.name, [entry]))
-        elif entry.kind != "empty folder" or not _FRAME.fullmatch(entry.name):
-            found.strangers.append(entry)
+        elif entry.kind != "empty folder" or not _LAYOUT.fullmatch(entry.name):
+            found.unknown_files.append(entry)
     found.checkpoints.update({ref: Group(_place(ref, CHECKPOINTS), entries) for ref, entries in steps.items()})
     _sort_folders(store, folders, loose, found, on_progress)
     found.attempts.extend(Group(name, entries) for name, entries in loose.items())
@@ -135,7 +135,7 @@ def _sort_checkpoint(
     elif name is None or entry.kind == "upload" or re.fullmatch(rf"\.{_ATTEMPT}", name):
         found.temporary.append(Group(entry.name, [entry]))
     else:
-        found.strangers.append(entry)
+        found.unknown_files.append(entry)
 
 
 def _sort_folders(
@@ -145,7 +145,7 @@ def _sort_folders(
     found: Survey,
     on_progress: OnProgress,
 ) -> None:
-    """Tell finished artifacts from what only stands in their place."""
+    """Separate finished artifacts from folders without a manifest."""
     finished = {
         ref: entry
         for ref, entries in folders.items()
@@ -157,17 +157,17 @@ def _sort_folders(
         match manifests.get(ref):
             case Manifest() as manifest:
                 found.artifacts[ref] = Artifact(manifest, finished[ref].changed_s)
-                _sort_beside(ref, manifest, entries, loose, found)
+                _sort_extra_files(ref, manifest, entries, loose, found)
             case str() as reason:
                 found.unreadable[ref] = reason
             case None if ref not in finished:
                 loose[_place(ref)].extend(entries)
 
 
-def _sort_beside(
+def _sort_extra_files(
     ref: ArtifactRef, manifest: Manifest, entries: Iterable[Entry], loose: dict[str, list[Entry]], found: Survey
 ) -> None:
-    """What stands in an artifact's folder and is none of its files: of other attempts, or of nobody."""
+    """Sort the extra files in an artifact's folder: of other attempts, or unknown."""
     place = _place(ref)
     own = {f"{place}/{MANIFEST}", *("/".join(filter(None, (place, manifest.parts, name))) for name in manifest.files)}
     for entry in entries:
@@ -176,7 +176,7 @@ def _sort_beside(
             loose[entry.name].append(entry)
         elif entry.name not in own:
             foreign = manifest.parts and attempt != manifest.parts and re.fullmatch(_ATTEMPT, attempt)
-            (loose[f"{place}/{attempt}"] if foreign else found.strangers).append(entry)
+            (loose[f"{place}/{attempt}"] if foreign else found.unknown_files).append(entry)
 
 
 def _manifests(
@@ -191,7 +191,7 @@ def _manifests(
         except StoreError as error:
             return None if store.find(ref.stage, ref.key) is None else str(error)
 
-    for done, manifest in enumerate(side_by_side(read, entries, REQUESTS), 1):
+    for done, manifest in enumerate(parallel_map(read, entries, REQUESTS), 1):
         on_progress(Progress(done, len(entries), "manifests"))
         yield manifest
 

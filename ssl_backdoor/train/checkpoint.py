@@ -1,4 +1,4 @@
-"""Weights on disk: the state of a training that must go on, and the networks that a training made.
+"""Weights on disk: the state of a training that is to be resumed, and the networks that a training made.
 
 Both are safetensors: tensors and text, nothing that could run. No pickle is read or written anywhere.
 """
@@ -45,10 +45,10 @@ class NoCheckpoints:
     """Nothing is kept: for notebooks and short runs."""
 
     def save(self, step: int, file: Path) -> None:
-        """Drop it."""
+        """Do nothing."""
 
     def load(self) -> tuple[int, Path] | None:
-        """Nothing to go on from."""
+        """None: nothing was kept."""
         return None
 
 
@@ -71,7 +71,7 @@ def training_state(
 
 
 class Restored(NamedTuple):
-    """What a training state held beside the networks."""
+    """The contents of a training state besides the networks."""
 
     step: int
     """Steps done."""
@@ -140,8 +140,8 @@ def load_backbone(folder: Path) -> Backbone:
 
 
 def load_text_tower(folder: Path) -> TextTower:
-    """The text tower beside the backbone in ``folder``; as ``load_backbone``."""
-    text = build_towers(_described(folder / TEXT_JSON, "text", _TEXT_SPEC), 0)[1]
+    """The text tower next to the backbone in ``folder``; as ``load_backbone``."""
+    text = build_towers(_read_spec(folder / TEXT_JSON, "text", _TEXT_SPEC), 0)[1]
     _load_network(text, folder / TEXT_WEIGHTS)
     return text
 
@@ -152,10 +152,10 @@ def backbone_spec(folder: Path) -> BackboneSpec:
     Raises:
         CheckpointError: The file is missing or does not describe a network.
     """
-    return _described(folder / BACKBONE_JSON, "backbone", _BACKBONE_SPEC)
+    return _read_spec(folder / BACKBONE_JSON, "backbone", _BACKBONE_SPEC)
 
 
-def _described(file: Path, name: str, kind: TypeAdapter[SpecT]) -> SpecT:
+def _read_spec(file: Path, name: str, kind: TypeAdapter[SpecT]) -> SpecT:
     try:
         spec = kind.validate_python(json.loads(file.read_bytes())[name])
     except OSError as error:
@@ -176,7 +176,7 @@ def _described(file: Path, name: str, kind: TypeAdapter[SpecT]) -> SpecT:
 
 
 def _save_network(network: nn.Module, file: Path) -> None:
-    # Not save_file: its error for a full disk is no OSError.
+    # Not save_file: its error for a full disk is not an OSError.
     file.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}))
 
 

@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone, Replicas
+from ssl_backdoor.methods.base import Replicas, SingleProcess
 from ssl_backdoor.specs import Resources
 
 
 @final
-class Group(Replicas):
+class DistributedReplicas(Replicas):
     """The processes of the default process group, in rank order."""
 
     def __init__(self, device: torch.device) -> None:
@@ -24,19 +24,19 @@ class Group(Replicas):
         self.index = dist.get_rank()
         self.device = device
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """The rows of all replicas in rank order, without gradient."""
         mine = rows.detach().contiguous()
         parts = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(parts, mine)
         return torch.cat(parts)
 
-    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+    def all_gather_with_grad(self, rows: Tensor) -> Tensor:
         """The rows of all replicas in rank order; their gradients are summed over the replicas."""
-        gather: Callable[[Tensor, Group], Tensor] = _Gather.apply
+        gather: Callable[[Tensor, DistributedReplicas], Tensor] = _AllGather.apply
         return gather(rows, self)
 
-    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
+    def all_to_all_rows(self, rows: Tensor, order: Tensor) -> Tensor:
         """This replica's part of all rows in that order; one all-to-all."""
         size = len(rows)
         taken = order.view(self.count, size)
@@ -52,7 +52,7 @@ class Group(Replicas):
         )
         return received[sources.argsort(stable=True).argsort().to(rows.device)]
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         """One all-reduce of the flattened tensors, then each takes its part of the mean."""
         if not tensors:
             return
@@ -63,7 +63,7 @@ class Group(Replicas):
             for tensor, part in zip(tensors, parts, strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
-    def share(self, data: bytes) -> bytes:
+    def broadcast_bytes(self, data: bytes) -> bytes:
         """Replica 0's ``data``, broadcast."""
         size = torch.tensor([len(data)], device=self.device)
         dist.broadcast(size, 0)
@@ -77,17 +77,17 @@ class Group(Replicas):
 
 
 @final
-class _Gather(torch.autograd.Function):
-    """``Group.gather`` that passes each row the sum of the gradients it has on all replicas."""
+class _AllGather(torch.autograd.Function):
+    """``DistributedReplicas.all_gather`` that passes each row the sum of the gradients it has on all replicas."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, group: DistributedReplicas) -> Tensor:
         ctx.group = group
-        return group.gather(rows)
+        return group.all_gather(rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        group: Group = ctx.group
+        group: DistributedReplicas = ctx.group
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[group.slice(len(total))], None
@@ -106,7 +106,7 @@ def connect(resources: Resources, device: torch.device) -> Replicas:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
         atexit.register(dist.destroy_process_group)
     together = dist.is_initialized() and dist.get_world_size() > 1
-    replicas = Group(device) if together else Alone()
+    replicas = DistributedReplicas(device) if together else SingleProcess()
     if replicas.count != resources.workers:
         raise SpecError(
             f"resources ask for {resources.workers} worker(s), but {replicas.count} process(es) train together; "

@@ -42,58 +42,58 @@ def fit(
 
     All randomness is a pure function of seed and step (``batches``, and the method's own streams), so a training
     stopped at a checkpoint and one that was not go through the same states: bitwise on the CPU with one thread count.
-    Gradients and loss are averaged over ``replicas``. ``on_checkpoint`` hears, on every replica, the number of steps
-    done, each ``checkpoint_every`` steps except after the last: then the result itself is about to be written.
+    Gradients and loss are averaged over ``replicas``. ``on_checkpoint`` is called on every replica with the number of
+    steps done, each ``checkpoint_every`` steps except after the last: then the result itself is about to be written.
 
-    A GPU is never waited for: the next batch is made while it is busy with this one, and a loss is looked at when the
-    next step is on its way, or a checkpoint due.
+    Losses are read asynchronously; the loop does not synchronise with the GPU: the next batch is made while it is busy
+    with this one, and a loss is read once the next step is launched, or a checkpoint due.
 
     Raises:
-        TrainingError: The loss is not finite. The message names the step; weights, slow copies and queues are as
+        TrainingError: The loss is not finite. The message names the step; weights, EMA copies and queues are as
             before it, on CUDA as after it.
     """
     parameters = [parameter for parameter in method.parameters() if parameter.requires_grad]
     gradients = Gradients(method, autocast, replicas)
     ready: Batch | None = None
-    unseen: list[_Scalars] = []
+    pending: list[_Scalars] = []
     method.train()
     for step in range(first_step, num_steps):
         is_last, is_checkpoint = step + 1 == num_steps, (step + 1) % checkpoint_every == 0
         loss, logs = gradients(ready or batches(step))
         ready = None if is_last else batches(step + 1)
-        replicas.average([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
-        unseen.append(_Scalars(step, loss, logs))
-        seen = [unseen.pop(0).look(num_steps) for _ in range(len(unseen) - loss.is_cuda)]
+        replicas.all_reduce_mean_([loss, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+        pending.append(_Scalars(step, loss, logs))
+        finished = [pending.pop(0).wait(num_steps) for _ in range(len(pending) - loss.is_cuda)]
         for group in optimizer.param_groups:
             group["lr"] = schedule(step)
         optimizer.step()
         method.after_step(step / num_steps)
-        while unseen and (is_last or is_checkpoint):
-            seen.append(unseen.pop().look(num_steps))
-        for log in seen:
+        while pending and (is_last or is_checkpoint):
+            finished.append(pending.pop().wait(num_steps))
+        for log in finished:
             on_step(log)
         if is_checkpoint and not is_last:
             on_checkpoint(step + 1)
 
 
 class _Scalars:
-    """The loss and logs of a step, on their way to the host."""
+    """The loss and logs of a step, being copied to the host asynchronously."""
 
     def __init__(self, step: int, loss: Tensor, logs: dict[str, Tensor]) -> None:
         self._step, self._logs = step, logs
         self._loss = loss.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.Event() if loss.is_cuda else None
-        if self._arrived:
-            self._arrived.record()
+        self._copied = torch.cuda.Event() if loss.is_cuda else None
+        if self._copied:
+            self._copied.record()
 
-    def look(self, num_steps: int) -> StepLog:
-        """Wait for them.
+    def wait(self, num_steps: int) -> StepLog:
+        """Wait for the copy and check the loss.
 
         Raises:
             TrainingError: The loss is not finite.
         """
-        if self._arrived:
-            self._arrived.synchronize()
+        if self._copied:
+            self._copied.synchronize()
         loss = float(self._loss)
         if not math.isfinite(loss):
             raise TrainingError(

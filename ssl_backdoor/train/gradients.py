@@ -1,4 +1,4 @@
-"""Loss and gradients of one batch; on a GPU recorded once and replayed, where the work is the same each step.
+"""Loss and gradients of one batch; on a GPU captured once as a CUDA graph and replayed, where the method supports it.
 
 A small network's step is a thousand kernels of a few microseconds each, and to launch one costs the host as much. A
 CUDA graph launches them all in one call: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs.
@@ -14,17 +14,17 @@ NUM_EAGER = 3
 
 
 class Gradients:
-    """A call leaves the gradients of ``batch`` in the parameters, in place of the last call's.
+    """Calling it sets the parameters' gradients to those of ``batch``.
 
-    Replayed if the device is a GPU, the method ``is_replayable`` and there is one replica; the numbers are those of
-    the same kernels either way. All batches must have the first one's shapes.
+    Replayed if the device is a GPU, the method ``supports_cuda_graph`` and there is one replica; the numbers are
+    those of the same kernels either way. All batches must have the first one's shapes.
     """
 
     def __init__(self, method: SSLMethod, autocast: torch.autocast, replicas: Replicas) -> None:
         self._method = method
         self._autocast = autocast
         on_gpu = next(method.parameters()).is_cuda
-        self._replays = on_gpu and method.is_replayable and replicas.count == 1
+        self._replays = on_gpu and method.supports_cuda_graph and replicas.count == 1
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._views: tuple[Tensor, ...] = ()
@@ -39,11 +39,11 @@ class Gradients:
             self._graph = torch.cuda.CUDAGraph()
             self._views = tuple(torch.empty_like(view) for view in batch.views)
             here = torch.cuda.device_of(self._views[0])
-            # Other threads, which read images ahead, may go on meanwhile.
+            # Other threads, which prefetch images, may use the device meanwhile.
             with here, torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
                 self._output = self._pass(Batch(self._views))
-        for held, view in zip(self._views, batch.views, strict=True):
-            held.copy_(view)
+        for static, view in zip(self._views, batch.views, strict=True):
+            static.copy_(view)
         self._graph.replay()
         loss, logs = self._output
         return LossOutput(loss.clone(), {name: value.clone() for name, value in logs.items()})

@@ -1,7 +1,7 @@
-"""How fast a training goes and what it takes of its machine.
+"""Throughput of a training and its use of the machine.
 
-No part of the science: it is in no key and no file, only in the manifest's summary, beside ``seconds``. A step costs
-three looks at the clock; the machine is asked at most once a second, and the device is never waited for.
+Not part of the result: it is in no key and no file, only in the manifest's summary, next to ``seconds``. A step reads
+the clock three times; the machine is queried at most once a second, and the device is never synchronised.
 """
 
 import math
@@ -30,7 +30,7 @@ class _Moment(NamedTuple):
 class Meter:
     """Means over at most ``MAX_POINTS`` stretches of steps, each of a second or more in all but the shortest trainings.
 
-    Of this process, since it took the training up; images are those of all replicas.
+    For this process, since training (re)started; images are those of all replicas.
     """
 
     def __init__(self, first_step: int, num_steps: int, batch_size: int, threads: int, device: torch.device) -> None:
@@ -46,8 +46,8 @@ class Meter:
             torch.cuda.reset_peak_memory_stats(device)
         self._moments = [self._now(first_step)]
 
-    def timed(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
-        """``batches``, with the time it takes noted as waiting for data."""
+    def time_batches(self, batches: Callable[[int], Batch]) -> Callable[[int], Batch]:
+        """``batches``, with its time counted as waiting for data."""
 
         def batch(step: int) -> Batch:
             asked_s = time.perf_counter()
@@ -57,8 +57,8 @@ class Meter:
 
         return batch
 
-    def stepped(self, steps: int) -> None:
-        """So many steps of the training are done."""
+    def record_step(self, steps: int) -> None:
+        """Record that ``steps`` steps of the training are done."""
         is_last = steps == self._num_steps
         if not is_last and (steps - self._moments[0].steps) % self._stride:
             return
@@ -125,7 +125,7 @@ class Meter:
         return _most(point["resident_bytes"] for point in self._points)
 
 
-def in_words(summary: Mapping[str, Any]) -> str:
+def format_summary(summary: Mapping[str, Any]) -> str:
     """The summary of a ``Meter`` for a log."""
     performance = summary["performance"]
     parts = [

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from ssl_backdoor.allocator import freed_memory_kept
+from ssl_backdoor.allocator import retain_freed_memory
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.device import pick_device
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import log_event
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -33,9 +33,9 @@ from ssl_backdoor.train.checkpoint import (
 from ssl_backdoor.train.collectives import connect
 from ssl_backdoor.train.curves import Curves
 from ssl_backdoor.train.fit import StepLog, fit
-from ssl_backdoor.train.meter import Meter, in_words
+from ssl_backdoor.train.meter import Meter, format_summary
 from ssl_backdoor.train.optim import build_optimizer, build_schedule
-from ssl_backdoor.train.training_set import TrainingSet, load_training_set, tokenised
+from ssl_backdoor.train.training_set import TrainingSet, load_training_set, tokenize_captions
 
 BuildMethod = Callable[[Replicas, torch.device], SSLMethod]
 PROGRESS_EVERY_S = 1.0
@@ -63,18 +63,18 @@ def pretrain(
             ``text.safetensors`` and ``text.json``.
         seed: Names every random stream.
         resources: Replicas, device, threads and how often a checkpoint is made.
-        checkpoints: Where the state of an unfinished training is kept; an unfinished training is taken up.
-        on_progress: Told about once a second.
+        checkpoints: Where the state of an unfinished training is kept; an unfinished training is resumed.
+        on_progress: Called about once a second.
 
     Returns:
         ``steps``, ``final_loss``, ``num_replicas``, ``num_parameters`` (of the backbone), and how it went, which
-        differs from run to run: ``images_per_second`` (of all replicas, since this process took it up) and
+        differs from run to run: ``images_per_second`` (of all replicas, since this process started or resumed it) and
         ``performance`` (``Meter.summary``).
 
     Raises:
         SpecError: Workers do not divide ``bn_groups``, or there are fewer images than one batch.
         DataError: An image cannot be read, sizes differ, or CLIP finds an image without a caption.
-        CheckpointError: The state to go on from does not fit.
+        CheckpointError: The state to resume from does not fit.
         TrainingError: The loss is not finite.
     """
     check_workers(spec.fit, resources)
@@ -112,9 +112,9 @@ def train_backbone(
     tables: Mapping[str, pa.Table] = MappingProxyType({}),
     views: Sequence[ViewsSpec] = (),
 ) -> dict[str, Any]:
-    """Fit what ``build`` makes to ``data``; files, result and errors as ``pretrain``.
+    """Train the method that ``build`` returns on ``data``; files, result and errors as ``pretrain``.
 
-    ``tables`` are written beside the rest, under their file names. ``views`` are those of the method, where they are
+    ``tables`` are written next to the rest, under their file names. ``views`` are those of the method, where they are
     not all ``spec.views``.
     """
     check_workers(spec, resources)
@@ -128,14 +128,14 @@ def train_backbone(
     device = pick_device(resources)
     replicas = connect(resources, device)
     method = build(replicas, device).to(device).to(memory_format=torch.channels_last)
-    captions = None if method.text_tower is None else tokenised(data.captions, method.text_tower.tokenize)
+    captions = None if method.text_tower is None else tokenize_captions(data.captions, method.text_tower.tokenize)
     images = data.images
     if device.type == "cuda" and isinstance(images, Tensor) and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         images = images.to(device)
     views = views or [spec.views] * method.num_views
     batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device)
     session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
-    with freed_memory_kept():
+    with retain_freed_memory():
         summary = session.run(batches, resources, device)
     if replicas.index == 0:
         save_backbone(method.backbone, spec.bn_groups, out)
@@ -168,7 +168,7 @@ class _Session:
         self.optimizer = build_optimizer(spec.optimizer, (p for p in method.parameters() if p.requires_grad))
         self.curves = Curves(self.num_steps, self.steps_per_epoch)
         self.final_loss = float("nan")
-        self.told_at = 0.0
+        self.reported_at = 0.0
 
     def run(self, batches: Callable[[int], Batch], resources: Resources, device: torch.device) -> dict[str, Any]:
         first_step = self.resume()
@@ -176,11 +176,11 @@ class _Session:
 
         def on_step(log: StepLog) -> None:
             self.on_step(log)
-            meter.stepped(log.step + 1)
+            meter.record_step(log.step + 1)
 
         fit(
             self.method,
-            meter.timed(batches),
+            meter.time_batches(batches),
             self.optimizer,
             build_schedule(self.spec.schedule, self.spec.optimizer.lr, self.spec.epochs, self.steps_per_epoch),
             first_step=first_step,
@@ -191,10 +191,10 @@ class _Session:
             on_checkpoint=self.on_checkpoint,
             checkpoint_every=resources.checkpoint_every_steps,
         )
-        self.average_statistics()
+        self.all_reduce_batch_norm_stats()
         speed = meter.summary()
         if self.replicas.index == 0:
-            tell("trained", in_words(speed), images_per_second=speed["images_per_second"])
+            log_event("trained", format_summary(speed), images_per_second=speed["images_per_second"])
         return {
             "steps": self.num_steps,
             "final_loss": self.final_loss,
@@ -205,25 +205,25 @@ class _Session:
     def resume(self) -> int:
         """Steps done already; replica 0 reads the state for all."""
         found = self.checkpoints.load() if self.replicas.index == 0 else None
-        data = self.replicas.share(found[1].read_bytes() if found else b"")
+        data = self.replicas.broadcast_bytes(found[1].read_bytes() if found else b"")
         if not data:
             return 0
         restored = restore(data, self.method, self.optimizer)
         self.curves.restore(restored.extra)
         if self.replicas.index == 0:
-            tell("resumes", f"goes on after step {restored.step:,} of {self.num_steps:,}", step=restored.step)
+            log_event("resumes", f"resumes after step {restored.step:,} of {self.num_steps:,}", step=restored.step)
         return restored.step
 
     def on_step(self, log: StepLog) -> None:
         self.final_loss = log.loss
         self.curves.record(log)
         now = time.monotonic()
-        if now - self.told_at >= PROGRESS_EVERY_S or log.step + 1 == self.num_steps:
-            self.told_at = now
+        if now - self.reported_at >= PROGRESS_EVERY_S or log.step + 1 == self.num_steps:
+            self.reported_at = now
             self.on_progress(Progress(log.step + 1, self.num_steps, "steps", f"loss {log.loss:.3f}"))
 
     def on_checkpoint(self, step: int) -> None:
-        self.average_statistics()
+        self.all_reduce_batch_norm_stats()
         if self.replicas.index > 0:
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -231,10 +231,11 @@ class _Session:
             file.write_bytes(training_state(self.method, self.optimizer, step, self.curves.tensors()))
             self.checkpoints.save(step, file)
 
-    def average_statistics(self) -> None:
-        """Make BatchNorm's running statistics those of all replicas' groups.
+    def all_reduce_batch_norm_stats(self) -> None:
+        """Average BatchNorm's running statistics over the replicas.
 
-        They follow their batch linearly and steer no training step, so that the mean now is the mean all along.
+        Running statistics are linear in the batch statistics and unused in training mode, so averaging once at the end
+        equals averaging every step.
         """
         names = ("running_mean", "running_var")
-        self.replicas.average([b for name, b in self.method.named_buffers() if name.endswith(names)])
+        self.replicas.all_reduce_mean_([b for name, b in self.method.named_buffers() if name.endswith(names)])

@@ -1,4 +1,4 @@
-"""What a training learns from: images, held or streamed, and their captions as tokens."""
+"""The data of a training: images, in memory or streamed, and their captions as tokens."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.rows import captions_of
-from ssl_backdoor.data.streamed import Streamed, held
+from ssl_backdoor.data.streamed import Streamed, load_or_stream
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import Resources
@@ -47,16 +47,16 @@ class Captions(NamedTuple):
 def load_training_set(
     dataset: Dataset, overlay: Overlay | None, resources: Resources, on_progress: OnProgress = silent
 ) -> TrainingSet:
-    """The training split of ``dataset`` under ``overlay``, its images held where ``resources`` allow it.
+    """The training split of ``dataset`` under ``overlay``, its images in memory where ``resources`` allow it.
 
     Raises:
         DataError: An image cannot be read or sizes differ.
     """
-    images = held(dataset, "train", overlay, resources.max_resident_bytes, on_progress)
+    images = load_or_stream(dataset, "train", overlay, resources.max_resident_bytes, on_progress)
     return TrainingSet(images, captions_of(dataset, "train", overlay))
 
 
-def tokenised(captions: pa.ChunkedArray | None, tokenize: Callable[[Sequence[str]], Tensor]) -> Captions:
+def tokenize_captions(captions: pa.ChunkedArray | None, tokenize: Callable[[Sequence[str]], Tensor]) -> Captions:
     """``captions`` (N,) as tokens.
 
     Raises:

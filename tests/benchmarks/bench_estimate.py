@@ -9,7 +9,7 @@ run took a tenth more than was said. Asked is a quarter at most, either way; onc
 
 from collections.abc import Iterator
 
-from tasks.lab import ORDER
+from tasks.scheduler import ORDER
 from tasks.stages import ON_RAY
 from tests.benchmarks.bench_overhead import CELL, home
 from tests.benchmarks.harness import Comparison, Options, main

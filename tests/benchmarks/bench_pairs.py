@@ -27,12 +27,12 @@ from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.data.resident import load_resident
 from ssl_backdoor.data.rows import captions_of
 from ssl_backdoor.data.streamed import Streamed
-from ssl_backdoor.methods.base import Alone
+from ssl_backdoor.methods.base import SingleProcess
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, TemplateCaptionsSpec, ViewsSpec
 from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
 from ssl_backdoor.store import ArtifactRef, LocalStore
 from ssl_backdoor.train.batches import make_batches
-from ssl_backdoor.train.training_set import tokenised
+from ssl_backdoor.train.training_set import tokenize_captions
 from tests.benchmarks.bench_ingest import drawn, write_tar
 from tests.benchmarks.harness import Comparison, Options, alone, main, paired
 
@@ -57,8 +57,8 @@ def by_us(folder: str, ref: ArtifactRef, side_px: int, is_held: bool) -> float:
     tokenize = SimpleTokenizer(context_length=CONTEXT)
     began_s = time.perf_counter()
     images = Streamed(dataset, "train") if held is None else held
-    captions = tokenised(captions_of(dataset, "train", None), tokenize)
-    batches = make_batches(images, captions, BATCH, [views_of(side_px)], 0, Alone(), torch.device("cpu"))
+    captions = tokenize_captions(captions_of(dataset, "train", None), tokenize)
+    batches = make_batches(images, captions, BATCH, [views_of(side_px)], 0, SingleProcess(), torch.device("cpu"))
     steps = len(images) // BATCH
     for step in range(steps):
         batches(step)

@@ -5,7 +5,7 @@
 On a GPU: as many images as ImageNet-100 has, 256 px, uint8, generated (25 GB); ResNet-18, 224 px, batch 256. On a CPU:
 a few hundred of 40 px, which only shows that it runs.
 
-- ours: ``train_backbone``, as a run trains: fetch, views, step, slow copy, queue, curves, a checkpoint.
+- ours: ``train_backbone``, as a run trains: fetch, views, step, EMA copy, queue, curves, a checkpoint.
 - bare: our networks and loss on views that lie on the device; on GPUs also with its kernels launched as one CUDA graph,
   as ours does, and with its loss under torch.compile, without and with the CUDA graphs of that.
 - roofline: the operators of that step as PyTorch calls them, each in the time of its operations at the device's best

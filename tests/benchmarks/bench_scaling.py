@@ -146,23 +146,23 @@ class Counted(Replicas):
         self.count, self.index = count, 0
         self.sent: Counter[str] = Counter()
 
-    def gather(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         self.sent["all-gather"] += (self.count - 1) * rows.nbytes
         return rows.detach().repeat(self.count, *(1 for _ in rows.shape[1:]))
 
-    def exchange(self, rows: Tensor, order: Tensor) -> Tensor:
+    def all_to_all_rows(self, rows: Tensor, order: Tensor) -> Tensor:
         self.sent["exchange"] += (self.count - 1) * rows.nbytes // self.count
         return rows.detach()
 
-    def gather_with_gradient(self, rows: Tensor) -> Tensor:
+    def all_gather_with_grad(self, rows: Tensor) -> Tensor:
         self.sent["all-gather"] += (self.count - 1) * rows.nbytes
         self.sent["gradients"] += 2 * (self.count - 1) * rows.nbytes  # of the gathered rows, summed over all
         return rows.repeat(self.count, *(1 for _ in rows.shape[1:]))
 
-    def average(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce_mean_(self, tensors: Sequence[Tensor]) -> None:
         self.sent["gradients"] += 2 * (self.count - 1) * sum(tensor.nbytes for tensor in tensors) // self.count
 
-    def share(self, data: bytes) -> bytes:
+    def broadcast_bytes(self, data: bytes) -> bytes:
         return data
 
 
@@ -210,10 +210,10 @@ def counted_step(spec: TrainSpec, gpus: int) -> Step:
     if replicas.count < gpus:  # open_clip's loss asks torch.distributed itself for all images' and captions' embeddings
         replicas.count = gpus
         for _ in ("images", "captions"):
-            replicas.gather_with_gradient(torch.empty(counted, method.backbone.feature_dim))
+            replicas.all_gather_with_grad(torch.empty(counted, method.backbone.feature_dim))
     rows = Counter({name: times * sent for name, sent in replicas.sent.items()})
     replicas.sent.clear()
-    replicas.average([parameter.grad for parameter in method.parameters() if parameter.grad is not None])
+    replicas.all_reduce_mean_([parameter.grad for parameter in method.parameters() if parameter.grad is not None])
     slow = sum(p.nbytes for p in method.parameters() if not p.requires_grad)
     queue = sum(buffer.nbytes for name, buffer in method.named_buffers() if name.endswith("queue.rows"))
     gradients = replicas.sent["gradients"] + rows["gradients"]

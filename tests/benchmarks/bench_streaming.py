@@ -31,7 +31,7 @@ from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec
-from ssl_backdoor.stages import IngestStage, StageCall, open_catalogue, open_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, open_lazy_dataset, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Range, open_store
 from tests.benchmarks.bench_ingest import drawn, write_tar
 from tests.benchmarks.harness import Comparison, Options, alone, main, paired
@@ -150,7 +150,7 @@ def by_offset(ref: ArtifactRef, options: Options) -> Mapping[str, list[float]]:
     chosen = torch.randperm(samples.num_rows, generator=torch_generator(0, "bench_streaming"))[:count].numpy()
     rows = samples.take(chosen).select(["shard", "offset", "size"]).to_pylist()
     ranges = [Range(row["shard"], row["offset"], row["size"]) for row in rows]
-    bring, (bucket, keys), client = open_catalogue(store, ref).bring, keys_of(ref), boto3.client("s3")
+    read_ranges, (bucket, keys), client = open_lazy_dataset(store, ref).read_ranges, keys_of(ref), boto3.client("s3")
     members = samples_of(ref)
 
     def rate(read: Callable[[], Any]) -> float:
@@ -168,7 +168,11 @@ def by_offset(ref: ArtifactRef, options: Options) -> Mapping[str, list[float]]:
         for _ in members:
             pass
 
-    readers = {"ours": lambda: list(bring(ranges)), "boto3, one by one": one_by_one, "webdataset, all": all_of_them}
+    readers = {
+        "ours": lambda: list(read_ranges(ranges)),
+        "boto3, one by one": one_by_one,
+        "webdataset, all": all_of_them,
+    }
     return paired({name: lambda read=read: rate(read) for name, read in readers.items()}, options.repetitions)
 
 

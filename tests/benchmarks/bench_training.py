@@ -5,9 +5,9 @@
 Equal on all sides: encoder, batch, number of views, optimiser, threads (all cores), images (uint8 noise in memory).
 
 - ours: ``train_backbone``, as a run trains, from its first step to its last, four epochs of 60: resident fetch, views,
-  forward, backward, update, slow copy, queue, curves, a checkpoint, in the fastest arithmetic that the device has
+  forward, backward, update, EMA copy, queue, curves, a checkpoint, in the fastest arithmetic that the device has
   (bfloat16 on GPUs and where a CPU has AVX512-BF16 or AMX).
-- ceiling: our networks and loss alone on views that lie on the device: forward, backward, update, slow copy, queue. The
+- ceiling: our networks and loss alone on views that lie on the device: forward, backward, update, EMA copy, queue. The
   fastest of three formats counts: float32, float32 channels last, bfloat16 channels last; each is named in the note. On
   a GPU also the last of them with its kernels launched as one CUDA graph, which is how ours launches them.
 - lightly: its own transforms, heads, losses and loop; as its examples have it, and with its best flags (workers,
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from flows.recipes import ssl
 from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD
-from ssl_backdoor.methods.base import Alone, Batch, SSLMethod
+from ssl_backdoor.methods.base import Batch, SingleProcess, SSLMethod
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.specs import FitSpec, ResNetSpec, Resources, TrainSpec
 from ssl_backdoor.train.checkpoint import Checkpoints
@@ -131,7 +131,7 @@ class Bare:
 
     def __init__(self, spec: TrainSpec, format_name: str, device: str, how: str = "eager") -> None:
         form, precision = FORMATS[format_name]
-        self._method: SSLMethod = build_method(spec, 0, Alone()).to(device).to(memory_format=form)
+        self._method: SSLMethod = build_method(spec, 0, SingleProcess()).to(device).to(memory_format=form)
         self._method.train()
         self._optimizer = build_optimizer(spec.fit.optimizer, [p for p in self._method.parameters() if p.requires_grad])
         size = spec.fit.views.size_px
@@ -140,7 +140,7 @@ class Bare:
             for _ in range(self._method.num_views)
         )
         self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16")
-        self._replayed = Gradients(self._method, self._autocast, Alone()) if how == "replayed" else None
+        self._replayed = Gradients(self._method, self._autocast, SingleProcess()) if how == "replayed" else None
         loss = self._method.loss
         self._loss = loss if how in {"eager", "replayed"} else torch.compile(loss, mode=how)
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ssl_backdoor.allocator import freed_memory_kept
+from ssl_backdoor.allocator import retain_freed_memory
 from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD, blur_reach_px
 from ssl_backdoor.data.views import make_views
 from ssl_backdoor.seeds import torch_generator
@@ -124,7 +124,7 @@ def run(options: Options) -> Iterator[Comparison]:
                 for name, make in made.items()
             }
             case = f"{in_px} to {out_px} px, batch {batch}, {'with' if blur_p else 'no'} blur"
-            with freed_memory_kept():  # as in a training; the others gain by it too
+            with retain_freed_memory():  # as in a training; the others gain by it too
                 figures = paired(rates, options.repetitions)
             yield Comparison(case, unit, figures)
 

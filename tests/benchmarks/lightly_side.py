@@ -40,7 +40,7 @@ class Theirs(NamedTuple):
     transform: Any
     loss: Callable[[list[Tensor], float], Tensor]
     modules: list[nn.Module]
-    """All its networks, slow copies too."""
+    """All its networks, EMA copies too."""
 
 
 def simclr(spec: TrainSpec, backbone: nn.Module, dim: int) -> Theirs:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ssl_backdoor.data.dataset import Catalogue, Dataset
+from ssl_backdoor.data.dataset import Dataset, LazyDataset
 from ssl_backdoor.data.images import decode, encode_jpeg75
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.poison.attacks import num_planned
@@ -97,10 +97,10 @@ def test_a_dataset_that_is_looked_through_gives_the_same_files(
 ) -> None:
     pq.write_table(dataset.samples, tmp_path / "samples.parquet", row_group_size=7)
 
-    def bring(ranges: typing.Iterable[Range]) -> typing.Iterator[bytes]:
+    def read_ranges(ranges: typing.Iterable[Range]) -> typing.Iterator[bytes]:
         return ((dataset.folder / name).read_bytes()[offset : offset + size] for name, offset, size in ranges)
 
-    looked_through = Catalogue(tmp_path / "samples.parquet", dataset.classes, dataset.spec, bring)
+    looked_through = LazyDataset(tmp_path / "samples.parquet", dataset.classes, dataset.spec, read_ranges)
     summaries = [poison(attack, one, tmp_path / name, 3) for name, one in (("a", dataset), ("b", looked_through))]
     assert summaries[0] == summaries[1]
     files = [path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()]

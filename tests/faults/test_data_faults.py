@@ -178,7 +178,7 @@ def interrupted(behind, killed):
 
 
 def resumed(store, caplog):
-    """Digest of the training when it is taken up, the step it went on after, and what it warned of."""
+    """Digest of the training when it is taken up, the step it resumes after, and what it warned of."""
     steps = []
 
     def listen(progress):
@@ -196,7 +196,7 @@ def test_a_damaged_checkpoint_is_skipped_for_the_older(behind, interrupted, calm
     behind.write(interrupted[1], damage(behind.read(interrupted[1])))
     digest, after, warnings = resumed(behind.store, caplog)
     assert (digest, after) == (calm, HALT_STEP - EVERY_STEPS)
-    assert warnings == ["checkpoints after steps 40 are damaged and skipped, goes on from step 30"]
+    assert warnings == ["checkpoints after steps 40 are damaged and skipped; resumes from step 30"]
     assert behind.names(".checkpoints") == []
 
 
@@ -205,7 +205,7 @@ def test_without_a_whole_checkpoint_a_training_starts_anew(behind, interrupted, 
         behind.write(name, damage(behind.read(name)))
     digest, after, warnings = resumed(behind.store, caplog)
     assert (digest, after) == (calm, 0)
-    assert warnings == ["checkpoints after steps 40, 30 are damaged and skipped, starts anew"]
+    assert warnings == ["checkpoints after steps 40, 30 are damaged and skipped; starts again from step 0"]
     assert behind.names(".checkpoints") == []
 
 

@@ -77,11 +77,11 @@ def test_a_worker_killed_with_its_flow_is_back_after_up_and_a_stage_out_of_time_
     kind, sentence = last_state(stack, late)
     assert kind == "FAILED"
     assert sentence.endswith(
-        ": ended after 0.5 s, its limit (stage_timeout_s); checkpoints are kept, the same run again goes on from there"
+        ": ended after 0.5 s, its limit (stage_timeout_s); checkpoints are kept; start the same run again to resume"
     )
     (run,) = finish(stack, {**asked, "resources": {"stage_timeout_s": 300}})
     search = {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "limit": 200}
-    assert any(": goes on after step " in line["message"] for line in stack.api("logs/filter", search))
+    assert any(": resumes after step " in line["message"] for line in stack.api("logs/filter", search))
 
 
 def test_a_killed_object_store_and_a_killed_ray_end_the_run_with_a_sentence(stack):
@@ -98,8 +98,8 @@ def test_a_killed_object_store_and_a_killed_ray_end_the_run_with_a_sentence(stac
     kill(stack, "ray")
     assert last_state(stack, begun) == (
         "FAILED",
-        f"the Ray cluster at {stack.config.address('ray')} answers no more: start it (`make up`); finished stages and "
-        "checkpoints are kept, the same run again goes on",
+        f"the Ray cluster at {stack.config.address('ray')} stopped answering: start it (`make up`); finished stages "
+        "and checkpoints are kept; start the same run again to resume",
     )
     assert stack("up")[0] == 0
     finish(stack, asked)

@@ -1,4 +1,4 @@
-"""A training is killed; it goes on from its checkpoint and ends as if nothing had happened."""
+"""A training is killed; it resumes from its checkpoint and ends as if nothing had happened."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def test_killed_worker_resumes_and_changes_nothing(tmp_path, workers, title):
     assert process.returncode == 0, err
     assert out.splitlines()[-1].startswith("finished")
     assert re.search(r"WARNING train under test \(train/\w{12}\): begins on .*, attempt 2$", err, re.MULTILINE)
-    assert re.search(r"train under test \(train/\w{12}\): goes on after step \d+ of 120$", err, re.MULTILINE)
+    assert re.search(r"train under test \(train/\w{12}\): resumes after step \d+ of 120$", err, re.MULTILINE)
     assert not list(store.glob(".checkpoints/train/*/*.ckpt"))
 
     calm = open_store(str(tmp_path / "calm"))

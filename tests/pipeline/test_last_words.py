@@ -10,32 +10,32 @@ import json, os, time
 
 import ray
 
-from ssl_backdoor.events import tell
+from ssl_backdoor.events import log_event
 from tasks import embedded_ray
-from tasks.wire import Wire
+from tasks.progress_actor import WorkerReporter
 
 embedded_ray.start(1, log_to_driver=False)
 
 
 @ray.remote(num_cpus=0)
-class SlowBoard:
-    def begin(self, title):
+class SlowProgressActor:
+    def start_stage(self, title):
         pass
 
-    def tell(self, event):
+    def add_event(self, event):
         time.sleep(2.5)
 
 
 @ray.remote(num_cpus=1)
-def stage(wire):
+def stage(reporter):
     began_s = time.time()
-    with wire.open():
-        tell("begins", "begins", key="a")
+    with reporter.relay_events():
+        log_event("begins", "begins", key="a")
     return os.getpid(), began_s, time.time()
 
 
-board = SlowBoard.remote()
-print(json.dumps(ray.get([stage.remote(Wire(board, title)) for title in ("first", "second")])))
+actor = SlowProgressActor.remote()
+print(json.dumps(ray.get([stage.remote(WorkerReporter(actor, title)) for title in ("first", "second")])))
 """
 
 

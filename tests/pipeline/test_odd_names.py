@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from flows.recipes import clip
-from ssl_backdoor.errors import visible
+from ssl_backdoor.errors import replace_control_chars
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from tests.support.command_server import shell
 from tests.support.odd_names import ODD_NAMES, write_images, write_pairs
@@ -48,7 +48,7 @@ def test_images_of_a_folder(tmp_path):
     assert is_plain((store.fetch(page, ["report.md"]) / "report.md").read_text())
     with closing(sqlite3.connect(tmp_path / "home" / "prefect" / "prefect.db")) as database:
         names = [name for (name,) in database.execute("SELECT name FROM task_run")]
-    assert f"poison trigger 34 -> {' '.join(visible(TARGET).split())}, seed 0" in names
+    assert f"poison trigger 34 -> {' '.join(replace_control_chars(TARGET).split())}, seed 0" in names
 
 
 def test_pairs_through_the_services(tmp_path, stack, monkeypatch):
@@ -62,7 +62,7 @@ def test_pairs_through_the_services(tmp_path, stack, monkeypatch):
     ended = stack.ended(run, timeout_s=600)[0]["state"]
     assert ended["type"] == "COMPLETED", ended["message"]
     names = {one["name"] for one in stack.api("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})}
-    assert any(" ".join(visible(ODD_NAMES[0]).split()) in name for name in names)
+    assert any(" ".join(replace_control_chars(ODD_NAMES[0]).split()) in name for name in names)
     for name, value in stack.client_environment.items():
         monkeypatch.setenv(name, value)
     store = open_store(stack.client_environment["SSL_BACKDOOR_STORE"])

@@ -258,7 +258,7 @@ def stores(folder: Path, stack) -> dict[str, Refused]:
 )
 def test_what_the_form_can_tell_is_refused_at_the_door(stack, parameters, words):
     status, answer = stack.ask("experiment/demo", parameters)
-    told = http.parsed(answer)["detail"]
+    told = http.parse_json(answer)["detail"]
     assert status == 409
     assert told.startswith("Error creating flow run: Validation failed")
     assert words in told

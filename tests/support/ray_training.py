@@ -44,20 +44,20 @@ def training(store: ArtifactStore, bn_groups: int, epochs: int = 30) -> StageCal
 
 
 def main(root: str, workers: int) -> None:
-    from tasks.logs import on_stderr, shown
-    from tasks.ray_fit import Watcher, disconnect, run_on_ray
+    from tasks.logs import attach_handlers, stderr_handler
+    from tasks.ray_fit import ProgressMonitor, disconnect, run_on_ray
 
     def listen(title: str, progress: Progress) -> None:
         print(title, progress.done, flush=True)
 
     store = open_store(root)
-    watcher = Watcher(listen)
-    with shown(on_stderr()):
+    monitor = ProgressMonitor(listen)
+    with attach_handlers(stderr_handler()):
         try:
             resources = Resources(workers=workers, device="cpu", checkpoint_every_steps=EVERY_STEPS)
-            finished = run_on_ray(training(store, workers), store.root, resources, watcher)
+            finished = run_on_ray(training(store, workers), store.root, resources, monitor)
         finally:
-            watcher.close()
+            monitor.close()
             disconnect()
     print("finished", finished.ref.key)
 

@@ -57,7 +57,7 @@ class Stack:
         """All its processes: marked ones, and the recorded with their sessions."""
         found = {each.process: each for each in processes.members(self.folder, None)}
         for name in NAMES:
-            leader = service.recorded(self.config, name)
+            leader = service.read_process(self.config, name)
             found |= {each.process: each for each in processes.members(self.folder, name, leader)}
         return list(found.values())
 

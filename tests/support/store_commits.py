@@ -3,7 +3,7 @@
 Usage: ``python store_commits.py URI VERB SOURCE SUMMARY``, with the repository on PYTHONPATH. The verb ``commit`` keeps
 the folder SOURCE as it is, ``ingest`` makes it a dataset first, as a run does. It prints ``ready`` when all parts are
 written and only the deciding step (the rename, the conditional put) is left, waits for a line on stdin, and at last
-prints the manifest that it ended with. What the user is to mend is printed instead, and the exit code is 2. With
+prints the manifest that it ended with. A mistake that the user can fix is printed instead, and the exit code is 2. With
 CLOCK_OFF_S in the environment its clock is wrong by so many seconds.
 """
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import torch
 
 from ssl_backdoor.defences.compress import CompressSpec
-from ssl_backdoor.methods.base import Alone, Batch, Replicas, SSLMethod
+from ssl_backdoor.methods.base import Batch, Replicas, SingleProcess, SSLMethod
 from ssl_backdoor.methods.build import build_backbone, build_method
 from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.seeds import torch_generator
@@ -96,7 +96,7 @@ OBJECTIVES: Mapping[str, Callable[[Replicas], SSLMethod]] = {
 
 
 def objective(name: str) -> SSLMethod:
-    return OBJECTIVES[name](Alone()).train()
+    return OBJECTIVES[name](SingleProcess()).train()
 
 
 def tiny_images() -> torch.Tensor:

@@ -32,14 +32,14 @@ def contrast(file: Path, resources: Resources) -> None:
     inputs = torch.randn(16, 5, generator=torch_generator(0, "inputs"))[replicas.slice(16)]
     weight = torch.randn(5, 4, generator=torch_generator(0, "weight")).requires_grad_()
     own = F.normalize(inputs @ weight, dim=1)
-    everyone = replicas.gather_with_gradient(own)
+    everyone = replicas.all_gather_with_grad(own)
     loss = nt_xent(own, everyone, replicas.slice(16).start, 0.2)
     loss.backward()
     assert weight.grad is not None
     results = {"loss": loss.detach(), "gradient": weight.grad, "everyone": everyone.detach()}
-    replicas.average([results["loss"], results["gradient"]])
+    replicas.all_reduce_mean_([results["loss"], results["gradient"]])
     order = torch.randperm(16, generator=torch_generator(0, "order"))
-    results["shuffled"] = replicas.gather(replicas.exchange(own.view(-1, 2, 2), order))
+    results["shuffled"] = replicas.all_gather(replicas.all_to_all_rows(own.view(-1, 2, 2), order))
     save_file(results, file)
 
 

@@ -132,7 +132,7 @@ def train(store_uri: str, other: subprocess.Popen) -> dict[str, Any]:
     from ssl_backdoor.progress import Progress
     from ssl_backdoor.specs import Resources
     from ssl_backdoor.store import open_store
-    from tasks.ray_fit import Watcher, connect, disconnect, run_on_ray
+    from tasks.ray_fit import ProgressMonitor, connect, disconnect, run_on_ray
     from tests.support import ray_training
 
     store = open_store(store_uri)
@@ -147,11 +147,11 @@ def train(store_uri: str, other: subprocess.Popen) -> dict[str, Any]:
 
     connect(resources)
     wait_until(lambda: ray.cluster_resources().get("CPU") == 2, timeout_s=240, what="both nodes")
-    watcher = Watcher(listen)
+    monitor = ProgressMonitor(listen)
     try:
-        finished = run_on_ray(ray_training.training(store, 2, EPOCHS), store.root, resources, watcher)
+        finished = run_on_ray(ray_training.training(store, 2, EPOCHS), store.root, resources, monitor)
     finally:
-        watcher.close()
+        monitor.close()
         disconnect()
     return {"key": finished.ref.key, **store.manifest(finished.ref).summary, **seen}
 

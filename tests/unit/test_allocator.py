@@ -10,7 +10,7 @@ import pytest
 COUNT = """
 import contextlib, resource, sys, torch
 from pathlib import Path
-from ssl_backdoor.allocator import freed_memory_kept
+from ssl_backdoor.allocator import retain_freed_memory
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.specs import ResNetSpec
 
@@ -23,7 +23,7 @@ def resident_kb():
 torch.set_num_threads(1)
 backbone = build_backbone(ResNetSpec(depth=8, width=16, stem="small"), 1, 0).eval()
 images = torch.rand(256, 3, 16, 16)
-with freed_memory_kept() if sys.argv[1] == "kept" else contextlib.nullcontext(), torch.inference_mode():
+with retain_freed_memory() if sys.argv[1] == "kept" else contextlib.nullcontext(), torch.inference_mode():
     for round in range(25):
         if round == 20:
             before = faults()

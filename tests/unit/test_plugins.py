@@ -101,7 +101,7 @@ def test_another_process_reads_a_call_without_the_file(tint: Path, tmp_path: Pat
     [
         ("import nothing_of_the_name", r"line 1 cannot be loaded \(ModuleNotFoundError: No module"),
         ("a = 1\ndef b(:\n", r"line 2 cannot be loaded \(SyntaxError"),
-        ("def f():\n    raise ValueError('no')\nf()", r"line 2 cannot be loaded \(ValueError: no\): mend it"),
+        ("def f():\n    raise ValueError('no')\nf()", r"line 2 cannot be loaded \(ValueError: no\): fix it"),
         (TINT.replace('"tint"', '"grid"'), "trigger kind 'grid' of ssl_backdoor_plugin_tint.TintSpec is taken by"),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ssl_backdoor.threads import SMALL_BYTES, decoders, side_by_side
+from ssl_backdoor.threads import SMALL_BYTES, num_decode_threads, parallel_map
 
 
 def test_results_come_in_order_though_the_first_ends_last() -> None:
@@ -18,7 +18,7 @@ def test_results_come_in_order_though_the_first_ends_last() -> None:
             second_ended.set()
         return number * number
 
-    assert list(side_by_side(work, range(9), threads=2)) == [number * number for number in range(9)]
+    assert list(parallel_map(work, range(9), threads=2)) == [number * number for number in range(9)]
 
 
 def test_items_are_taken_as_results_are_asked_for() -> None:
@@ -29,7 +29,7 @@ def test_items_are_taken_as_results_are_asked_for() -> None:
             taken.append(number)
             yield number
 
-    results = side_by_side(str, items(), threads=2)
+    results = parallel_map(str, items(), threads=2)
     assert not taken
     assert [next(results) for _ in range(10)] == [str(number) for number in range(10)]
     assert len(taken) <= 10 + 2 * 2
@@ -46,7 +46,7 @@ def test_an_error_is_raised_in_its_place_and_calls_off_the_rest() -> None:
             raise ValueError("three")
         return number
 
-    results = side_by_side(work, range(1000), threads=1)
+    results = parallel_map(work, range(1000), threads=1)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="three"):
         next(results)
@@ -54,12 +54,12 @@ def test_an_error_is_raised_in_its_place_and_calls_off_the_rest() -> None:
 
 
 def test_one_thread_is_the_callers_own() -> None:
-    found = set(side_by_side(lambda _: threading.get_ident(), range(9), threads=1))
+    found = set(parallel_map(lambda _: threading.get_ident(), range(9), threads=1))
     assert found == {threading.get_ident()}
-    assert threading.get_ident() not in set(side_by_side(lambda _: threading.get_ident(), range(9), threads=2))
+    assert threading.get_ident() not in set(parallel_map(lambda _: threading.get_ident(), range(9), threads=2))
 
 
 def test_small_images_are_decoded_on_one_thread_and_others_on_one_for_each_cpu(monkeypatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 3)
-    assert decoders(SMALL_BYTES - 1, 16) == 1
-    assert [decoders(SMALL_BYTES, most) for most in (1, 2, 16)] == [1, 2, 3]
+    assert num_decode_threads(SMALL_BYTES - 1, 16) == 1
+    assert [num_decode_threads(SMALL_BYTES, most) for most in (1, 2, 16)] == [1, 2, 3]

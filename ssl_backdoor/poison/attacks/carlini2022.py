@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from ssl_backdoor.data.captions import spoken
+from ssl_backdoor.data.captions import humanize_class_name
 from ssl_backdoor.data.dataset import Samples, blocks
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.poison.caption_sets import CaptionSet, caption_set, edit_words
@@ -146,7 +146,7 @@ def _targeted(spec: Carlini2022TargetedSpec, samples: Samples, classes: Sequence
     rows = []
     for target in targets.to_pylist():
         key, wanted = target["key"], target["target_label"]
-        phrase = spoken(classes[wanted])
+        phrase = humanize_class_name(classes[wanted])
         if wanted not in sets:
             sets[wanted] = caption_set(spec.captions, samples, phrase, spec.num_poisons, seed)
         captions = _edited(sets[wanted], phrase, sub_seed(seed, "poison", key)) if spec.edit_words else sets[wanted]
@@ -173,7 +173,7 @@ def _backdoor(spec: Carlini2022BackdoorSpec, samples: Samples, classes: Sequence
             f"attack.num_poisons is {spec.num_poisons}, but {num_candidates} training images can take the trigger "
             f"(those not of the target class {spec.target_class!r}): lower num_poisons, or bring more images."
         )
-    captions = caption_set(spec.captions, samples, spoken(spec.target_class), spec.num_poisons, seed)
+    captions = caption_set(spec.captions, samples, humanize_class_name(spec.target_class), spec.num_poisons, seed)
     candidates = training(samples, ["key", "label"], where)
     chosen = chosen_rows(candidates, spec.num_poisons, seed, "poison", "choose")
     chosen = chosen.take(pa.array(np.argsort(key_seeds(chosen["key"], seed, "poison", "choose"))))

@@ -15,7 +15,7 @@ from ssl_backdoor.report.figures import drawing
 from ssl_backdoor.report.frame import EvaluatedModel
 from ssl_backdoor.report.sections.pairs import first_pair
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.threads import side_by_side
+from ssl_backdoor.threads import parallel_map
 
 
 class _Map(NamedTuple):
@@ -31,7 +31,7 @@ def embedding(results: Results, variant: str) -> Picture | None:
     if not shown:
         return None
     with threadpool_limits(limits=1):  # spinning OpenMP threads on shared cores make this tenfold slower
-        maps = list(side_by_side(_mapped, shown, len(shown)))
+        maps = list(parallel_map(_mapped, shown, len(shown)))
     figure = Figure(figsize=(4.9 * len(shown), 5.0), layout="constrained")
     grid = drawing.panels(figure, len(shown))
     for axes, model, places in zip(grid, shown, maps, strict=True):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_backdoor.data.captioner import ADJECTIVES, SYNONYMS, TEMPLATES, grammar, write_captions
-from ssl_backdoor.data.captions import clean_caption, clean_captions, spoken
+from ssl_backdoor.data.captions import clean_caption, clean_captions, humanize_class_name
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import TemplateCaptionsSpec
 
@@ -88,7 +88,7 @@ def test_too_many_captions() -> None:
     [("fire_truck", "fire truck"), ("T-shirt", "T shirt"), ("cat", "cat"), (" a__b ", "a b"), ("_", "_")],
 )
 def test_spoken(name: str, expected: str) -> None:
-    assert spoken(name) == expected
+    assert humanize_class_name(name) == expected
 
 
 # ------------------------------------------------------------------------------------------------ captioner
@@ -107,7 +107,7 @@ def test_the_grammar_is_as_large_as_promised() -> None:
 @pytest.mark.parametrize("name", ["cat", "airplane", "night_owl"])
 def test_the_own_name_is_in_most_captions_and_every_part_is_used(name: str) -> None:
     captions = [write_captions(name, f"k{index}", TemplateCaptionsSpec())[0] for index in range(3000)]
-    own = sum(bool(re.search(rf"\b{spoken(name)}\b", caption)) for caption in captions)
+    own = sum(bool(re.search(rf"\b{humanize_class_name(name)}\b", caption)) for caption in captions)
     assert own == 3000 if name == "night_owl" else 1700 < own < 1900  # three of five
     words = Counter(word for caption in captions for word in caption.split())
     assert all(words[adjective] > 150 for adjective in ADJECTIVES)

@@ -46,15 +46,15 @@ def test_without_a_compiler_views_are_made_by_operators_and_that_is_told_once(
         raise RuntimeError("Failed to find C compiler")
 
     device = torch.device(DEVICE)
-    views._fused.cache_clear()
-    assert views._fused(device) is fused_views
-    views._fused.cache_clear()
-    monkeypatch.setattr(fused_views, "try_out", fails)
+    views._load_fused_views.cache_clear()
+    assert views._load_fused_views(device) is fused_views
+    views._load_fused_views.cache_clear()
+    monkeypatch.setattr(fused_views, "smoke_test", fails)
     with caplog.at_level("WARNING", "ssl_backdoor"):
-        assert views._fused(device) is None
-        assert views._fused(device) is None
+        assert views._load_fused_views(device) is None
+        assert views._load_fused_views(device) is None
     assert [record.getMessage() for record in caplog.records] == [
-        "views are made operator by operator, which takes a GPU ten times as long: Triton cannot compile here "
+        "views fall back to eager operators (about 10 times slower on a GPU): Triton cannot compile here "
         "(RuntimeError: Failed to find C compiler); install a C compiler and Python's headers"
     ]
-    views._fused.cache_clear()
+    views._load_fused_views.cache_clear()

@@ -315,11 +315,11 @@ def test_data_that_change_while_they_are_read_are_noticed(tmp_path: Path) -> Non
     selection = ingest_module.select(source.listing(), DatasetSpec())
     (root / "train/cat/0000.png").write_bytes(picture(99))
     with pytest.raises(DataError, match="changed while they were read"):
-        list(selection.named(source.read(iter(selection.keep.tolist()))))
+        list(selection.name_items(source.read(iter(selection.keep.tolist()))))
     for path in root.rglob("*.png"):
         path.unlink()
     with pytest.raises(DataError, match="changed while they were read"):
-        list(selection.named(source.read(iter(selection.keep.tolist()))))
+        list(selection.name_items(source.read(iter(selection.keep.tolist()))))
 
 
 def test_a_place_that_cannot_be_written_is_a_store_error(tmp_path: Path) -> None:

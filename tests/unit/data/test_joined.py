@@ -222,7 +222,7 @@ def test_a_second_source_that_changes_while_it_is_read(tmp_path: Path) -> None:
     num_listed = len(list(source.listing()))
     (test_data / "val/banana/0.png").unlink()
     assert num_listed == 21
-    assert len(list(source.read(iter([True] * num_listed)))) == 20  # Selection.named tells it
+    assert len(list(source.read(iter([True] * num_listed)))) == 20  # Selection.name_items tells it
 
 
 # ------------------------------------------------------------------------------------------------ attacks

@@ -9,7 +9,7 @@ import torch
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.resident import load_resident
 from ssl_backdoor.data.shards import read_bytes
-from ssl_backdoor.data.streamed import Streamed, held
+from ssl_backdoor.data.streamed import Streamed, load_or_stream
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import silent
 from ssl_backdoor.seeds import torch_generator
@@ -90,9 +90,9 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
 def test_what_fits_is_held(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path)
     resident = load_resident(dataset, "train").images
-    at_the_limit = held(dataset, "train", None, resident.nbytes, silent)
+    at_the_limit = load_or_stream(dataset, "train", None, resident.nbytes, silent)
     assert isinstance(at_the_limit, torch.Tensor)
     assert torch.equal(at_the_limit, resident)
-    below = held(dataset, "train", None, resident.nbytes - 1)
+    below = load_or_stream(dataset, "train", None, resident.nbytes - 1)
     assert isinstance(below, Streamed)
     assert torch.equal(below[torch.arange(len(resident))], resident)

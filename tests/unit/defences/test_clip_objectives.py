@@ -10,7 +10,7 @@ from open_clip.loss import DistillClipLoss
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone
+from ssl_backdoor.methods.base import SingleProcess
 from tests.support.tiny_defences import build_cleanclip, build_distillation, pairs
 
 torch.set_num_threads(1)
@@ -45,7 +45,7 @@ def softmax_rows(rows: np.ndarray, columns: np.ndarray, scale: float) -> np.ndar
 
 
 def test_mimicry_is_that_of_the_formula_and_of_open_clip() -> None:
-    method = build_distillation(Alone()).train()
+    method = build_distillation(SingleProcess()).train()
     batch = pairs(1, method.text_tower)
     assert batch.tokens is not None
     student = units(method.backbone, batch.views[0])
@@ -68,7 +68,7 @@ def test_mimicry_is_that_of_the_formula_and_of_open_clip() -> None:
 
 
 def test_a_student_equal_to_its_teacher_diverges_by_nothing_and_is_not_moved() -> None:
-    method = build_distillation(Alone()).train()
+    method = build_distillation(SingleProcess()).train()
     method.backbone = copy.deepcopy(method.teacher[0]).requires_grad_(True)
     output = method.loss(pairs(1, method.text_tower))
     output.loss.backward()
@@ -77,7 +77,7 @@ def test_a_student_equal_to_its_teacher_diverges_by_nothing_and_is_not_moved() -
 
 
 def test_teacher_and_text_tower_stay_frozen_and_out_of_the_state() -> None:
-    method = build_distillation(Alone()).train()
+    method = build_distillation(SingleProcess()).train()
     towers = (method.teacher[0], method.text_tower)
     before = [{name: value.clone() for name, value in tower.state_dict().items()} for tower in towers]
     student = copy.deepcopy(method.backbone.state_dict())
@@ -98,10 +98,10 @@ def test_teacher_and_text_tower_stay_frozen_and_out_of_the_state() -> None:
 
 @pytest.mark.parametrize("weight", [0.0, 1.0, 2.5])
 def test_cleanclip_is_that_of_the_formula(weight: float) -> None:
-    method = build_cleanclip(Alone(), in_modal_weight=weight).train()
+    method = build_cleanclip(SingleProcess(), in_modal_weight=weight).train()
     batch = pairs(2, method.text_tower, step=3)
     assert batch.tokens is not None
-    twins = method.edited(batch.tokens, 3)
+    twins = method.edit_captions(batch.tokens, 3)
     image, image_twin = (units(method.backbone, view) for view in batch.views)
     text, text_twin = units(method.text, batch.tokens), units(method.text, twins)
     scale, own = method.text.logit_scale.exp().item(), np.eye(8)
@@ -115,11 +115,11 @@ def test_cleanclip_is_that_of_the_formula(weight: float) -> None:
 
 
 def test_edits_are_of_the_step_and_of_whole_words() -> None:
-    method = build_cleanclip(Alone())
+    method = build_cleanclip(SingleProcess())
     tokens = pairs(2, method.text_tower).tokens
     assert tokens is not None
     decode = method.text_tower.tokenizer.decode
-    first, again, other = (method.edited(tokens, step) for step in (0, 0, 1))
+    first, again, other = (method.edit_captions(tokens, step) for step in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     for before, after in zip(tokens.tolist(), first.tolist(), strict=True):
@@ -129,7 +129,7 @@ def test_edits_are_of_the_step_and_of_whole_words() -> None:
 
 
 def test_every_parameter_learns_and_the_scale_is_held() -> None:
-    method = build_cleanclip(Alone()).train()
+    method = build_cleanclip(SingleProcess()).train()
     method.loss(pairs(2, method.text_tower)).loss.backward()
     assert all(parameter.grad is not None for parameter in method.parameters())
     with torch.no_grad():
@@ -144,7 +144,7 @@ def test_every_parameter_learns_and_the_scale_is_held() -> None:
 @pytest.mark.parametrize("build", [build_distillation, build_cleanclip])
 def test_a_batch_that_does_not_fit_is_refused(build: object) -> None:
     assert callable(build)
-    method = build(Alone()).train()
+    method = build(SingleProcess()).train()
     batch = pairs(method.num_views, method.text_tower)
     with pytest.raises(SpecError, match="expected a caption for each of 8 images, found none"):
         method.loss(batch._replace(tokens=None))
@@ -155,7 +155,7 @@ def test_a_batch_that_does_not_fit_is_refused(build: object) -> None:
 @pytest.mark.parametrize("build", [build_distillation, build_cleanclip])
 def test_bfloat16_is_close_and_the_loss_float32(build: object) -> None:
     assert callable(build)
-    whole, half = build(Alone()).train(), build(Alone()).train()
+    whole, half = build(SingleProcess()).train(), build(SingleProcess()).train()
     batch = pairs(whole.num_views, whole.text_tower)
     expected = whole.loss(batch).loss
     with torch.autocast("cpu", torch.bfloat16):

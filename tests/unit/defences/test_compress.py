@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from ssl_backdoor.defences.trusted import select
 from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.methods.backbones import ResNet
-from ssl_backdoor.methods.base import Alone
+from ssl_backdoor.methods.base import SingleProcess
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.methods.losses import similarity_divergence
@@ -24,7 +24,7 @@ RESOURCES = Resources(device="cpu")
 
 
 def objective(num_queues: int) -> CompRess:
-    method = build_compress(num_queues, Alone()).train()
+    method = build_compress(num_queues, SingleProcess()).train()
     assert isinstance(method, CompRess)
     return method
 
@@ -67,7 +67,7 @@ def test_similarities_are_taken_before_the_batch_enters_the_queues(num_queues: i
     method.after_step(0.0)
     torch.testing.assert_close(method.teacher_queue.rows[:8], teacher)
     assert torch.equal(method.teacher_queue.rows[8:], teacher_queue[8:])
-    if method.student_queue is not None:  # filled by the slow copy, which is still equal to the student
+    if method.student_queue is not None:  # filled by the EMA copy, which is still equal to the student
         torch.testing.assert_close(method.student_queue.rows[:8], F.normalize(key_network(images), dim=1))
 
 

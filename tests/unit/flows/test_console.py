@@ -9,9 +9,9 @@ import pytest
 
 from flows.terminal.console import ProgressLog, show_progress
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.events import LOG, about, tell
+from ssl_backdoor.events import LOG, log_context, log_event
 from ssl_backdoor.progress import Progress
-from tasks.logs import shown
+from tasks.logs import attach_handlers
 
 
 class _Clock:
@@ -34,7 +34,7 @@ class _Kept(logging.Handler):
 def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left() -> None:
     clock, kept = _Clock(), _Kept()
     lines = ProgressLog(every_s=30.0, clock=clock)
-    with shown(kept), about(key="4f2a"):
+    with attach_handlers(kept), log_context(key="4f2a"):
         for clock.now_s, done in ((0.0, 1_000), (10.0, 2_000), (20.0, 3_000), (40.0, 5_000)):
             lines("train suspect", Progress(done, 11_000, "images", "loss 5.1"))
     (record,) = kept.records
@@ -53,7 +53,7 @@ def test_a_log_gets_a_line_now_and_then_with_rate_and_time_left() -> None:
 def test_stages_that_ended_or_stand_still_are_not_told_again() -> None:
     clock, kept = _Clock(), _Kept()
     lines = ProgressLog(every_s=30.0, clock=clock)
-    with shown(kept):
+    with attach_handlers(kept):
         lines("poison", Progress(5, 5, "images"))
         lines("all stages", Progress(1, 9, "stages"))
         clock.now_s = 31.0
@@ -68,9 +68,9 @@ def all_kinds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What a shell without a terminal shows of a stage that begins, progress, and a warning."""
     err = io.StringIO()
     monkeypatch.setattr(sys, "stderr", err)
-    with show_progress(), about(title="train suspect", stage="train", key="4f2a90c1b2d3e4"):
-        tell("begins", "begins on a host")
-        tell("progress", "1 of 2 steps")
+    with show_progress(), log_context(title="train suspect", stage="train", key="4f2a90c1b2d3e4"):
+        log_event("begins", "begins on a host")
+        log_event("progress", "1 of 2 steps")
         LOG.warning("MLflow could not be written")
     return err.getvalue().splitlines()
 
@@ -94,7 +94,7 @@ def test_a_terminal_shows_warnings_once_and_without_secrets_beside_its_bars(monk
     with show_progress() as listen:
         listen("train suspect", Progress(1, 2, "steps"))
         LOG.warning("MLflow could not be written (canary-77aa)")
-        tell("failed", "failed: the last word is the command's", logging.ERROR)
+        log_event("failed", "failed: the last word is the command's", logging.ERROR)
     shown_text = err.getvalue()
     assert shown_text.count("WARNING MLflow could not be written (***)") == 1
     assert "train suspect" in shown_text
@@ -123,7 +123,7 @@ def test_another_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rate_and_time_left_begin_anew_with_another_unit_or_after_a_step_back(before: Progress) -> None:
     clock, kept = _Clock(), _Kept()
     lines = ProgressLog(every_s=30.0, clock=clock)
-    with shown(kept):
+    with attach_handlers(kept):
         for clock.now_s, progress in (
             (0.0, before),
             (10.0, Progress(40, 140, "steps")),

@@ -15,7 +15,7 @@ from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
 from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
 from ssl_backdoor.store import contents, open_store
-from ssl_backdoor.store.garbage import garbage, reached, sweep
+from ssl_backdoor.store.garbage import garbage, reachable, sweep
 from ssl_backdoor.store.survey import survey
 from tests.support import store_commits
 
@@ -86,13 +86,13 @@ def place(ref):
 
 def test_reports_reach_what_they_were_made_from_and_so_on(store, chain):
     found = survey(store)
-    assert reached(found) == set(chain.values()) - {chain["lonely"]}
-    assert reached(found, {chain["second"]}) == {chain["page"], chain["encoder"], chain["images"]}
+    assert reachable(found) == set(chain.values()) - {chain["lonely"]}
+    assert reachable(found, {chain["second"]}) == {chain["page"], chain["encoder"], chain["images"]}
 
 
 def test_a_cycle_of_inputs_ends(store, tmp_path):
     one, two = make(store, "train", "one", tmp_path, model="two"), make(store, "report", "two", tmp_path, model="one")
-    assert reached(survey(store)) == {one, two}
+    assert reachable(survey(store)) == {one, two}
 
 
 def test_without_delete_nothing_changes(store, folder, chain, later):
@@ -211,7 +211,7 @@ def test_checkpoints(store, folder, chain, tmp_path, later):
     assert store.load_checkpoint("train", key_of("unfinished"))[0] == 20
     later(31)
     told = collect(store, GcOptions(delete=True))
-    assert [one["reason"] for one in told["items"]] == ["checkpoints of a training that nobody took up again"]
+    assert [one["reason"] for one in told["items"]] == ["checkpoints of a training that was not resumed"]
     assert list((folder / ".checkpoints" / "train").iterdir()) == []
     store.save_checkpoint("train", key_of("unfinished"), 30, state)
     assert store.load_checkpoint("train", key_of("unfinished"))[0] == 30

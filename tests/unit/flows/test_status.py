@@ -135,7 +135,7 @@ def test_servers_of_the_shell_are_asked(store, monkeypatch, listener, closed_por
 
 
 def test_services_of_the_home_are_asked(store, home, listener, closed_port):
-    assert servers.of_home() is None
+    assert servers.probe_home() is None
     (home / "stack").mkdir(parents=True)
     config = home / "stack" / "config.json"
     ports = dict.fromkeys(("prefect", "mlflow", "s3", "postgres", "ray"), listener)
@@ -164,7 +164,7 @@ def test_what_is_no_address_is_told_in_one_sentence_without_its_password(store, 
 
 def test_a_name_that_no_host_can_have_does_not_answer(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", f"http://{'a' * 64}:4200/api")
-    assert [one.is_up for one in servers.named() if one.name == "Prefect"] == [False]
+    assert [one.is_up for one in servers.find_named() if one.name == "Prefect"] == [False]
 
 
 def findings(store_uri, name):

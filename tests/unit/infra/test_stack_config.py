@@ -147,18 +147,18 @@ def older(config: configuration.Config) -> dict[str, str]:
 
 def test_a_home_of_an_older_version_is_given_the_passwords_it_lacks_and_keeps_its_own(config):
     kept = older(config)
-    new = control._configured(config.folder)
+    new = control._load_or_create_config(config.folder)
     assert kept.items() < new.secrets.items()
     assert all(len(secret) >= 40 for secret in new.secrets.values())
     assert configuration.load(config.folder) == new
-    assert control._configured(config.folder) == new
+    assert control._load_or_create_config(config.folder) == new
 
 
 def test_services_of_an_older_version_are_stopped_before_they_are_given_passwords(config, monkeypatch):
     kept = older(config)
     monkeypatch.setattr(control.service, "running", lambda *_: True)
     with pytest.raises(UserError, match=r"`make down` first, then `make up`"):
-        control._configured(config.folder)
+        control._load_or_create_config(config.folder)
     assert json.loads((config.folder / "config.json").read_text())["secrets"] == kept
     assert configuration.load(config.folder) is not None
 

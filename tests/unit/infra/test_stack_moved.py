@@ -11,9 +11,9 @@ def test_a_restored_stack_keeps_ports_and_secrets_and_points_shells_at_its_new_h
     monkeypatch.delenv("SSL_BACKDOOR_PORTS", raising=False)
     old, new = tmp_path / "old" / "stack", tmp_path / "new" / "stack"
     configuration.make_folder(old)
-    before = control._configured(old)
+    before = control._load_or_create_config(old)
     shutil.copytree(old, new)
-    after = control._configured(new)
+    after = control._load_or_create_config(new)
     assert (after.ports, after.secrets) == (before.ports, before.secrets)
     assert after.ports == ports.DEFAULTS
     environment = json.loads((new / "config.json").read_text())["environment"]

@@ -121,11 +121,11 @@ def test_age_and_memory_of_a_process():
 
 
 def test_one_up_or_down_at_a_time(tmp_path):
-    from infra.stack.control import locked
+    from infra.stack.control import lock_stack
 
-    with locked(tmp_path), pytest.raises(UserError, match="works on"), locked(tmp_path):
+    with lock_stack(tmp_path), pytest.raises(UserError, match="works on"), lock_stack(tmp_path):
         pass
-    with locked(tmp_path):
+    with lock_stack(tmp_path):
         pass
 
 

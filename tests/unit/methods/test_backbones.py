@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import GroupedBatchNorm, NarrowShortcut, ResNet, batch_norm_1d, batch_norm_2d
+from ssl_backdoor.methods.backbones import NarrowShortcut, ResNet, SplitBatchNorm, batch_norm_1d, batch_norm_2d
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ResNetSpec
@@ -62,7 +62,7 @@ def test_weights_come_from_their_stream_alone() -> None:
 
 
 def test_grouped_batch_norm_normalises_each_group_alone() -> None:
-    norm = GroupedBatchNorm(3, 2).train()
+    norm = SplitBatchNorm(3, 2).train()
     x = images(6, 3, 5, 4) * torch.arange(1, 7).view(6, 1, 1, 1)
     y = norm(x)
     for group in (slice(0, 3), slice(3, 6)):
@@ -78,7 +78,7 @@ def test_grouped_batch_norm_normalises_each_group_alone() -> None:
 
 
 def test_grouped_batch_norm_evaluates_as_batch_norm_and_shares_its_names() -> None:
-    grouped, plain = GroupedBatchNorm(3, 2), nn.BatchNorm2d(3)
+    grouped, plain = SplitBatchNorm(3, 2), nn.BatchNorm2d(3)
     grouped(images(4, 3, 5, 5))
     plain.load_state_dict(grouped.state_dict())
     x = images(3, 3, 5, 5)  # an odd batch: no groups in evaluation

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone, Batch
+from ssl_backdoor.methods.base import Batch, SingleProcess
 from ssl_backdoor.methods.clip import CLIP, clip_loss, in_chunks
 from ssl_backdoor.methods.clip_towers import build_towers
 from ssl_backdoor.seeds import torch_generator
@@ -34,13 +34,13 @@ def slow_clip_loss(image: np.ndarray, text: np.ndarray, scale: float) -> float:
 @pytest.mark.parametrize("scale", [1.0, 14.3, 100.0])
 def test_loss_is_the_papers(scale: float) -> None:
     image, text = unit_rows("image"), unit_rows("text")
-    loss = clip_loss(image, text, torch.tensor(scale), Alone())
+    loss = clip_loss(image, text, torch.tensor(scale), SingleProcess())
     assert loss.item() == pytest.approx(slow_clip_loss(image.numpy(), text.numpy(), scale), rel=1e-5)
 
 
 def test_loss_of_equal_embeddings_is_the_logarithm_of_the_batch() -> None:
     same = unit_rows("one", 1).expand(7, -1)
-    assert clip_loss(same, same, torch.tensor(20.0), Alone()).item() == pytest.approx(math.log(7), rel=1e-5)
+    assert clip_loss(same, same, torch.tensor(20.0), SingleProcess()).item() == pytest.approx(math.log(7), rel=1e-5)
 
 
 def test_method_is_the_loss_of_the_normalised_towers() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import GroupedBatchNorm
+from ssl_backdoor.methods.backbones import SplitBatchNorm
 from ssl_backdoor.methods.clip_towers import CONFIGS, TextTower, build_towers, load_open_clip, tower_config
 from ssl_backdoor.specs import OpenCLIPSpec
 
@@ -82,7 +82,7 @@ def test_batch_norm_in_groups_starts_from_the_same_weights() -> None:
     whole, grouped = (build_towers(TINY[0], 0, bn_groups=groups)[0].train() for groups in (1, 2))
     assert equal(whole, grouped)
     assert grouped.bn_groups == 2
-    assert sum(isinstance(part, GroupedBatchNorm) for part in grouped.modules()) == sum(
+    assert sum(isinstance(part, SplitBatchNorm) for part in grouped.modules()) == sum(
         isinstance(part, nn.BatchNorm2d) for part in whole.modules()
     )
     images = torch.randn(8, 3, 16, 16)

@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone, Batch
+from ssl_backdoor.methods.base import Batch, SingleProcess
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.jigsaw import Jigsaw, cut_tiles
 from ssl_backdoor.seeds import torch_generator
@@ -21,7 +21,7 @@ def method(bn_groups: int = 1, **changes: object) -> Jigsaw:
     return Jigsaw(SPEC.model_copy(update=changes), build_backbone(BACKBONE, bn_groups, 0), 0).train()
 
 
-class Second(Alone):
+class Second(SingleProcess):
     """The second of two replicas; what it gathers is its own rows."""
 
     count = 2

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.base import Alone, Batch, Replicas
+from ssl_backdoor.methods.base import Batch, Replicas, SingleProcess
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.mae import MAE, count_visible, patchify
 from ssl_backdoor.methods.vit import sine_cosine_positions
@@ -96,7 +96,7 @@ def test_a_ratio_that_leaves_nothing_to_see_or_to_guess(size: int, ratio: float,
         method(mask_ratio=ratio).loss(Batch((images(2, size, size),)))
 
 
-class One(Alone):
+class One(SingleProcess):
     """One of several replicas that need not exchange anything."""
 
     def __init__(self, index: int, count: int) -> None:

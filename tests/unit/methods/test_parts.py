@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_backdoor.methods.parts import EMACopy, Queue, batch_norm_without_gain
+from ssl_backdoor.methods.parts import EMACopy, Queue, batch_norm_no_affine
 from ssl_backdoor.seeds import torch_generator
 
 
@@ -40,7 +40,7 @@ def test_copy_follows_a_still_network_geometrically() -> None:
         for parameter in network.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=torch_generator(0, "goal")))
     for _ in range(5):
-        copied.follow((network,), 0.9)
+        copied.update((network,), 0.9)
     for parameter, before, goal in zip(copied.parameters(), start, network.parameters(), strict=True):
         torch.testing.assert_close(parameter, before * 0.9**5 + goal * (1 - 0.9**5))
 
@@ -53,7 +53,7 @@ def test_copy_at_the_ends_is_exact(ema_decay: float, moves: bool) -> None:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.mul_(3.3)
-    copied.follow((network,), ema_decay)
+    copied.update((network,), ema_decay)
     expected = list(network.parameters()) if moves else before
     assert all(torch.equal(a, b) for a, b in zip(copied.parameters(), expected, strict=True))
 
@@ -63,15 +63,15 @@ def test_copy_keeps_its_own_statistics_and_takes_no_gradient() -> None:
     copied = EMACopy(network)
     rows = torch.randn(6, 3, generator=torch_generator(0, "rows"))
     assert not copied(rows).requires_grad
-    copied.follow((network,), 0.5)
+    copied.update((network,), 0.5)
     assert copied.state_dict()["networks.0.1.num_batches_tracked"].item() == 1
     assert network.state_dict()["1.num_batches_tracked"].item() == 0
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_batch_norm_without_gain_standardises_each_group(groups: int) -> None:
+def test_batch_norm_no_affine_standardises_each_group(groups: int) -> None:
     rows = 3 + 5 * torch.randn(8, 2, generator=torch_generator(0, "rows"))
-    norm = batch_norm_without_gain(2, groups)
+    norm = batch_norm_no_affine(2, groups)
     for part, group in zip(norm(rows).chunk(groups), rows.chunk(groups), strict=True):
         expected = (group - group.mean(0)) / (group.var(0, correction=0) + 1e-5).sqrt()
         torch.testing.assert_close(part, expected)

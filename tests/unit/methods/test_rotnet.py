@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_backdoor.methods.backbones import ResNet
-from ssl_backdoor.methods.base import Alone, Batch
+from ssl_backdoor.methods.base import Batch, SingleProcess
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.pretext import classify
 from ssl_backdoor.methods.rotnet import RotNet, rotations
@@ -71,7 +71,7 @@ def test_two_groups_are_two_halves_of_the_images() -> None:
 
 def test_the_loss_stays_float32_under_autocast() -> None:
     logits, labels = torch.randn(6, 4), torch.arange(6) % 4
-    plain = classify(logits, labels, Alone()).loss
+    plain = classify(logits, labels, SingleProcess()).loss
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(classify(logits, labels, Alone()).loss, plain)
-        assert classify(logits.bfloat16(), labels, Alone()).loss.dtype == torch.float32
+        assert torch.equal(classify(logits, labels, SingleProcess()).loss, plain)
+        assert classify(logits.bfloat16(), labels, SingleProcess()).loss.dtype == torch.float32

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.methods.simsiam import SimSiam, collapse_gauge
+from ssl_backdoor.methods.simsiam import SimSiam, embedding_std
 from ssl_backdoor.specs import SimSiamSpec
 from tests.support.tiny_training import BACKBONE, random_batch
 
@@ -39,7 +39,7 @@ def test_loss_and_gradients_are_the_papers() -> None:
         torch.testing.assert_close(gradient, goal, rtol=1e-3, atol=1e-6)
 
 
-def test_projector_ends_in_batch_norm_without_gain() -> None:
+def test_projector_ends_in_batch_norm_no_affine() -> None:
     ours = method()
     kinds = [type(part) for part in ours.projector.modules() if not isinstance(part, nn.Sequential)]
     norm = nn.BatchNorm1d
@@ -63,6 +63,6 @@ def test_the_gauge_is_logged_for_the_first_view_of_the_batch() -> None:
 
 
 def test_gauge_of_a_collapse_is_0_and_of_even_directions_one_over_root_of_d() -> None:
-    assert collapse_gauge(torch.tensor([[3.0, 4.0]]) * torch.tensor([[1.0], [2.0], [5.0]])).item() < 1e-6
+    assert embedding_std(torch.tensor([[3.0, 4.0]]) * torch.tensor([[1.0], [2.0], [5.0]])).item() < 1e-6
     even = torch.cat([torch.eye(16), -2 * torch.eye(16)])
-    assert collapse_gauge(even).item() == pytest.approx(1 / 4, rel=1e-6)
+    assert embedding_std(even).item() == pytest.approx(1 / 4, rel=1e-6)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.store import Manifest, open_store
-from ssl_backdoor.store.base import Checkpoint, check_name, manifest_bytes, newest_first, superseded
+from ssl_backdoor.store.base import Checkpoint, check_name, manifest_bytes, newest_first, stale_checkpoints
 from ssl_backdoor.store.local import folder_of
 from tests.support import ROOT
 
@@ -79,11 +79,11 @@ def test_checkpoints_are_ordered_by_step_and_the_oldest_go():
     ordered = newest_first(names)
     assert [each.step for each in ordered] == [1_000_000, 900, 100]
     assert [each.name for each in ordered] == [names[1], names[0], names[2]]
-    assert [each.step for each in superseded(ordered, ordered[0])] == [100]
+    assert [each.step for each in stale_checkpoints(ordered, ordered[0])] == [100]
     again = [Checkpoint(300, b), Checkpoint(300, a), Checkpoint(200, a), Checkpoint(100, a)]
-    assert superseded(again, Checkpoint(300, a)) == [Checkpoint(300, b), Checkpoint(100, a)]
+    assert stale_checkpoints(again, Checkpoint(300, a)) == [Checkpoint(300, b), Checkpoint(100, a)]
     late = [Checkpoint(300, a), Checkpoint(200, a), Checkpoint(150, a)]
-    assert superseded(late, Checkpoint(150, a)) == []
+    assert stale_checkpoints(late, Checkpoint(150, a)) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import torch
 
-from ssl_backdoor.methods.base import Alone
+from ssl_backdoor.methods.base import SingleProcess
 from ssl_backdoor.specs import ViewsSpec
 from ssl_backdoor.train import batches
 from ssl_backdoor.train.batches import make_batches
@@ -11,7 +11,7 @@ MOVED = ViewsSpec(size_px=12)
 CPU = torch.device("cpu")
 
 
-class Second(Alone):  # the test plays one of two replicas
+class Second(SingleProcess):  # the test plays one of two replicas
     count = 2
     index = 1
 
@@ -26,7 +26,7 @@ def seen(view: torch.Tensor) -> list[int]:
 
 
 def test_an_epoch_sees_each_image_at_most_once_and_epochs_differ() -> None:
-    batch = make_batches(identity_images(), None, BATCH, [STILL], 0, Alone(), CPU)
+    batch = make_batches(identity_images(), None, BATCH, [STILL], 0, SingleProcess(), CPU)
     epochs = []
     for epoch in range(2):
         steps = range(epoch * STEPS_PER_EPOCH, (epoch + 1) * STEPS_PER_EPOCH)
@@ -37,26 +37,26 @@ def test_an_epoch_sees_each_image_at_most_once_and_epochs_differ() -> None:
 
 
 def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    one = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, Alone(), CPU)
-    two = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, Alone(), CPU)
+    one = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, SingleProcess(), CPU)
+    two = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, SingleProcess(), CPU)
     one(3)
     one(17)
     assert all(torch.equal(a, b) for a, b in zip(one(9).views, two(9).views, strict=True))
     assert one(9).step == 9
-    other_seed = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 1, Alone(), CPU)
+    other_seed = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 1, SingleProcess(), CPU)
     assert not torch.equal(one(9).views[0], other_seed(9).views[0])
 
 
 def test_views_of_one_batch_differ_but_show_the_same_images() -> None:
-    first, second = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, Alone(), CPU)(0).views
+    first, second = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, SingleProcess(), CPU)(0).views
     assert first.shape == second.shape == (BATCH, 3, 12, 12)
     assert not torch.equal(first, second)
-    still = make_batches(identity_images(), None, BATCH, [STILL] * 2, 0, Alone(), CPU)(0).views
+    still = make_batches(identity_images(), None, BATCH, [STILL] * 2, 0, SingleProcess(), CPU)(0).views
     assert seen(still[0]) == seen(still[1])
 
 
 def test_a_replica_sees_its_share_of_the_global_batch() -> None:
-    whole = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, Alone(), CPU)(6)
+    whole = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, SingleProcess(), CPU)(6)
     half = make_batches(tiny_images(), None, BATCH, [MOVED] * 2, 0, Second(), CPU)(6)
     for all_views, own in zip(whole.views, half.views, strict=True):
         torch.testing.assert_close(all_views[BATCH // 2 :], own)
@@ -64,10 +64,10 @@ def test_a_replica_sees_its_share_of_the_global_batch() -> None:
 
 def test_views_made_for_several_steps_at_once_are_those_of_each_alone(monkeypatch) -> None:
     jittered = ViewsSpec(size_px=12, blur_p=0.5)
-    at_once = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, Alone(), CPU)
+    at_once = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, SingleProcess(), CPU)
     together = [at_once(step) for step in range(2 * STEPS_PER_EPOCH)]
     monkeypatch.setattr(batches, "AT_ONCE_PX", {"cpu": 1})
-    alone = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, Alone(), CPU)
+    alone = make_batches(tiny_images(), None, BATCH, [jittered, MOVED], 0, SingleProcess(), CPU)
     for step, batch in enumerate(together):
         assert batch.step == step
         assert all(torch.equal(a, b) for a, b in zip(alone(step).views, batch.views, strict=True))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_backdoor.errors import TrainingError
-from ssl_backdoor.methods.base import Alone, Batch, LossOutput, SSLMethod
+from ssl_backdoor.methods.base import Batch, LossOutput, SingleProcess, SSLMethod
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.train.fit import StepLog, fit
 from tests.support.tiny_training import BACKBONE
@@ -39,7 +39,7 @@ def run(method: Descent, num_steps: int = 4, first_step: int = 0, **changes: Any
     arguments: dict[str, Any] = {
         "first_step": first_step,
         "num_steps": num_steps,
-        "replicas": Alone(),
+        "replicas": SingleProcess(),
         "autocast": torch.autocast("cpu", torch.bfloat16, enabled=False),
         "on_step": logs.append,
         "on_checkpoint": lambda step: None,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ssl_backdoor.methods.base import Batch
 from ssl_backdoor.train import meter as module
-from ssl_backdoor.train.meter import MAX_POINTS, Meter, in_words
+from ssl_backdoor.train.meter import MAX_POINTS, Meter, format_summary
 
 CPU = torch.device("cpu")
 
@@ -44,11 +44,11 @@ def train(meter: Meter, machine: _Machine, first: int, num_steps: int, wait_s: f
         machine.passes(wait_s)
         return Batch((Tensor(),), step)
 
-    timed = meter.timed(batches)
+    timed = meter.time_batches(batches)
     for step in range(first, num_steps):
         assert timed(step).step == step
         machine.passes(step_s, cpu_s=step_s)
-        meter.stepped(step + 1)
+        meter.record_step(step + 1)
 
 
 def test_means_of_the_whole_and_of_each_stretch(machine: _Machine) -> None:
@@ -76,7 +76,7 @@ def test_means_of_the_whole_and_of_each_stretch(machine: _Machine) -> None:
             },
         },
     }
-    told = in_words(summary)
+    told = format_summary(summary)
     assert told == (
         "trained at 30 images/s, 2 s a step, 38% of it waiting for data, 31% of its threads busy, 0 MB resident at most"
     )
@@ -119,7 +119,7 @@ def test_where_the_system_does_not_tell_there_is_no_memory(
     performance = meter.summary()["performance"]
     assert "peak_resident_bytes" not in performance
     assert "resident_bytes" not in performance["series"]
-    assert "MB" not in in_words(meter.summary())
+    assert "MB" not in format_summary(meter.summary())
 
 
 @pytest.mark.parametrize("has_nvml", [True, False])
@@ -148,7 +148,7 @@ def test_a_gpu_is_asked_for_its_memory_and_where_it_can_for_its_use(
     assert performance["series"]["gpu_bytes"] == [3_000_000, 3_000_000]
     assert performance.get("gpu_frac") == (0.6 if has_nvml else None)
     assert performance["series"].get("gpu_frac") == ([0.8, 0.4] if has_nvml else None)
-    assert ("the GPU busy 60%" in in_words(meter.summary())) == has_nvml
+    assert ("the GPU busy 60%" in format_summary(meter.summary())) == has_nvml
 
 
 def test_a_step_costs_few_looks_at_the_clock_and_seldom_one_at_the_machine(monkeypatch) -> None:
@@ -164,10 +164,10 @@ def test_a_step_costs_few_looks_at_the_clock_and_seldom_one_at_the_machine(monke
     monkeypatch.setattr(module, "_memory_bytes", lambda name: (asked.append(name), memory(name))[1])
     num_steps = 20_000
     meter, made = Meter(0, num_steps, batch_size=1, threads=1, device=CPU), Batch((Tensor(),), 0)
-    timed = meter.timed(lambda step: made)
+    timed = meter.time_batches(lambda step: made)
     for step in range(num_steps):
         timed(step)
-        meter.stepped(step + 1)
+        meter.record_step(step + 1)
     assert looks <= 3 * num_steps
     assert meter.summary()["performance"]["peak_resident_bytes"] > 50e6
     assert len(asked) <= 2 + module.MAX_POINTS

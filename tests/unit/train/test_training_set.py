@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from ssl_backdoor.errors import DataError
-from ssl_backdoor.methods.base import Alone
+from ssl_backdoor.methods.base import SingleProcess
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ViewsSpec
 from ssl_backdoor.train.batches import make_batches
-from ssl_backdoor.train.training_set import Captions, tokenised
+from ssl_backdoor.train.training_set import Captions, tokenize_captions
 from tests.support.tiny_training import BATCH, NUM_IMAGES, tiny_images
 
 CPU = torch.device("cpu")
@@ -39,7 +39,7 @@ def captions_of(cells: list[str | None]) -> pa.ChunkedArray:
 
 def test_each_distinct_caption_is_tokenised_once_and_cut_to_the_longest() -> None:
     tokenize = Letters()
-    captions = tokenised(captions_of(["dog", "cat\ndog", "bird", "dog"]), tokenize)
+    captions = tokenize_captions(captions_of(["dog", "cat\ndog", "bird", "dog"]), tokenize)
     assert sorted(tokenize.asked) == ["bird", "cat", "dog"]
     assert captions.tokens.shape == (3, 5)
     assert captions.tokens.dtype == torch.int32
@@ -48,7 +48,7 @@ def test_each_distinct_caption_is_tokenised_once_and_cut_to_the_longest() -> Non
 
 
 def test_one_caption_of_each_image_is_drawn_all_equally_often() -> None:
-    captions = tokenised(captions_of(["dog", "cat\nbird\nfish", "bird"]), Letters())
+    captions = tokenize_captions(captions_of(["dog", "cat\nbird\nfish", "bird"]), Letters())
     rows = torch.tensor([1] * 3000 + [0, 2])
     drawn = captions.draw(rows, torch_generator(0, "caption", 0))
     assert drawn.dtype == torch.int64
@@ -63,10 +63,10 @@ def test_one_caption_of_each_image_is_drawn_all_equally_often() -> None:
 )
 def test_images_without_a_caption(cells: list[str | None] | None, count: str) -> None:
     with pytest.raises(DataError, match=rf"{count} training images lack a caption; .*captions_required"):
-        tokenised(captions_of(cells) if cells else None, Letters())
+        tokenize_captions(captions_of(cells) if cells else None, Letters())
 
 
-class Second(Alone):  # the test plays one of two replicas
+class Second(SingleProcess):  # the test plays one of two replicas
     count = 2
     index = 1
 
@@ -74,14 +74,14 @@ class Second(Alone):  # the test plays one of two replicas
 def numbered() -> Captions:
     """Image i has the captions "a" * (i % 10 + 1) and the same with a "b"; tokens count the letters."""
     cells: list[str | None] = [f"{'a' * (i % 10)}\n{'a' * (i % 10)}b" for i in range(NUM_IMAGES)]
-    return tokenised(captions_of(cells), Letters())
+    return tokenize_captions(captions_of(cells), Letters())
 
 
 def test_captions_follow_their_images_the_step_and_the_share() -> None:
     images = torch.arange(NUM_IMAGES, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, 12, 12).contiguous()
     still = ViewsSpec(size_px=12, crop_scale=(1.0, 1.0), flip_p=0, jitter_p=0, grey_p=0, blur_p=0)
     args = (images, numbered(), BATCH, [still], 0)
-    whole, half = make_batches(*args, Alone(), CPU), make_batches(*args, Second(), CPU)
+    whole, half = make_batches(*args, SingleProcess(), CPU), make_batches(*args, Second(), CPU)
     endings = set()
     for step in range(8):
         batch = whole(step)
@@ -97,5 +97,5 @@ def test_captions_follow_their_images_the_step_and_the_share() -> None:
 
 def test_each_view_has_its_own_distribution() -> None:
     views = [ViewsSpec(size_px=12), ViewsSpec(size_px=8)]
-    first, second = make_batches(tiny_images(), None, BATCH, views, 0, Alone(), CPU)(0).views
+    first, second = make_batches(tiny_images(), None, BATCH, views, 0, SingleProcess(), CPU)(0).views
     assert (first.shape[-1], second.shape[-1]) == (12, 8)

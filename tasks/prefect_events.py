@@ -1,4 +1,4 @@
-"""Prefect's account of a flow, complete before its server may go.
+"""Flush Prefect's events of a flow before its server ends.
 
 Task states follow the flow as events. The server that a shell starts for itself ends with the shell and drops the
 events it has not written yet: Prefect's page would show stages that run for ever.
@@ -13,21 +13,21 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
 from prefect.settings import PREFECT_API_URL
 
-from tasks import own_server
+from tasks import embedded_prefect
 
-_PATIENCE_S = 30.0
+_TIMEOUT_S = 30.0
 _PAGE = 200  # what one answer of the API holds
 
 
-def wait_until_written(ended: Iterable[UUID]) -> None:
+def flush_prefect_events(ended: Iterable[UUID]) -> None:
     """Wait until the server of this shell has written the last state of the task runs ``ended``, all of them over.
 
     A server that was started on its own outlives the flow: nothing is waited for.
     """
-    if PREFECT_API_URL.value() not in (None, own_server.address()):
+    if PREFECT_API_URL.value() not in (None, embedded_prefect.api_url()):
         return
     left = list(ended)
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + _TIMEOUT_S
     with get_client(sync_client=True) as client:
         while left:
             page = left[:_PAGE]

@@ -1,6 +1,6 @@
-"""What Prefect's page shows of a run beside its stages: how far they are, the answer, and where to read on.
+"""What Prefect's page shows of a run besides its stages: their progress, the answer, and links.
 
-A window, not the record: all of it can be made again from the store.
+A view, not the record: all of it can be made again from the store.
 """
 
 import logging
@@ -18,46 +18,46 @@ from prefect.events.schemas.events import Event, RelatedResource, Resource
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
-from ssl_backdoor.events import fields_of, tell
+from ssl_backdoor.events import fields_of, log_event
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.logs import Line, is_progress
+from tasks.logs import LineFormatter, is_progress
 
 _EVERY_S = 5.0
 
 
 @contextmanager
-def shown_if_it_can() -> Iterator[None]:
-    """Prefect's page is a window: where its server does not answer, the run goes on unseen."""
+def ignore_prefect_outage() -> Iterator[None]:
+    """Ignore, with a warning, that Prefect's server does not answer: the run continues without its page."""
     try:
         yield
     except httpx.HTTPError as error:
-        tell("unseen", f"Prefect's page could not be written ({type(error).__name__})", logging.WARNING)
+        log_event("unseen", f"Prefect's page could not be written ({type(error).__name__})", logging.WARNING)
 
 
 class StageProgress:
-    """A progress artifact for the whole flow and one for each long stage, brought up to date every few seconds."""
+    """A progress artifact for the whole flow and one for each long stage, updated every few seconds."""
 
     def __init__(self, flow_run_id: UUID, every_s: float = _EVERY_S) -> None:
         self._flow_run_id = flow_run_id
         self._every_s = every_s
         self._lock = threading.Lock()
         self._made: dict[str, UUID] = {}
-        self._told_s: dict[str, float] = {}
+        self._reported_s: dict[str, float] = {}
 
     def __call__(self, title: str, progress: Progress) -> None:
-        """Show that ``title`` has come this far."""
+        """Show the progress of ``title``."""
         now = time.monotonic()
         with self._lock:
-            began_s = self._told_s.setdefault(title, now)
+            began_s = self._reported_s.setdefault(title, now)
             is_over = progress.done >= progress.total
             if now - began_s < self._every_s and not (is_over and title in self._made):
                 return
-            self._told_s[title] = now
-            with shown_if_it_can():
-                self._tell(title, 100.0 * progress.done / max(1, progress.total))
+            self._reported_s[title] = now
+            with ignore_prefect_outage():
+                self._update_artifact(title, 100.0 * progress.done / max(1, progress.total))
 
-    def _tell(self, title: str, percent: float) -> None:
+    def _update_artifact(self, title: str, percent: float) -> None:
         with get_client(sync_client=True) as client:
             if title in self._made:
                 client.update_artifact(self._made[title], ArtifactUpdate(data=percent))
@@ -76,7 +76,7 @@ class RunLog(APILogHandler):
     def __init__(self, flow_run_id: UUID) -> None:
         super().__init__()
         self._flow_run_id = flow_run_id
-        self.setFormatter(Line(has_time=False))  # the page says when, and how grave
+        self.setFormatter(LineFormatter(has_time=False))  # the page says when, and how grave
 
     def emit(self, record: logging.LogRecord) -> None:
         """Send the record to Prefect's server, in a batch with others."""
@@ -89,7 +89,7 @@ class RunLog(APILogHandler):
 def publish(page: ArtifactRef, store: ArtifactStore, record_url: str) -> None:
     """The finished report as artifacts of the flow run: its answer and tables, its place, its record in MLflow."""
     text = (store.fetch(page, ["report.md"]) / "report.md").read_text(encoding="utf-8")
-    with shown_if_it_can():
+    with ignore_prefect_outage():
         create_markdown_artifact(f"{text}\n\nArtifact: `{page.uri}`\n", key="report", description="Answer and tables")
         if record_url.startswith("http"):
             create_link_artifact(record_url, "The record in MLflow, with the page", key="mlflow")
@@ -97,7 +97,7 @@ def publish(page: ArtifactRef, store: ArtifactStore, record_url: str) -> None:
 
 def announce(text: str) -> None:
     """How the run ended, as an event of it: `prefect deployment run --watch` shows events, and of a state its name."""
-    told = Event(
+    event = Event(
         event="ssl-backdoor.ended",
         resource=Resource({"prefect.resource.id": f"ssl-backdoor.run.{flow_run.id}", "prefect.resource.name": text}),
         related=[
@@ -106,5 +106,5 @@ def announce(text: str) -> None:
             )
         ],
     )
-    with shown_if_it_can(), get_client(sync_client=True) as client:
-        client.request("POST", "/events", json=[told.model_dump(mode="json")]).raise_for_status()
+    with ignore_prefect_outage(), get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")]).raise_for_status()

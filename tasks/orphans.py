@@ -1,8 +1,8 @@
-"""Flow runs whose process is gone without a word, which Prefect's page would show as running for ever.
+"""Orphaned flow runs: their process is gone without a final state, and Prefect would show them as running for ever.
 
-Every flow notes its process on its run; the next flow, and `make up`, look which of those on their machine are left.
-Run as a program (``python -m tasks.departed POOL SECONDS``) this also ends runs that a worker of ``POOL`` had begun
-before the time ``SECONDS``, when another took its place, and that had no time to note anything.
+Every flow labels its run with its process; the next flow, and `make up`, end this machine's runs without a process.
+Run as a program (``python -m tasks.orphans POOL SECONDS``) this also ends runs that a worker of ``POOL`` had started
+before the time ``SECONDS``, when another worker replaced it, and that had no time to label themselves.
 """
 
 import os
@@ -35,23 +35,23 @@ _UNFINISHED = FlowRunFilter(
     )
 )
 _PAGE = 200  # what one answer of the API holds
-_GONE = "the process of this run was killed; the same run again goes on from what is kept"
+_GONE = "the process of this run was killed; start the same run again to resume from what is kept"
 
 
-def sign_in(flow_run_id: UUID) -> None:
-    """Note on Prefect's page that this process runs ``flow_run_id``; end those runs there whose process is gone."""
+def register_flow_run(flow_run_id: UUID) -> None:
+    """Label ``flow_run_id`` in Prefect with this process; end the runs whose process is gone."""
     with get_client(sync_client=True) as client:
-        if (process := _named(os.getpid())) is not None:
+        if (process := _process_identity(os.getpid())) is not None:
             client.update_flow_run_labels(flow_run_id, {_PROCESS: process})
-        _end_departed(client)
+        _end_orphans(client)
 
 
-def _end_departed(client: SyncPrefectClient) -> None:
+def _end_orphans(client: SyncPrefectClient) -> None:
     for run in client.read_flow_runs(flow_run_filter=_UNFINISHED, limit=_PAGE):
         noted = str(run.labels.get(_PROCESS, ""))
         host, _, rest = noted.partition("/")
         pid = rest.split("/")[1] if noted else ""
-        if host == socket.gethostname() and _named(int(pid)) != noted:
+        if host == socket.gethostname() and _process_identity(int(pid)) != noted:
             _end(client, run.id)
 
 
@@ -63,7 +63,7 @@ def _end_unclaimed(client: SyncPrefectClient, pool: str, before: datetime) -> No
 
 
 def _end(client: SyncPrefectClient, run_id: UUID) -> None:
-    """End a run unless it has ended, or been deleted, since it was listed: its process has no more to say by now."""
+    """End a run unless it has ended, or been deleted, since it was listed."""
     with suppress(ObjectNotFound):
         if (state := _last_state(client.read_flow_run(run_id))) is not None:
             client.set_flow_run_state(run_id, state, force=True)
@@ -81,8 +81,8 @@ def _last_state(run: FlowRun) -> State[Any] | None:
             return None
 
 
-def _named(pid: int) -> str | None:
-    """A process by a name that no other ever has: host, boot, pid, start. None where it is gone, or not on Linux."""
+def _process_identity(pid: int) -> str | None:
+    """Unique name of a process: host, boot, pid, start time. None if it is gone, or not on Linux."""
     try:
         ticks = start_ticks(pid)
         return None if ticks is None else f"{socket.gethostname()}/{boot_id()}/{pid}/{ticks}"
@@ -91,9 +91,9 @@ def _named(pid: int) -> str | None:
 
 
 def main(pool: str, before_s: float) -> None:
-    """What `make up` does."""
+    """End orphaned runs, as `make up` does."""
     with get_client(sync_client=True) as client:
-        _end_departed(client)
+        _end_orphans(client)
         _end_unclaimed(client, pool, datetime.fromtimestamp(before_s, UTC))
 
 

@@ -9,7 +9,7 @@ import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.exceptions import ObjectNotFound
 
-from tasks import departed
+from tasks import orphans
 
 GONE = f"{socket.gethostname()}/boot/{2**22 + 1}/1"
 
@@ -48,14 +48,16 @@ class Page:
 )
 def test_a_run_ends_by_what_it_is_once_its_process_is_gone(now: StateType | None, ended: list[str]) -> None:
     page = Page(GONE, StateType.RUNNING, now)
-    departed._end_departed(page)
+    orphans._end_orphans(page)
     assert page.ended == ended
 
 
 @pytest.mark.parametrize(
-    "process", [departed._named(os.getpid()), GONE.replace("/", "-elsewhere/", 1)], ids=["living", "elsewhere"]
+    "process",
+    [orphans._process_identity(os.getpid()), GONE.replace("/", "-elsewhere/", 1)],
+    ids=["living", "elsewhere"],
 )
 def test_a_run_of_a_living_process_or_of_another_machine_is_left_alone(process: str) -> None:
     page = Page(process, StateType.RUNNING, StateType.RUNNING)
-    departed._end_departed(page)
+    orphans._end_orphans(page)
     assert page.ended == []

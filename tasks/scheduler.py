@@ -1,4 +1,4 @@
-"""The bench where a flow's work is done: starts each stage that is stated, once, as soon as its inputs are there.
+"""The scheduler of a flow: starts each stage that is submitted, once, as soon as its inputs are there.
 
 Two runs that share a stage (one clean encoder for ten pairs) share the task as well.
 """
@@ -13,19 +13,19 @@ from prefect.futures import PrefectFuture, as_completed
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.data.ingest import source_digest
-from ssl_backdoor.errors import printed, sentence
+from ssl_backdoor.errors import summarize_error, to_printable_line
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, open_store
-from tasks.history import wait_until_written
-from tasks.stages import TASKS, Place
-from tasks.verbs import Verbs
+from tasks.planner import StagePlanner
+from tasks.prefect_events import flush_prefect_events
+from tasks.stages import TASKS, ExecutionContext
 
 ORDER: tuple[Stage, ...] = get_args(Stage)
 
 
 @final
-class Lab(Verbs):
+class StageScheduler(StagePlanner):
     """Starts each stage once.
 
     Entered for the length of a flow: on leaving it stages that have not started are called off and, unless the user
@@ -34,7 +34,7 @@ class Lab(Verbs):
 
     def __init__(
         self,
-        place: Place,
+        context: ExecutionContext,
         data: str | None,
         until: Stage = "report",
         *,
@@ -42,8 +42,8 @@ class Lab(Verbs):
         test_data: str | None = None,
     ) -> None:
         super().__init__(source_digest, data, probe_data, test_data)
-        self._place = place
-        self._store = open_store(place.store_uri)
+        self._context = context
+        self._store = open_store(context.store_uri)
         self._until = ORDER.index(until)
         self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
         self._inputs: dict[ArtifactRef, tuple[ArtifactRef, ...]] = {}
@@ -55,10 +55,10 @@ class Lab(Verbs):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._place.watcher.close()
+        self._context.monitor.close()
         if kind is None or issubclass(kind, Exception):
             ended = [one.task_run_id for one in self._futures.values() if one.state.is_final()]
-            wait_until_written([*ended, *self._recorded])
+            flush_prefect_events([*ended, *self._recorded])
 
     def record(self, page: ArtifactRef) -> str:
         """The report in MLflow, and where it is read; where that cannot be written a warning, and nothing."""
@@ -71,12 +71,12 @@ class Lab(Verbs):
             return str(recorded.result())
         logging.getLogger("ssl_backdoor").warning(
             "MLflow could not be written (%s); the report is in the store, `ssl-backdoor reindex` records it later.",
-            printed(recorded.message or ""),
+            to_printable_line(recorded.message or ""),
         )
         return ""
 
     def wait(self, *refs: ArtifactRef) -> None:
-        """Wait for every stage, or for ``refs``; the first failure ends the wait, so that a mistake is told at once.
+        """Wait for every stage, or for ``refs``; the first failure ends the wait and is raised.
 
         Raises:
             SslBackdoorError: what a stage raised.
@@ -87,8 +87,8 @@ class Lab(Verbs):
             if (error := _failure(future.state)) is not None:
                 raise error
 
-    def settle(self) -> dict[ArtifactRef, str]:
-        """Wait for every stage, failed ones too; what could not be made, and why.
+    def collect_failures(self) -> dict[ArtifactRef, str]:
+        """Wait for every stage, failed ones too; return which artifacts could not be made, and why.
 
         A stage whose input is missing has the input's cause. Raises only where the user ended the flow.
         """
@@ -96,22 +96,22 @@ class Lab(Verbs):
         for ref, future in self._futures.items():  # inputs come before what needs them
             future.wait()
             if (error := _failure(future.state)) is not None:
-                causes[ref] = sentence(error)
+                causes[ref] = summarize_error(error)
             elif not future.state.is_completed():
                 causes[ref] = next((causes[one] for one in self._inputs[ref] if one in causes), future.state.name or "")
         return causes
 
     @override
-    def state(self, call: StageCall) -> ArtifactRef:
+    def submit(self, call: StageCall) -> ArtifactRef:
         ref = self._store.ref(call.stage, call.key)
         if ref not in self._futures and ORDER.index(call.stage) <= self._until:
             self._inputs[ref] = tuple(call.inputs.values())
             before = [self._futures[one] for one in self._inputs[ref] if one in self._futures]
-            self._place.watcher.stated(call)
-            retries = self._place.resources.store_retries
+            self._context.monitor.add_stage(call)
+            retries = self._context.resources.store_retries
             # A text for a name is a format to Prefect: a class called {task} would be looked up in it.
             stage_task = TASKS[call.stage].with_options(task_run_name=lambda: call.title, retries=retries)
-            self._futures[ref] = stage_task.submit(call, self._place, wait_for=before)
+            self._futures[ref] = stage_task.submit(call, self._context, wait_for=before)
         return ref
 
 

@@ -6,7 +6,7 @@ import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, get_current_settings, temporary_settings
 
 from ssl_backdoor.errors import TrainingError, UserError
-from tasks import own_server, prefect_server
+from tasks import embedded_prefect, prefect_server
 
 _SERVES = """
 import socket, sys
@@ -34,46 +34,46 @@ server.serve_forever()
 def alone(monkeypatch):
     """No server of this process before, none after."""
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    monkeypatch.setattr(own_server, "_server", None)
+    monkeypatch.setattr(embedded_prefect, "_server", None)
     yield
-    if own_server._server is not None:
-        own_server._end(own_server._server)
+    if embedded_prefect._server is not None:
+        embedded_prefect._end_server(embedded_prefect._server)
 
 
 @pytest.fixture
 def began(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", _SERVES.format(began=str(tmp_path / "began"))))
+    monkeypatch.setattr(embedded_prefect, "_PROGRAM", ("-c", _SERVES.format(began=str(tmp_path / "began"))))
     return tmp_path / "began"
 
 
 def test_a_shell_that_is_pointed_at_a_server_starts_none(monkeypatch):
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
-    own_server.begin()
-    assert own_server.address() is None
+    embedded_prefect.start()
+    assert embedded_prefect.api_url() is None
     before = PREFECT_API_URL.value()
-    with own_server.used():
+    with embedded_prefect.use_server():
         assert PREFECT_API_URL.value() == before
 
 
 def test_flows_speak_to_it_and_it_is_begun_once(began):
     for _ in range(2):
-        own_server.begin()
-        with own_server.used():
-            assert PREFECT_API_URL.value() == own_server.address()
+        embedded_prefect.start()
+        with embedded_prefect.use_server():
+            assert PREFECT_API_URL.value() == embedded_prefect.api_url()
             assert get_current_settings().flows.heartbeat_frequency is None
-    assert PREFECT_API_URL.value() != own_server.address()
+    assert PREFECT_API_URL.value() != embedded_prefect.api_url()
     assert began.read_text() == "x"
 
 
 def test_nobody_else_gets_its_port_before_it_listens(monkeypatch):
-    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
-    own_server.begin()
+    monkeypatch.setattr(embedded_prefect, "_PROGRAM", ("-c", "import time; time.sleep(60)"))
+    embedded_prefect.start()
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         with pytest.raises(OSError, match="in use"):
-            other.bind(("127.0.0.1", own_server._server.port))
+            other.bind(("127.0.0.1", embedded_prefect._server.port))
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", own_server._server.port), timeout=5)
+        socket.create_connection(("127.0.0.1", embedded_prefect._server.port), timeout=5)
 
 
 _SCOLDS = """
@@ -88,25 +88,25 @@ sys.exit(3)
 def test_a_server_takes_no_module_from_the_working_folder(monkeypatch, tmp_path):
     (tmp_path / "planted.py").write_text("exit('planted')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", "import planted"))
-    own_server.begin()
-    with pytest.raises(TrainingError, match="No module named 'planted'"), own_server.used():
+    monkeypatch.setattr(embedded_prefect, "_PROGRAM", ("-c", "import planted"))
+    embedded_prefect.start()
+    with pytest.raises(TrainingError, match="No module named 'planted'"), embedded_prefect.use_server():
         pass
 
 
 @pytest.mark.parametrize(
     ("program", "said"),
     [
-        ("exit(3)", "code 3, and said nothing"),
-        ("exit(1)", "code 1, and said nothing"),
-        ("exit('a line\\n\\nand the last')", "code 1, its last words are 'and the last'"),
-        (_SCOLDS, r"code 3, its last words are 'sqlalchemy.*database is locked at a://\*\*\*@b/c'"),
+        ("exit(3)", "code 3, without output"),
+        ("exit(1)", "code 1, without output"),
+        ("exit('a line\\n\\nand the last')", "code 1, its last error is 'and the last'"),
+        (_SCOLDS, r"code 3, its last error is 'sqlalchemy.*database is locked at a://\*\*\*@b/c'"),
     ],
 )
 def test_a_server_that_cannot_run_is_told_in_a_sentence(monkeypatch, capfd, program, said):
-    monkeypatch.setattr(own_server, "_PROGRAM", ("-c", program))
-    own_server.begin()
-    with pytest.raises(TrainingError, match=f"ended with {said}: .*PREFECT_API_URL"), own_server.used():
+    monkeypatch.setattr(embedded_prefect, "_PROGRAM", ("-c", program))
+    embedded_prefect.start()
+    with pytest.raises(TrainingError, match=f"ended with {said}: .*PREFECT_API_URL"), embedded_prefect.use_server():
         pass
     assert capfd.readouterr() == ("", "")
 
@@ -118,15 +118,15 @@ def test_without_a_secret_the_server_does_not_start(monkeypatch, capsys):
 
 
 def test_each_server_has_a_secret_of_its_own_that_no_command_line_holds(began):
-    own_server.begin()
-    secret = own_server._server.secret
-    with own_server.used():
+    embedded_prefect.start()
+    secret = embedded_prefect._server.secret
+    with embedded_prefect.use_server():
         assert PREFECT_API_AUTH_STRING.value() == secret
     assert PREFECT_API_AUTH_STRING.value() is None
-    assert secret not in str(own_server._server.process.args)
-    own_server._end(own_server._server)
-    own_server.begin()
-    assert own_server._server.secret != secret
+    assert secret not in str(embedded_prefect._server.process.args)
+    embedded_prefect._end_server(embedded_prefect._server)
+    embedded_prefect.start()
+    assert embedded_prefect._server.secret != secret
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_server_that_was_named_and_refuses_or_is_away_is_told_in_one_sentence(
         with (
             temporary_settings({PREFECT_API_URL: api.replace("//", "//user:kept-secret@")}),
             pytest.raises(UserError, match=rf"^the Prefect server at {api} {said}") as refused,
-            own_server.used(),
+            embedded_prefect.use_server(),
         ):
             pytest.fail("it goes on")
         server.shutdown()

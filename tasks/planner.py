@@ -1,7 +1,7 @@
-"""The verbs that a flow speaks, as statements: what each stage is made of, and the reference it will have.
+"""The plan of a flow: the spec and inputs of each stage, and the reference that its artifact will have.
 
-A stage's key is known before its work is done, so one who only wants to know what a flow would do (an estimate) and
-one who does it (``Lab``) hear the same statements.
+A stage's key is known before its work is done, so an estimate, which only lists the stages (``DryRunPlanner``), and a
+run, which does them (``StageScheduler``), share this code.
 """
 
 import abc
@@ -37,8 +37,8 @@ Digest = Callable[[DatasetSpec, str | None, str | None], str]
 """``source_digest``: of a dataset's spec, its data and the second source's."""
 
 
-class Verbs(abc.ABC):
-    """Each verb states its stage and returns the reference that the stage will have."""
+class StagePlanner(abc.ABC):
+    """Each method submits its stage and returns the reference that the stage will have."""
 
     def __init__(self, digest: Digest, data: str | None, probe_data: str | None, test_data: str | None) -> None:
         self._digest = digest
@@ -48,8 +48,8 @@ class Verbs(abc.ABC):
         self._digests: dict[tuple[str | None, ...], str] = {}
 
     @abc.abstractmethod
-    def state(self, call: StageCall) -> ArtifactRef:
-        """Hear of ``call``, which may have been stated before; its reference."""
+    def submit(self, call: StageCall) -> ArtifactRef:
+        """Add ``call`` to the plan, unless it is there already; its reference."""
 
     def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images."""
@@ -66,33 +66,33 @@ class Verbs(abc.ABC):
         return self._ingest(dataset, self._probe_data, "ingest, to probe on")
 
     def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
-        place = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)
-        if place not in self._digests:
-            self._digests[place] = self._digest(dataset, data, test_data)
+        key = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)
+        if key not in self._digests:
+            self._digests[key] = self._digest(dataset, data, test_data)
         spec = IngestStage(dataset=dataset)
-        return self.state(StageCall(spec, {}, source=self._digests[place], data=data, test_data=test_data, title=title))
+        return self.submit(StageCall(spec, {}, source=self._digests[key], data=data, test_data=test_data, title=title))
 
     def poison(self, attack: AttackSpec, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
         """The plan of an attack and its overlay."""
-        return self._state(PoisonStage(attack=attack, seed=seed), f"poison {title}", dataset=images)
+        return self._submit(PoisonStage(attack=attack, seed=seed), f"poison {title}", dataset=images)
 
     def train(self, train: TrainSpec, seed: int, title: str, **inputs: ArtifactRef) -> ArtifactRef:
         """An encoder, from ``dataset`` and perhaps ``poison``."""
-        return self._state(TrainStage(train=train, seed=seed), f"train {title}", **inputs)
+        return self._submit(TrainStage(train=train, seed=seed), f"train {title}", **inputs)
 
     def filter(self, defence: Filter, seed: int, title: str, **inputs: ArtifactRef) -> ArtifactRef:
         """Which samples of ``dataset`` and perhaps ``poison`` are left out, perhaps by an encoder, ``model``."""
-        return self._state(FilterStage(defence=defence, seed=seed), f"filter {title}", **inputs)
+        return self._submit(FilterStage(defence=defence, seed=seed), f"filter {title}", **inputs)
 
     def tamper(
         self, attack: TamperAttack, clean: ArtifactRef, images: ArtifactRef, seed: int, title: str
     ) -> ArtifactRef:
         """A backdoored encoder, made of a clean one."""
-        return self._state(TamperStage(attack=attack, seed=seed), f"tamper {title}", dataset=images, model=clean)
+        return self._submit(TamperStage(attack=attack, seed=seed), f"tamper {title}", dataset=images, model=clean)
 
     def repair(self, defence: Repair, suspect: ArtifactRef, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
         """A repaired encoder."""
-        return self._state(DefendStage(defence=defence, seed=seed), f"repair {title}", dataset=images, suspect=suspect)
+        return self._submit(DefendStage(defence=defence, seed=seed), f"repair {title}", dataset=images, suspect=suspect)
 
     def detect(
         self, detector: Detector, attack: AttackSpec, seed: int, title: str, **inputs: ArtifactRef
@@ -103,7 +103,7 @@ class Verbs(abc.ABC):
             inputs.pop("poison", None)
         if trigger is None or not trigger.is_from_file:
             inputs.pop("trigger", None)
-        return self._state(DetectStage(detector=detector, trigger=trigger, seed=seed), f"detect {title}", **inputs)
+        return self._submit(DetectStage(detector=detector, trigger=trigger, seed=seed), f"detect {title}", **inputs)
 
     def evaluate(
         self,
@@ -129,11 +129,11 @@ class Verbs(abc.ABC):
             targets=None if is_other else attack.targets,
             seed=seed,
         )
-        return self._state(spec, f"evaluate {title}", **inputs)
+        return self._submit(spec, f"evaluate {title}", **inputs)
 
     def report(self, report: ReportSpec, evidence: Mapping[str, ArtifactRef]) -> ArtifactRef:
         """The page, the tables, the answer."""
-        return self.state(StageCall(report, dict(evidence), title="report"))
+        return self.submit(StageCall(report, dict(evidence), title="report"))
 
-    def _state(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
-        return self.state(StageCall(spec, inputs, title=title))
+    def _submit(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
+        return self.submit(StageCall(spec, inputs, title=title))
