@@ -41,6 +41,7 @@ from ssl_backdoor.specs import (
     RunSpec,
     Spec,
     Stage,
+    StageContext,
     TamperAttack,
     TargetsSpec,
     TrainSpec,
@@ -326,10 +327,10 @@ def _body(
             return pretrain(spec.train, *data, out, spec.seed, resources, checkpoints, on_progress)
         case TamperStage(attack=TamperAttack() as attack):
             dataset, clean = open_dataset(store, inputs["dataset"]), store.fetch(inputs["model"])
-            return attack.tamper(dataset, clean, out, spec.seed, resources, checkpoints, on_progress)
+            return attack.tamper(dataset, clean, StageContext(out, spec.seed, resources, checkpoints, on_progress))
         case DefendStage(defence=Repair() as repair):
             dataset, suspect = open_dataset(store, inputs["dataset"]), store.fetch(inputs["suspect"])
-            return repair.repair(dataset, suspect, out, spec.seed, resources, checkpoints, on_progress)
+            return repair.repair(dataset, suspect, StageContext(out, spec.seed, resources, checkpoints, on_progress))
         case FilterStage() | TamperStage() | DefendStage():
             raise SpecError(f"{call.title}: nothing of its spec can be done in a {call.stage} stage")
         case DetectStage():

@@ -5,14 +5,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Fraction, Repair, ViewsSpec
+from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Fraction, Repair, StageContext, ViewsSpec
 
 if TYPE_CHECKING:
     from ssl_backdoor.data.dataset import Dataset
-    from ssl_backdoor.specs import Resources
-    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
 class CleanCLIPSpec(Repair):
@@ -49,16 +46,7 @@ class CleanCLIPSpec(Repair):
         """For people."""
         return "CleanCLIP"
 
-    def repair(
-        self,
-        dataset: "Dataset",
-        suspect: Path,
-        out: Path,
-        seed: int,
-        resources: "Resources",
-        checkpoints: "Checkpoints",
-        on_progress: OnProgress = silent,
-    ) -> dict[str, Any]:
+    def repair(self, dataset: "Dataset", suspect: Path, context: StageContext) -> dict[str, Any]:
         """Fine-tune the suspect's towers on the trusted pairs of ``dataset``, the clean base data.
 
         As ``Repair.repair``; ``suspect`` and ``out`` hold a text tower too, and the result is no fresh network.
@@ -78,6 +66,7 @@ class CleanCLIPSpec(Repair):
         from ssl_backdoor.train.pretrain import check_workers, train_backbone
         from ssl_backdoor.train.training_set import load_training_set
 
+        out, seed, resources, checkpoints, on_progress = context
         check_workers(self.fit, resources)
         loaded = load_towers(suspect, self.kind)
         trusted = open_trusted(dataset, self.trusted_fraction, seed, self.fit.batch_size)

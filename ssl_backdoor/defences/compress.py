@@ -6,14 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import FitSpec, MilestonesSpec, Repair, SGDSpec, ViewsSpec
+from ssl_backdoor.specs import FitSpec, MilestonesSpec, Repair, SGDSpec, StageContext, ViewsSpec
 
 if TYPE_CHECKING:
     from ssl_backdoor.data.dataset import Dataset
-    from ssl_backdoor.specs import Resources
-    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
 class CompressSpec(Repair):
@@ -40,26 +37,13 @@ class CompressSpec(Repair):
         """For people."""
         return "CompRess"
 
-    def repair(
-        self,
-        dataset: "Dataset",
-        suspect: Path,
-        out: Path,
-        seed: int,
-        resources: "Resources",
-        checkpoints: "Checkpoints",
-        on_progress: OnProgress = silent,
-    ) -> dict[str, Any]:
+    def repair(self, dataset: "Dataset", suspect: Path, context: StageContext) -> dict[str, Any]:
         """Distil the suspect into a fresh student on the trusted part of ``dataset``, the clean base images.
 
         Args:
             dataset: The ingested images; there is no overlay here.
             suspect: Folder with ``backbone.safetensors`` and ``backbone.json``; read, never written.
-            out: Existing folder for the files of ``pretrain`` and ``trusted.parquet``.
-            seed: Names every random stream.
-            resources: As in ``pretrain``; so are ``checkpoints`` and ``on_progress``.
-            checkpoints: Where the state of an unfinished distillation is kept.
-            on_progress: Told about once a second.
+            context: See ``StageContext``; ``trusted.parquet`` is left as well.
 
         Returns:
             What ``pretrain`` returns, and ``num_trusted``.
@@ -80,6 +64,7 @@ class CompressSpec(Repair):
         from ssl_backdoor.train.pretrain import check_workers, train_backbone
         from ssl_backdoor.train.training_set import load_training_set
 
+        out, seed, resources, checkpoints, on_progress = context
         check_workers(self.fit, resources)
         teacher = load_backbone(suspect)
         if isinstance(teacher, ImageTower):

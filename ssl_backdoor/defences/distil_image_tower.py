@@ -5,14 +5,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Repair
+from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Repair, StageContext
 
 if TYPE_CHECKING:
     from ssl_backdoor.data.dataset import Dataset
-    from ssl_backdoor.specs import Resources
-    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
 class DistilImageTowerSpec(Repair):
@@ -31,16 +28,7 @@ class DistilImageTowerSpec(Repair):
         """For people."""
         return "distilled image tower"
 
-    def repair(
-        self,
-        dataset: "Dataset",
-        suspect: Path,
-        out: Path,
-        seed: int,
-        resources: "Resources",
-        checkpoints: "Checkpoints",
-        on_progress: OnProgress = silent,
-    ) -> dict[str, Any]:
+    def repair(self, dataset: "Dataset", suspect: Path, context: StageContext) -> dict[str, Any]:
         """Distil the suspect's image tower into a fresh one on the trusted pairs of ``dataset``, the clean base data.
 
         As ``Repair.repair``; ``suspect`` and ``out`` hold a text tower too, which goes from one to the other unchanged.
@@ -60,6 +48,7 @@ class DistilImageTowerSpec(Repair):
         from ssl_backdoor.train.pretrain import check_workers, train_backbone
         from ssl_backdoor.train.training_set import load_training_set
 
+        out, seed, resources, checkpoints, on_progress = context
         check_workers(self.fit, resources)
         teacher, text = load_towers(suspect, self.kind)
         trusted = open_trusted(dataset, self.trusted_fraction, seed, self.fit.batch_size)

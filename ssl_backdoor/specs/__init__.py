@@ -21,6 +21,7 @@ from ssl_backdoor.specs.attack import (
     num_poisoned,
 )
 from ssl_backdoor.specs.base import PLAIN_TEXT, Fraction, Spec, Stage
+from ssl_backdoor.specs.context import StageContext
 from ssl_backdoor.specs.data import (
     CaptionsSpec,
     DatasetSpec,
@@ -143,6 +144,7 @@ __all__ = [
     "SourceSpec",
     "Spec",
     "Stage",
+    "StageContext",
     "Stamped",
     "TableRow",
     "TableSpec",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import Field
 
 from ssl_backdoor.specs.base import Spec
+from ssl_backdoor.specs.context import StageContext
 from ssl_backdoor.specs.family import Among, Idea, members
 from ssl_backdoor.specs.trigger import Box, Trigger
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ssl_backdoor.data.dataset import Dataset
-    from ssl_backdoor.progress import OnProgress
-    from ssl_backdoor.specs.experiment import Resources
-    from ssl_backdoor.train.checkpoint import Checkpoints
 
 Codec = Literal["lossless", "jpeg75"]
 NumOfClass = Callable[[str], int]
@@ -189,16 +187,7 @@ class TamperAttack(Attack):
         return 0
 
     @abc.abstractmethod
-    def tamper(
-        self,
-        dataset: "Dataset",
-        clean: "Path",
-        out: "Path",
-        seed: int,
-        resources: "Resources",
-        checkpoints: "Checkpoints",
-        on_progress: "OnProgress",
-    ) -> dict[str, Any]:
+    def tamper(self, dataset: "Dataset", clean: "Path", context: StageContext) -> dict[str, Any]:
         """Turn the encoder in folder ``clean`` into one with a backdoor; all else as of ``Repair.repair``."""
 
 

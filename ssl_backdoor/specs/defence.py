@@ -4,6 +4,7 @@ import abc
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from ssl_backdoor.specs.context import StageContext
 from ssl_backdoor.specs.family import Among, Idea
 from ssl_backdoor.specs.training import FitSpec, TrainSpec
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from ssl_backdoor.data.dataset import Dataset
     from ssl_backdoor.detection.pool import Pool, Verdicts
     from ssl_backdoor.progress import OnProgress
-    from ssl_backdoor.specs.experiment import Resources
-    from ssl_backdoor.train.checkpoint import Checkpoints
 
 
 class Defence(Idea):
@@ -42,26 +41,13 @@ class Repair(Defence):
             """How its encoder is trained, where it is: several replicas may share that."""
 
     @abc.abstractmethod
-    def repair(
-        self,
-        dataset: "Dataset",
-        suspect: "Path",
-        out: "Path",
-        seed: int,
-        resources: "Resources",
-        checkpoints: "Checkpoints",
-        on_progress: "OnProgress",
-    ) -> dict[str, Any]:
-        """Repair the encoder in folder ``suspect``; what is left in ``out`` has the files of ``pretrain``.
+    def repair(self, dataset: "Dataset", suspect: "Path", context: StageContext) -> dict[str, Any]:
+        """Repair the encoder in folder ``suspect``; the result is left in ``context.out``.
 
         Args:
             dataset: the clean base data; ``defences.trusted.open_trusted`` takes the part that may be used.
             suspect: folder with ``backbone.safetensors`` and ``backbone.json``; read, never written.
-            out: an existing folder.
-            seed: names every random stream.
-            resources: replicas, device, threads.
-            checkpoints: where the state of unfinished work is kept.
-            on_progress: told about once a second.
+            context: where to, under which seed, with what.
 
         Returns:
             The summary.

@@ -21,6 +21,7 @@ from ssl_backdoor.specs import (
     Repair,
     ReportSpec,
     RobustTraining,
+    StageContext,
     Stamped,
     TamperAttack,
     TrainSpec,
@@ -68,8 +69,8 @@ class BiasSpec(TamperAttack):
     trigger: TriggerSpec = TintSpec()
     target_class: str
 
-    def tamper(self, dataset: Any, clean: Path, out: Path, seed: int, *_: Any) -> dict[str, Any]:
-        return _with_noise(clean, out, 0.01, seed)
+    def tamper(self, dataset: Any, clean: Path, context: StageContext) -> dict[str, Any]:
+        return _with_noise(clean, context.out, 0.01, context.seed)
 
 
 class DarkestSpec(Filter):
@@ -110,8 +111,8 @@ class NoiseSpec(Repair):
     kind: Literal["noise"] = "noise"
     strength: float = 0.02
 
-    def repair(self, dataset: Any, suspect: Path, out: Path, seed: int, *_: Any) -> dict[str, Any]:
-        return _with_noise(suspect, out, self.strength, seed)
+    def repair(self, dataset: Any, suspect: Path, context: StageContext) -> dict[str, Any]:
+        return _with_noise(suspect, context.out, self.strength, context.seed)
 
 
 def _with_noise(folder: Path, out: Path, strength: float, seed: int) -> dict[str, Any]:

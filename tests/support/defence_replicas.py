@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-from ssl_backdoor.specs import Resources, SGDSpec
+from ssl_backdoor.progress import silent
+from ssl_backdoor.specs import Resources, SGDSpec, StageContext
 from ssl_backdoor.train.checkpoint import NoCheckpoints
 from tests.support.tiny_defences import clip_defence, save_clip
 from tests.support.tiny_sets import tiny_dataset
@@ -27,7 +28,7 @@ def run_all(folder: Path, workers: int) -> None:
         resources = Resources(device="cpu", workers=workers)
         # Not Adam: it turns the rounding of a gradient that is zero, as of the keys' bias, into whole steps.
         spec = clip_defence(kind, optimizer=SGDSpec(lr=0.05))
-        spec.repair(dataset, suspect, out, 0, resources, NoCheckpoints())
+        spec.repair(dataset, suspect, StageContext(out, 0, resources, NoCheckpoints(), silent))
 
 
 if __name__ == "__main__":

@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.losses import nt_xent
+from ssl_backdoor.progress import silent
 from ssl_backdoor.seeds import torch_generator
-from ssl_backdoor.specs import Resources
+from ssl_backdoor.specs import Resources, StageContext
 from ssl_backdoor.train.checkpoint import save_backbone
 from ssl_backdoor.train.collectives import connect
 from ssl_backdoor.train.pretrain import pretrain
@@ -64,7 +65,9 @@ def run_all(folder: Path, workers: int) -> None:
         out.mkdir()
         states = FolderCheckpoints(folder / f"states-{rank}" / f"compress_{queues}")
         spec_of_defence = compress_spec(queues, epochs=4)
-        summaries[f"compress_{queues}"] = spec_of_defence.repair(dataset, suspect, out, 0, resources, states)
+        summaries[f"compress_{queues}"] = spec_of_defence.repair(
+            dataset, suspect, StageContext(out, 0, resources, states, silent)
+        )
     (folder / f"summaries-{rank}.json").write_text(json.dumps(summaries))
 
 

@@ -18,7 +18,8 @@ from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.defences.trusted import select
 from ssl_backdoor.errors import CheckpointError, DataError, SpecError
 from ssl_backdoor.methods.build import build_backbone
-from ssl_backdoor.specs import AdamWSpec, FitSpec, Resources, ViewsSpec
+from ssl_backdoor.progress import silent
+from ssl_backdoor.specs import AdamWSpec, FitSpec, Resources, StageContext, ViewsSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, load_text_tower, save_backbone
 from tests.support import ROOT
 from tests.support.defence_replicas import KINDS, run_all
@@ -44,7 +45,7 @@ def suspect(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(spec: Any, dataset: Any, suspect: Path, out: Path, checkpoints: Any = None) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     resources = Resources(device="cpu", checkpoint_every_steps=2)
-    return spec.repair(dataset, suspect, out, 0, resources, checkpoints or NoCheckpoints())
+    return spec.repair(dataset, suspect, StageContext(out, 0, resources, checkpoints or NoCheckpoints(), silent))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -15,7 +15,8 @@ from ssl_backdoor.methods.base import SingleProcess
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.methods.losses import similarity_divergence
-from ssl_backdoor.specs import Resources
+from ssl_backdoor.progress import silent
+from ssl_backdoor.specs import Resources, StageContext
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, save_backbone
 from tests.support.tiny_sets import tiny_dataset
 from tests.support.tiny_training import BACKBONE, build_compress, compress_spec, random_batch
@@ -110,7 +111,7 @@ def suspect(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(dataset: Any, suspect: Path, out: Path, **changes: Any) -> dict[str, Any]:
     spec = compress_spec(2, epochs=4).model_copy(update=changes)
-    return spec.repair(dataset, suspect, out, 0, RESOURCES, NoCheckpoints())
+    return spec.repair(dataset, suspect, StageContext(out, 0, RESOURCES, NoCheckpoints(), silent))
 
 
 def test_defend_writes_student_and_trusted_and_leaves_the_suspect(dataset: Any, suspect: Path, tmp_path: Path) -> None:

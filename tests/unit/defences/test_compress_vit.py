@@ -7,7 +7,8 @@ import torch
 
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.vit import ViT
-from ssl_backdoor.specs import Resources
+from ssl_backdoor.progress import silent
+from ssl_backdoor.specs import Resources, StageContext
 from ssl_backdoor.train.checkpoint import NoCheckpoints, load_backbone, save_backbone
 from tests.support.tiny_sets import tiny_dataset
 from tests.support.tiny_training import VIT, compress_spec
@@ -21,7 +22,7 @@ def test_a_transformer_is_distilled_into_a_fresh_one(tmp_path: Path, num_queues:
     out.mkdir()
     save_backbone(build_backbone(VIT, 1, 5), 1, suspect)
     spec = compress_spec(num_queues, epochs=4)
-    summary = spec.repair(dataset, suspect, out, 0, Resources(device="cpu"), NoCheckpoints())
+    summary = spec.repair(dataset, suspect, StageContext(out, 0, Resources(device="cpu"), NoCheckpoints(), silent))
     assert (summary["steps"], summary["num_trusted"]) == (8, 21)
     teacher, student = load_backbone(suspect), load_backbone(out)
     assert isinstance(student, ViT)
