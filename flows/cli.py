@@ -111,10 +111,10 @@ def _estimate(options: argparse.Namespace) -> int:
     with reserve_stdout():
         from flows.estimate.command import EstimateOptions, estimate
         from flows.estimate.render import render
+        from tasks.planner import Sources
 
-        asked = EstimateOptions(
-            options.devices, options.data, options.probe_data, options.test_data, options.images, options.seconds
-        )
+        sources = Sources(options.data, options.test_data, options.probe_data)
+        asked = EstimateOptions(options.devices, sources, options.images, options.seconds)
         result = estimate(report, store, asked)
     _print(result, render, options.json)
     return 0

@@ -45,6 +45,7 @@ from ssl_backdoor.specs import (
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from tasks import embedded_prefect
 from tasks.orphans import register_flow_run
+from tasks.planner import Sources
 from tasks.prefect_page import announce, ignore_prefect_outage, publish
 from tasks.ray_fit import Listener, ProgressMonitor, disconnect
 from tasks.scheduler import StageScheduler
@@ -139,7 +140,7 @@ def run(
         store: Folder or s3:// where artifacts are kept. Empty is the worker's own.
         resources: How it runs. Changes no result.
     """
-    sources = {"data": data or None, "test_data": test_data or None, "probe_data": probe_data or None}
+    sources = Sources(data or None, test_data or None, probe_data or None)
     with ignore_prefect_outage():
         register_flow_run(UUID(flow_run.id))
     answer = ANSWERS[str(flow_run.flow_name)]
@@ -160,14 +161,12 @@ def _run_and_publish(
     store: ArtifactStore,
     resources: Resources,
     until: Stage,
-    sources: dict[str, Any],
+    sources: Sources,
 ) -> State[ArtifactRef]:
     failure: IncompleteError | None = None
     with (
         _progress_listener() as listener,
-        StageScheduler(
-            ExecutionContext(store.root, resources, ProgressMonitor(listener)), until=until, **sources
-        ) as scheduler,
+        StageScheduler(ExecutionContext(store, resources, ProgressMonitor(listener)), sources, until) as scheduler,
     ):
         log_event("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
         try:

@@ -6,6 +6,7 @@ run, which does them (``StageScheduler``), share this code.
 
 import abc
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import (
@@ -37,14 +38,25 @@ Digest = Callable[[DatasetSpec, str | None, str | None], str]
 """``source_digest``: of a dataset's spec, its data and the second source's."""
 
 
+class Sources(NamedTuple):
+    """Where raw data lie: a folder, an archive, shards or a table each; None where a recipe needs none."""
+
+    data: str | None = None
+    test_data: str | None = None
+    """Labelled test images, of data that have none."""
+    probe_data: str | None = None
+    """Another labelled set, to probe on."""
+
+
+NO_SOURCES = Sources()
+
+
 class StagePlanner(abc.ABC):
     """Each method submits its stage and returns the reference that the stage will have."""
 
-    def __init__(self, digest: Digest, data: str | None, probe_data: str | None, test_data: str | None) -> None:
+    def __init__(self, digest: Digest, sources: Sources) -> None:
         self._digest = digest
-        self._data = data
-        self._test_data = test_data
-        self._probe_data = probe_data
+        self._sources = sources
         self._digests: dict[tuple[str | None, ...], str] = {}
 
     @abc.abstractmethod
@@ -53,7 +65,7 @@ class StagePlanner(abc.ABC):
 
     def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images."""
-        return self._ingest(dataset, self._data, "ingest", self._test_data)
+        return self._ingest(dataset, self._sources.data, "ingest", self._sources.test_data)
 
     def ingest_other(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images of another labelled set, for probes.
@@ -61,9 +73,9 @@ class StagePlanner(abc.ABC):
         Raises:
             SpecError: none was given.
         """
-        if self._probe_data is None:
+        if self._sources.probe_data is None:
             raise SpecError("these runs are probed on another labelled set: give it with --probe-data PATH")
-        return self._ingest(dataset, self._probe_data, "ingest, to probe on")
+        return self._ingest(dataset, self._sources.probe_data, "ingest, to probe on")
 
     def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
         key = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)

@@ -16,8 +16,8 @@ from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.errors import summarize_error, to_printable_line
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.stages import StageCall
-from ssl_backdoor.store import ArtifactRef, open_store
-from tasks.planner import StagePlanner
+from ssl_backdoor.store import ArtifactRef
+from tasks.planner import Sources, StagePlanner
 from tasks.prefect_events import flush_prefect_events
 from tasks.stages import TASKS, ExecutionContext
 
@@ -35,15 +35,12 @@ class StageScheduler(StagePlanner):
     def __init__(
         self,
         context: ExecutionContext,
-        data: str | None,
+        sources: Sources,
         until: Stage = "report",
-        *,
-        probe_data: str | None = None,
-        test_data: str | None = None,
     ) -> None:
-        super().__init__(source_digest, data, probe_data, test_data)
+        super().__init__(source_digest, sources)
         self._context = context
-        self._store = open_store(context.store_uri)
+        self._store = context.store
         self._until = ORDER.index(until)
         self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
         self._inputs: dict[ArtifactRef, tuple[ArtifactRef, ...]] = {}

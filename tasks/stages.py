@@ -23,7 +23,7 @@ from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
 from ssl_backdoor.stages import Finished, StageCall, find_finished, run_stage
-from ssl_backdoor.store import ArtifactRef, open_store
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from tasks.ray_fit import ProgressMonitor, run_on_ray
 
 _RETRY_DELAYS_S = [5.0, 10.0, 20.0, 40.0, 60.0]
@@ -36,7 +36,7 @@ _LOCAL_SLOTS = BoundedSemaphore(2)
 class ExecutionContext:
     """Where a flow's stages run, and the monitor of their progress."""
 
-    store_uri: str
+    store: ArtifactStore
     resources: Resources
     monitor: ProgressMonitor
 
@@ -75,15 +75,14 @@ def _log_failure(context: ExecutionContext) -> Iterator[None]:
 
 def _find_or_make(call: StageCall, context: ExecutionContext) -> Finished:
     context.monitor.raise_if_aborted()
-    store = open_store(context.store_uri)
-    if (finished := find_finished(call, store)) is not None:  # before this stage queues for a slot
+    if (finished := find_finished(call, context.store)) is not None:  # before this stage queues for a slot
         log_event("reused", "Reused: it was there already", uri=finished.ref.uri)
         return finished
     if call.stage in ON_RAY:
-        return run_on_ray(call, context.store_uri, context.resources, context.monitor)
+        return run_on_ray(call, context.store.root, context.resources, context.monitor)
     with _LOCAL_SLOTS:
         context.monitor.raise_if_aborted()  # it may have ended meanwhile
-        return run_stage(call, store, context.resources, context.listener(call.title))
+        return run_stage(call, context.store, context.resources, context.listener(call.title))
 
 
 def _is_store_away(_: object, __: TaskRun, state: State[Any]) -> bool:

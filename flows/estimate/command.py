@@ -24,6 +24,7 @@ from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ReportSpec, Resources, Stage
 from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from tasks.planner import NO_SOURCES, Sources
 from tasks.ray_calibration import CalibrationResult, CalibrationWorkload, calibrate_on_ray
 from tasks.ray_fit import Listener, disconnect
 from tasks.scheduler import ORDER
@@ -41,9 +42,7 @@ class EstimateOptions(NamedTuple):
 
     num_devices: int | None = None
     """None: as many as there are."""
-    data: str | None = None
-    probe_data: str | None = None
-    test_data: str | None = None
+    sources: Sources = NO_SOURCES
     num_images: Sequence[int] | None = None
     """Training and test images of data that do not exist yet."""
     seconds: float = CALIBRATION_S
@@ -62,7 +61,7 @@ def estimate(report: ReportSpec, store: ArtifactStore, options: EstimateOptions)
     Raises:
         UserError: what a run would refuse; or a server that this shell names does not answer.
     """
-    if options.num_images and options.data:
+    if options.num_images and options.sources.data:
         raise SpecError("--images is for data that are not there yet: leave it or --data out")
     began_s = time.perf_counter()
     try:
@@ -101,10 +100,10 @@ def _workload(
     report: ReportSpec, store: ArtifactStore, options: EstimateOptions, listen: Listener
 ) -> tuple[set[ArtifactRef], Workload]:
     """The stages whose artifacts the store holds, and the work of all."""
-    digest, probe_data = source_digest, options.probe_data
+    digest, sources = source_digest, options.sources
     if options.num_images is not None:
-        digest, probe_data = (lambda *_: "not there yet"), probe_data or ""
-    calls = plan_stages(report, store, digest, options.data, probe_data, options.test_data)
+        digest, sources = (lambda *_: "not there yet"), sources._replace(probe_data=sources.probe_data or "")
+    calls = plan_stages(report, store, digest, sources)
     keys = {stage: set(store.keys(stage)) for stage in get_args(Stage)}
     stored = {ref for ref in calls if ref.key in keys[ref.stage]}
 

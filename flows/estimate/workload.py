@@ -44,7 +44,7 @@ from ssl_backdoor.stages import (
     TrainStage,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.planner import Digest, StagePlanner
+from tasks.planner import NO_SOURCES, Digest, Sources, StagePlanner
 
 PreviewDataset = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
 """The images of an ingest stage."""
@@ -63,8 +63,8 @@ class StageWork(NamedTuple):
 class DryRunPlanner(StagePlanner):
     """Records each stage of a flow and runs none."""
 
-    def __init__(self, store: ArtifactStore, digest: Digest, *sources: str | None) -> None:
-        super().__init__(digest, *sources)
+    def __init__(self, store: ArtifactStore, digest: Digest, sources: Sources) -> None:
+        super().__init__(digest, sources)
         self._store = store
         self.calls: dict[ArtifactRef, StageCall] = {}
 
@@ -79,9 +79,7 @@ def plan_stages(
     report: ReportSpec,
     store: ArtifactStore,
     digest: Digest,
-    data: str | None = None,
-    probe_data: str | None = None,
-    test_data: str | None = None,
+    sources: Sources = NO_SOURCES,
 ) -> dict[ArtifactRef, StageCall]:
     """Each stage of ``report`` once, in the order of a flow.
 
@@ -89,7 +87,7 @@ def plan_stages(
         DataError: the data are not there.
         SpecError: data that are needed were not named.
     """
-    planner = DryRunPlanner(store, digest, data, probe_data, test_data)
+    planner = DryRunPlanner(store, digest, sources)
     planner.report(report, number_evidence(plan_runs(planner, report.runs)))
     return planner.calls
 

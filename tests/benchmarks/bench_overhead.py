@@ -36,6 +36,7 @@ from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.stages import StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, open_store
+from tasks.planner import Sources
 from tests.benchmarks.harness import Comparison, Options, main
 from tests.support.command_server import TINY_SETTINGS
 
@@ -159,7 +160,7 @@ def matrix(options: Options) -> Iterator[Comparison]:
             """Seconds of the sampled cells' stages, summed by stage, as if there were all the cells."""
             with home() as here:
                 asked = plan(MATRIX, pairs=PAIRS, seeds=sampled, methods="byol", settings=settings, has_data=True)
-                calls = plan_stages(asked, here.store, source_digest, data)
+                calls = plan_stages(asked, here.store, source_digest, Sources(data))
                 bare(calls, here.store.root)
                 seconds = here.seconds(calls)
             names = ("train", "evaluate")

@@ -119,7 +119,7 @@ def test_the_manifest_goes_first_and_the_rest_is_taken_up(store, chain, object_s
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(S3Contents, "remove", interrupted)
+        patch.setattr(S3Contents, "delete_entries", interrupted)
         with pytest.raises(KeyboardInterrupt):
             collect(store, EVERYTHING)
     assert store.find("train", lonely.key) is None

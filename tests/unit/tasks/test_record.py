@@ -171,7 +171,7 @@ def test_a_link_names_the_address_that_a_browser_knows(monkeypatch, page, shown)
 def test_a_database_is_made_ahead_and_one_that_another_shell_made_meanwhile_is_kept(tmp_path, monkeypatch):
     file = tmp_path / "mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
-    tracking.open_ahead()
+    tracking.open_database_ahead()
     mlflow.MlflowClient().create_experiment("somebody's")
     tracking._make_database(file)
     assert {one.name for one in mlflow.MlflowClient().search_experiments()} == {"Default", "somebody's"}
