@@ -78,7 +78,7 @@ def _load(plugin: Plugin) -> ModuleType:
     forget(plugin.module)
     before = set(every_member())
     try:
-        module = _executed(plugin) if plugin.file else importlib.import_module(plugin.module)
+        module = _execute(plugin) if plugin.file else importlib.import_module(plugin.module)
     except Exception as error:
         sys.modules.pop(plugin.module, None)
         forget(plugin.module)
@@ -90,13 +90,13 @@ def _load(plugin: Plugin) -> ModuleType:
     _loaded[plugin.module] = plugin
     own = {module for modules in BUILT_IN.values() for module in modules}  # which a plug-in may have imported first
     for member in [one for one in every_member() if one not in before and one.__module__ not in own]:
-        text = plugin.text if member.__module__ == plugin.module and plugin.file else _text_of(member)
+        text = plugin.text if member.__module__ == plugin.module and plugin.file else _read_text(member)
         member.source_sha256 = hashlib.sha256(text.encode()).hexdigest()
         member.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
     return module
 
 
-def _executed(plugin: Plugin) -> ModuleType:
+def _execute(plugin: Plugin) -> ModuleType:
     """A module made of the plug-in's text, which need not lie on this machine."""
     module = ModuleType(plugin.module)
     module.__file__ = plugin.file
@@ -106,7 +106,7 @@ def _executed(plugin: Plugin) -> ModuleType:
     return module
 
 
-def _text_of(member: type[Idea]) -> str:
+def _read_text(member: type[Idea]) -> str:
     return inspect.getsource(sys.modules[member.__module__])
 
 
@@ -135,8 +135,8 @@ def _carry(plugins: tuple[Plugin, ...]) -> _Carried:
 
 def _reduce(spec: Idea) -> tuple[Any, ...]:
     """How a plug-in's spec is pickled: another process may know neither its class nor its file."""
-    return _restored, (_CARRIED, spec.family, spec.kind, dict(spec))
+    return _restore, (_CARRIED, spec.family, spec.kind, dict(spec))
 
 
-def _restored(_: _Carried, family: str, kind: str, values: dict[str, Any]) -> Idea:
+def _restore(_: _Carried, family: str, kind: str, values: dict[str, Any]) -> Idea:
     return members(family)[kind].model_validate(values)

@@ -39,7 +39,7 @@ class ImageTriggerSpec(PatchTrigger):
 
     @property
     def is_from_file(self) -> bool:
-        """Yes."""
+        """Yes: a file's."""
         return True
 
     def unseen(self, seed: int) -> GridTriggerSpec:
