@@ -1,4 +1,4 @@
-"""What a defender does: repair an encoder, leave samples out, or train in another way. One file each in ``defences/``."""
+"""What a defender does: repair an encoder, leave samples out, or train another way. One file each in ``defences``."""
 
 import abc
 from collections.abc import Mapping
