@@ -1,6 +1,8 @@
 """Ideas of a user's own file, one of every family, end to end: nothing of the project is edited for them."""
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ pytestmark = [pytest.mark.services, pytest.mark.slow]
 FILE = Path(__file__).with_name("own_ideas.py")
 SETTINGS = [part for one in TINY_SETTINGS if not one.startswith("defences") for part in ("--set", one)]
 RUN = ("run", f"{FILE}:everything", *SETTINGS, "--json")
-JUDGED = ("detection_auroc", "detection_false_positive_rate", "detection_score", "filter_recall")
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,16 @@ def test_a_probe_and_a_metric_of_ones_own_are_in_the_report(outcome):
     assert ("accuracy", "nearest_mean_100") in names
     assert ("worst_class_accuracy", "knn") in names
     assert first["artifacts"]["report_ref"] == again["artifacts"]["report_ref"]
+
+
+def test_mlflow_has_what_they_measured(outcome):
+    folder, *_ = outcome
+    with closing(sqlite3.connect(folder / "home/mlflow.db")) as database:
+        names = {name for (name,) in database.execute("select distinct key from metrics")}
+        arms = {arm for (arm,) in database.execute("select distinct value from params where key = 'arm'")}
+    assert {"worst_class_accuracy/clean/knn", "accuracy/clean/nearest_mean_100"} <= names
+    assert {"detection_auroc/bright_inputs", "detection_score/spread", "filter_recall/filter"} <= names
+    assert {"poisoned + darkest", "clean-trained + slower"} <= arms
 
 
 def test_the_digest_of_the_file_is_in_the_keys(outcome):
