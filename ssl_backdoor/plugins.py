@@ -75,7 +75,8 @@ def load_installed() -> None:
 def _load(plugin: Plugin) -> ModuleType:
     if _loaded.get(plugin.module) == plugin:
         return sys.modules[plugin.module]
-    forget(plugin.module)
+    if plugin.file:
+        forget(plugin.module)  # a module that something imported before is not run again
     before = set(every_member())
     try:
         module = _execute(plugin) if plugin.file else importlib.import_module(plugin.module)
@@ -89,9 +90,12 @@ def _load(plugin: Plugin) -> ModuleType:
         ) from error
     _loaded[plugin.module] = plugin
     own = {module for modules in BUILT_IN.values() for module in modules}  # which a plug-in may have imported first
-    for member in [one for one in every_member() if one not in before and one.__module__ not in own]:
+    for member in every_member():
+        if member.__module__ in own or (member in before and member.__module__ != plugin.module):
+            continue
         text = plugin.text if member.__module__ == plugin.module and plugin.file else _read_text(member)
         member.source_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        # A class is given its way to be pickled here, for only this module knows of plug-ins; mypy has no word for it.
         member.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
     return module
 

@@ -101,9 +101,10 @@ class StageScheduler(StagePlanner):
     @override
     def submit(self, call: StageCall) -> ArtifactRef:
         ref = self._store.ref(call.stage, call.key)
-        if ref not in self._futures and ORDER.index(call.stage) <= self._until:
+        are_inputs_made = all(one in self._futures for one in call.inputs.values())
+        if ref not in self._futures and are_inputs_made and ORDER.index(call.stage) <= self._until:
             self._inputs[ref] = tuple(call.inputs.values())
-            before = [self._futures[one] for one in self._inputs[ref] if one in self._futures]
+            before = [self._futures[one] for one in self._inputs[ref]]
             self._context.monitor.add_stage(call)
             retries = self._context.resources.store_retries
             # A text for a name is a format to Prefect: a class called {task} would be looked up in it.

@@ -135,14 +135,14 @@ class Among:
         if isinstance(value, str):
             value = {"kind": value}
         if not isinstance(value, Mapping):
-            told = {"family": self._family, "value": repr(value)}
+            told = {"family": self._family, "value": f"{value!r:.80}"}
             raise PydanticCustomError("spec", "expected the fields of a {family}, found {value}", told)
         if not value and self._others:
             return self._others[0]()
         if "kind" not in value:
             raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
         known = members(self._family)
-        if (member := known.get(value["kind"])) is None:
+        if (member := known.get(str(value["kind"]))) is None:
             tags = ", ".join(repr(kind) for kind in known)
             raise PydanticKnownError(
                 "union_tag_invalid", {"discriminator": "'kind'", "tag": str(value["kind"]), "expected_tags": tags}

@@ -136,6 +136,22 @@ def test_a_module_is_loaded_by_its_name(tint: Path, monkeypatch):
     del sys.modules["module_tint"]
 
 
+def test_a_module_that_was_imported_before_is_a_plug_in_all_the_same(tint: Path, monkeypatch):
+    monkeypatch.syspath_prepend(tint.parent)
+    tint.rename(tint.with_name("early_tint.py"))
+    __import__("early_tint")
+    assert not members("trigger")["tint"].source_sha256
+    plugins.load("early_tint")
+    assert members("trigger")["tint"].source_sha256
+    del sys.modules["early_tint"]
+
+
+@pytest.mark.parametrize("kind", [["grid"], {"a": 1}, None, 7])
+def test_a_kind_that_is_no_word_is_refused_as_any_other(kind):
+    with pytest.raises(ValidationError, match="does not match any of the expected tags"):
+        Saha2022UntargetedSpec.model_validate({"trigger": {"kind": kind}})
+
+
 def test_a_member_of_another_family_is_refused():
     with pytest.raises(ValidationError, match="expected the fields of a trigger"):
         Saha2022UntargetedSpec.model_validate({"trigger": NoAttackSpec()})
