@@ -242,8 +242,8 @@ def _show(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from flows.commands.results import resolve
+    from ssl_backdoor.data.stored import open_dataset, open_overlay
     from ssl_backdoor.poison.export import export
-    from ssl_backdoor.stages import open_dataset, open_overlay
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     if ref.stage not in ("ingest", "poison"):

@@ -10,7 +10,6 @@ from flows.overrides import of_runs
 from flows.pipeline import Evidence, check_attacks, number_evidence, plan_runs
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.specs import ReportSpec
-from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
 from tasks.scheduler import StageScheduler
 
@@ -62,7 +61,7 @@ def sift(
         if cause is None:
             kept.append(run)
         else:
-            missing.append(f"{run_name(run)}: {cause}")
+            missing.append(f"{run.label}: {cause}")
     if not kept:
         raise TrainingError(f"none of the {len(report.runs)} cells came through; the first: {missing[0]}")
     return of_runs(report, tuple(kept)).model_copy(update={"missing": tuple(missing)}), tuple(missing)

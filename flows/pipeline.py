@@ -13,7 +13,6 @@ from ssl_backdoor.specs import (
     TamperAttack,
     TrainedOn,
 )
-from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef
 from tasks.planner import StagePlanner
 from tasks.scheduler import StageScheduler
@@ -92,7 +91,7 @@ def check_attacks(planner: StageScheduler, runs: Sequence[RunSpec]) -> None:
     for run in runs:
         one_each.setdefault((run.dataset, run.attack), run)
     for run in one_each.values():
-        planner.poison(run.attack, planner.ingest(run.dataset), run.seed, run_name(run))
+        planner.poison(run.attack, planner.ingest(run.dataset), run.seed, run.label)
     for run in runs:
         if isinstance(run.probe_on, OtherDataSpec):
             planner.ingest_other(run.probe_on.dataset)
@@ -101,7 +100,7 @@ def check_attacks(planner: StageScheduler, runs: Sequence[RunSpec]) -> None:
 
 def plan_runs(planner: StagePlanner, runs: Sequence[RunSpec]) -> list[Evidence]:
     """Submit every stage of every run; return the references of each run's artifacts."""
-    names = disambiguate([run_name(run) for run in runs], runs)
+    names = disambiguate([run.label for run in runs], runs)
     labels = [f"{f'{run.variant}, ' if run.variant else ''}seed {run.seed}" for run in runs]
     cleans = disambiguate(labels, [(run.dataset, run.train) for run in runs])
     return [dict(plan_run(planner, run, name, clean)) for run, name, clean in zip(runs, names, cleans, strict=True)]

@@ -11,23 +11,18 @@ import tempfile
 import time
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
+from ssl_backdoor.data.stored import open_dataset, open_lazy_dataset, open_overlay, open_training_data
 from ssl_backdoor.errors import SpecError, to_printable_line, translate_os_errors
 from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import (
-    Arm,
     AttackSpec,
     DatasetSpec,
     DefenceSpec,
@@ -38,7 +33,6 @@ from ssl_backdoor.specs import (
     Repair,
     ReportSpec,
     Resources,
-    RunSpec,
     Spec,
     Stage,
     StageContext,
@@ -48,8 +42,6 @@ from ssl_backdoor.specs import (
     TriggerSpec,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-
-MAX_INSPECTED_POISONS = 50  # poisons of each attack, at most, that a report compares with their originals
 
 
 class IngestStage(Spec):
@@ -192,12 +184,6 @@ class Finished(NamedTuple):
     reused: bool
 
 
-def run_name(run: RunSpec) -> str:
-    """A run for people: its pair, number of poisons, variant and seed."""
-    parts = (run.attack.label, run.attack.amount, run.variant, f"seed {run.seed}")
-    return ", ".join(part for part in parts if part)
-
-
 def find_finished(call: StageCall, store: ArtifactStore) -> Finished | None:
     """The call's artifact where ``store`` has one to reuse: the only place that decides it. Nothing is made.
 
@@ -275,29 +261,6 @@ class StoreCheckpoints:
         return self.store.load_checkpoint(self.stage, self.key)
 
 
-def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
-    """The ingested dataset behind ``ref``, reading from its shards only the images that are asked for."""
-    samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
-    return LazyDataset(samples, *_read_classes_and_spec(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
-
-
-def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
-    """The ingested dataset behind ``ref``."""
-    folder = store.fetch(ref)
-    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_read_classes_and_spec(store, ref))
-
-
-def _read_classes_and_spec(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
-    """The classes of an ingested dataset, and its spec."""
-    manifest = store.manifest(ref)
-    return tuple(manifest.summary["classes"]), IngestStage.model_validate(manifest.spec).dataset
-
-
-def open_overlay(store: ArtifactStore, ref: ArtifactRef) -> Overlay:
-    """The poison overlay behind ``ref``."""
-    return Overlay(folder := store.fetch(ref), pq.read_table(folder / "overlay.parquet"))
-
-
 def _body(
     call: StageCall, store: ArtifactStore, out: Path, resources: Resources, on_progress: OnProgress
 ) -> dict[str, Any]:
@@ -318,12 +281,12 @@ def _body(
             from ssl_backdoor.device import pick_device
 
             encoder = store.fetch(inputs["model"]) if "model" in inputs else None
-            data, device = _trained_on(store, inputs), str(pick_device(resources))
+            data, device = open_training_data(store, inputs), str(pick_device(resources))
             return filter_samples(chosen, *data, encoder, out, spec.seed, device, on_progress)
         case TrainStage():
             from ssl_backdoor.train.pretrain import pretrain
 
-            data = _trained_on(store, inputs)
+            data = open_training_data(store, inputs)
             return pretrain(spec.train, *data, out, spec.seed, resources, checkpoints, on_progress)
         case TamperStage(attack=TamperAttack() as attack):
             dataset, clean = open_dataset(store, inputs["dataset"]), store.fetch(inputs["model"])
@@ -338,26 +301,11 @@ def _body(
         case EvaluateStage():
             return _evaluate(spec, inputs, store, out, resources, on_progress)
         case ReportSpec():
-            return _report(spec, inputs, store, out)
+            from ssl_backdoor.report.gather import report
+
+            return report(spec, inputs, store, out)
         case _:
             assert_never(spec)
-
-
-def _trained_on(store: ArtifactStore, inputs: Mapping[str, ArtifactRef]) -> tuple[Dataset, Overlay | None]:
-    """The dataset and the poison of a training, without the samples that a filter leaves out."""
-    dataset = open_dataset(store, inputs["dataset"])
-    overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
-    if "filter" not in inputs:
-        return dataset, overlay
-    judged = pq.read_table(store.fetch(inputs["filter"], ["filtered.parquet"]) / "filtered.parquet")
-    left_out = judged.filter(judged["is_left_out"])["key"].combine_chunks()
-
-    def kept(rows: pa.Table, *, of_training: bool) -> pa.Table:
-        goes = pc.is_in(rows["key"], value_set=left_out)
-        return rows.filter(pc.invert(pc.and_(goes, pc.equal(rows["split"], "train")) if of_training else goes))
-
-    dataset = replace(dataset, samples=kept(dataset.samples, of_training=True))
-    return dataset, overlay and replace(overlay, rows=kept(overlay.rows, of_training=False))
 
 
 def _detect(
@@ -416,94 +364,3 @@ def _model_files(evaluation: EvaluationSpec, held: Container[str]) -> list[str]:
     """What a model's evaluation reads of it; where there is no text tower, evaluate() says so."""
     text = ("text.safetensors", "text.json") if any(probe.needs_text_tower for probe in evaluation.probes) else ()
     return ["backbone.safetensors", "backbone.json", *(name for name in text if name in held)]
-
-
-def _report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path) -> dict[str, Any]:
-    """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
-    from ssl_backdoor.report.frame import EvaluatedModel, covariates
-    from ssl_backdoor.report.page import write_report
-
-    models, poisons = [], {}
-    first: dict[str, ArtifactRef] = {}  # by kind of attack
-    figures = {figure.attack for figure in spec.figures}
-    for index, run in enumerate(spec.runs):
-        poison = inputs[f"{index:03d}/poison"]
-        crafted = store.manifest(poison)
-        images = store.manifest(store.ref("ingest", crafted.inputs["dataset"]))
-        first.setdefault(run.attack.kind, poison)
-        if run.attack.kind not in figures:  # a figure's own table says how many
-            poisons[run_name(run)] = crafted.summary
-        for one, arms in _one_defence_each(run):
-            for name, arm in arms.items():
-                if (place := f"{index:03d}/{arm.role}") + "/scores" not in inputs:
-                    continue
-                model, scores = inputs[f"{place}/model"], inputs[f"{place}/scores"]
-                folder, made = store.fetch(scores), store.manifest(model)
-                histogram = folder / "similarity.parquet"
-                models.append(
-                    EvaluatedModel(
-                        run=one,
-                        arm=name,
-                        measurements=pa.concat_tables(_measurements(store, inputs, f"{place}/")),
-                        predictions=pq.read_table(folder / "predictions.parquet"),
-                        map_file=folder / "map.npz",
-                        seconds=made.seconds + store.manifest(scores).seconds,
-                        curves=_curves(store, model),
-                        facts=covariates(one, arm.trained_on == "clean", made, crafted, images),
-                        similarity=pq.read_table(histogram) if histogram.exists() else None,
-                        neighbours=sheet if (sheet := folder / "neighbours.npz").exists() else None,
-                        encoder=model.key,
-                    )
-                )
-    seconds = _seconds(inputs, store)
-    looks = {kind: _poisons(poison, store, kind) for kind, poison in first.items()}
-    examples = [example for shown, _ in looks.values() for example in shown]
-    stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
-    return write_report(spec, models, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
-
-
-def _measurements(store: ArtifactStore, inputs: Mapping[str, ArtifactRef], place: str) -> Iterator[pa.Table]:
-    """Those of the encoder at ``place``, and of the filter and the detectors that judged it or what it learned from."""
-    for role, ref in inputs.items():
-        if role.startswith(place) and not role.endswith("/model"):
-            yield pq.read_table(store.fetch(ref, ["measurements.parquet"]) / "measurements.parquet")
-
-
-def _curves(store: ArtifactStore, model: ArtifactRef) -> pa.Table | None:
-    """Those of the training that made the encoder; None of a repair that trains nothing."""
-    if "curves.parquet" not in store.manifest(model).files:
-        return None
-    return pq.read_table(store.fetch(model, ["curves.parquet"]) / "curves.parquet")
-
-
-def _one_defence_each(run: RunSpec) -> Iterator[tuple[RunSpec, dict[str, Arm]]]:
-    """``run`` once for each of its defences, as a report compares them, and its arms as a report calls them."""
-    clean, poisoned, *defended = run.arms
-    undefended = {"control": clean, "suspect": poisoned}
-    if len(defended) != 2:
-        yield run.model_copy(update={"defences": ()}), undefended
-    for repaired_clean, repaired in zip(defended[::2], defended[1::2], strict=True):
-        changes: dict[str, Any] = {"defences": (repaired.defence,)}
-        if len(defended) > 2:
-            changes["variant"] = ", ".join(filter(None, (run.variant, repaired.label.partition(" + ")[2])))
-        arms = undefended | {"student": repaired, "distilled_control": repaired_clean}
-        yield run.model_copy(update=changes), arms
-
-
-def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[str, float]:
-    """Wall-clock of the distinct artifacts behind a report, summed by stage."""
-    total: dict[str, float] = {}
-    for ref in dict.fromkeys(inputs.values()):
-        total[ref.stage] = round(total.get(ref.stage, 0.0) + store.manifest(ref).seconds, 3)
-    return total
-
-
-def _poisons(poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6) -> tuple[list[Any], Any]:
-    """The first poisoned images with their originals, and how visible the first ``MAX_INSPECTED_POISONS`` are."""
-    from ssl_backdoor.report.examples import read_examples
-    from ssl_backdoor.report.stealth import stealth
-
-    dataset = open_lazy_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
-    reader = read_examples(dataset, open_overlay(store, poison), attack, MAX_INSPECTED_POISONS)
-    examples = list(islice(reader, shown))
-    return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

@@ -24,7 +24,6 @@ from prefect.cache_policies import NO_CACHE
 from ssl_backdoor.errors import StoreError, to_printable_line
 from ssl_backdoor.report.frame import covariates, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
-from ssl_backdoor.stages import run_name
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
@@ -264,7 +263,7 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
         "model_key": evidence.model.key,
         "scores_key": evidence.scores.key,
     }
-    child = client.create_run(experiment, run_name=f"{evidence.arm.label}, {run_name(run)}", tags=tags)
+    child = client.create_run(experiment, run_name=f"{evidence.arm.label}, {run.label}", tags=tags)
     run_id = str(child.info.run_id)
     measured = {
         name: value

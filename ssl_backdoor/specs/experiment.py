@@ -94,6 +94,12 @@ class RunSpec(Spec):
                 )
         return self
 
+    @property
+    def label(self) -> str:
+        """The run for people: its pair, number of poisons, variant and seed."""
+        parts = (self.attack.label, self.attack.amount, self.variant, f"seed {self.seed}")
+        return ", ".join(part for part in parts if part)
+
     def made_in(self, arm: "Arm") -> Stage:
         """The stage that leaves the encoder of ``arm``."""
         if isinstance(arm.defence, Repair):

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from flows.recipes import ssl
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.data.resident import Resident, load_resident
+from ssl_backdoor.data.stored import open_dataset
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.evaluate import probes
 from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.specs import Resources, ScenesSourceSpec, TrainSpec
-from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
 from ssl_backdoor.train.checkpoint import load_backbone
 from ssl_backdoor.train.pretrain import train_backbone

@@ -35,6 +35,7 @@ from flows.recipes import small, ssl
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.data.resident import load_resident
+from ssl_backdoor.data.stored import open_dataset
 from ssl_backdoor.data.views import evaluation_view, make_views
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.features import Condition, split_features, stamped_batches
@@ -51,7 +52,7 @@ from ssl_backdoor.specs import (
     TriggerSpec,
     ViewsSpec,
 )
-from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, TrainStage, open_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, TrainStage, run_stage
 from ssl_backdoor.store import ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import load_backbone
 from tests.benchmarks.harness import Comparison, Options, main, paired

@@ -26,10 +26,11 @@ import webdataset
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.data.resident import load_resident
 from ssl_backdoor.data.rows import captions_of
+from ssl_backdoor.data.stored import open_dataset
 from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.methods.base import SingleProcess
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, TemplateCaptionsSpec, ViewsSpec
-from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, LocalStore
 from ssl_backdoor.train.batches import make_batches
 from ssl_backdoor.train.training_set import tokenize_captions

@@ -28,10 +28,11 @@ import webdataset
 from PIL import Image
 
 from ssl_backdoor.data.ingest import source_digest
+from ssl_backdoor.data.stored import open_dataset, open_lazy_dataset
 from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec
-from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, open_lazy_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Range, open_store
 from tests.benchmarks.bench_ingest import drawn, write_tar
 from tests.benchmarks.harness import Comparison, Options, alone, main, paired

@@ -13,12 +13,13 @@ from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.ingest import ingest
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.data.sources import open_source, source_digest
+from ssl_backdoor.data.stored import open_dataset, open_overlay
 from ssl_backdoor.errors import DataError, SpecError, UserError
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec, TargetsSpec, TemplateCaptionsSpec
-from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, open_dataset, open_overlay, run_stage
+from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactStore, open_store
 
 TWO = DatasetSpec(test_source=FilesSourceSpec())

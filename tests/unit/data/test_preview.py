@@ -4,10 +4,11 @@ import pytest
 from picture_files import cats_and_dogs, picture, write_folder, write_tar
 
 from ssl_backdoor.data.images import inspect
+from ssl_backdoor.data.stored import open_dataset
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.estimate.preview import preview_artifact, preview_source, synthetic_preview
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec
-from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import LocalStore
 
 SPECS = {

@@ -23,7 +23,7 @@ from ssl_backdoor.specs import (
     TargetsSpec,
     TrainSpec,
 )
-from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_name, run_stage
+from ssl_backdoor.stages import EvaluateStage, IngestStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import save_backbone, save_text_tower
 from tests.support.tiny_sets import tiny_dataset
@@ -63,8 +63,8 @@ def test_an_attack_in_the_words_of_the_evaluation(
     assert (attack.trigger, attack.target_class, attack.targets) == (trigger, target_class, targets)
     train = TrainSpec(method=CLIPSpec(), backbone=OpenCLIPSpec())
     run = RunSpec(dataset=DatasetSpec(), attack=attack, train=train, seed=5)
-    assert run_name(run) == name
-    assert run_name(run.model_copy(update={"variant": "fixed place"})) == name.replace(", seed", ", fixed place, seed")
+    assert run.label == name
+    assert run.model_copy(update={"variant": "fixed place"}).label == name.replace(", seed", ", fixed place, seed")
 
 
 def test_targets_are_in_the_key_and_their_absence_is_not() -> None:

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from flows.commands.gc import GcOptions, collect, render, report_slow_progress
+from ssl_backdoor.data.stored import open_dataset
 from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ScenesSourceSpec
-from ssl_backdoor.stages import IngestStage, StageCall, open_dataset, run_stage
+from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import contents, open_store
 from ssl_backdoor.store.garbage import garbage, reachable, sweep
 from ssl_backdoor.store.survey import survey

@@ -1,0 +1,52 @@
+"""Opens what earlier stages left in a store: the ingested images, the poison, and what a training reads of both."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
+from ssl_backdoor.specs import DatasetSpec
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
+
+
+def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
+    """The ingested dataset behind ``ref``, reading from its shards only the images that are asked for."""
+    samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
+    return LazyDataset(samples, *_read_classes_and_spec(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
+
+
+def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
+    """The ingested dataset behind ``ref``."""
+    folder = store.fetch(ref)
+    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_read_classes_and_spec(store, ref))
+
+
+def _read_classes_and_spec(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
+    """The classes of an ingested dataset, and its spec."""
+    manifest = store.manifest(ref)
+    return tuple(manifest.summary["classes"]), DatasetSpec.model_validate(manifest.spec["dataset"])
+
+
+def open_overlay(store: ArtifactStore, ref: ArtifactRef) -> Overlay:
+    """The poison overlay behind ``ref``."""
+    return Overlay(folder := store.fetch(ref), pq.read_table(folder / "overlay.parquet"))
+
+
+def open_training_data(store: ArtifactStore, inputs: Mapping[str, ArtifactRef]) -> tuple[Dataset, Overlay | None]:
+    """The dataset and the poison of a training, without the samples that a filter leaves out."""
+    dataset = open_dataset(store, inputs["dataset"])
+    overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
+    if "filter" not in inputs:
+        return dataset, overlay
+    judged = pq.read_table(store.fetch(inputs["filter"], ["filtered.parquet"]) / "filtered.parquet")
+    left_out = judged.filter(judged["is_left_out"])["key"].combine_chunks()
+
+    def kept(rows: pa.Table, *, of_training: bool) -> pa.Table:
+        goes = pc.is_in(rows["key"], value_set=left_out)
+        return rows.filter(pc.invert(pc.and_(goes, pc.equal(rows["split"], "train")) if of_training else goes))
+
+    dataset = replace(dataset, samples=kept(dataset.samples, of_training=True))
+    return dataset, overlay and replace(overlay, rows=kept(overlay.rows, of_training=False))
