@@ -12,7 +12,7 @@ from ssl_backdoor.identity import canonical
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.report import page
+from ssl_backdoor.report import gather
 from ssl_backdoor.report.stealth import Stealth
 from ssl_backdoor.specs import BYOLSpec, DatasetSpec, EvaluationSpec, ReportSpec, ResNetSpec, RunSpec, TrainSpec
 from ssl_backdoor.stages import EvaluateStage, IngestStage, PoisonStage, StageCall, run_stage
@@ -70,7 +70,7 @@ def test_the_page_gets_neighbours_and_how_visible_the_attack_is(
         heard.update(scored=scored, examples=examples, stealth=stealth)
         return {}
 
-    monkeypatch.setattr(page, "write_report", write_report)
+    monkeypatch.setattr(gather, "write_report", write_report)
     run_stage(StageCall(ReportSpec(recipe="tiny", question="?", runs=(RUN,)), refs), store)
     assert [one.arm for one in heard["scored"]] == ["control", "suspect"]
     for one in heard["scored"]:
@@ -99,6 +99,6 @@ def test_an_evaluation_without_a_sheet_is_read_all_the_same(
         found.extend(one.neighbours is None for one in scored)
         return {}
 
-    monkeypatch.setattr(page, "write_report", write_report)
+    monkeypatch.setattr(gather, "write_report", write_report)
     run_stage(StageCall(ReportSpec(recipe="tiny", question="?", runs=(RUN,)), refs), store)
     assert found == [True, False]
