@@ -26,7 +26,7 @@ from ssl_backdoor.evaluate.features import Condition, labelled, split_features
 from ssl_backdoor.evaluate.layers import Reading
 from ssl_backdoor.evaluate.probes import NamedProbe, Scores, labelled_subset
 from ssl_backdoor.evaluate.read import EvaluationInputs
-from ssl_backdoor.methods.base import Backbone
+from ssl_backdoor.methods.build import Backbone
 from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.progress import OnProgress, Progress
 from ssl_backdoor.seeds import torch_generator

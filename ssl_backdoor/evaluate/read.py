@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.evaluate.features import Condition
-from ssl_backdoor.methods.base import Backbone
+from ssl_backdoor.methods.build import Backbone
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import EvaluationSpec
 

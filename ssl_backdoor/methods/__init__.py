@@ -1,4 +1,4 @@
 from ssl_backdoor.methods.base import Batch, LossOutput, SSLMethod
-from ssl_backdoor.methods.build import build_backbone, build_method
+from ssl_backdoor.methods.build import build_backbone
 
-__all__ = ["Batch", "LossOutput", "SSLMethod", "build_backbone", "build_method"]
+__all__ = ["Batch", "LossOutput", "SSLMethod", "build_backbone"]

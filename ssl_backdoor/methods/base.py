@@ -2,16 +2,14 @@
 
 import abc
 from collections.abc import Sequence
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.methods.backbones import ResNet
-from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
-from ssl_backdoor.methods.vit import ViT
-
-Backbone = ResNet | ImageTower | ViT
+from ssl_backdoor.methods.build import Backbone, build_backbone
+from ssl_backdoor.methods.clip_towers import TextTower
+from ssl_backdoor.specs import TrainSpec
 
 
 class Batch(NamedTuple):
@@ -116,6 +114,22 @@ class SSLMethod(nn.Module, abc.ABC):
     backbone: Backbone
     """What is probed, distilled and published: images (B, 3, S, S) to features (B, ``feature_dim``)."""
     num_views: int
+
+    @classmethod
+    def build(cls, train: TrainSpec, seed: int, replicas: Replicas | None = None) -> "SSLMethod":
+        """The method of ``train`` on the CPU, with fresh networks that are equal on every replica.
+
+        As it stands here, of a method that is made as ``cls(train.method, backbone, seed, replicas)``.
+        """
+        replicas = replicas or SingleProcess()
+        make: Any = cls
+        built: SSLMethod = make(train.method, cls.fresh_backbone(train, seed, replicas), seed, replicas)
+        return built
+
+    @staticmethod
+    def fresh_backbone(train: TrainSpec, seed: int, replicas: Replicas) -> Any:
+        """The backbone of ``train``, with the BatchNorm groups of one replica."""
+        return build_backbone(train.backbone, train.fit.bn_groups // replicas.count, seed)
 
     @property
     def supports_cuda_graph(self) -> bool:

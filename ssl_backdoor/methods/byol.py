@@ -6,16 +6,16 @@ the slow target network says of the other; after training the online backbone is
 """
 
 import math
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
-from ssl_backdoor.methods.base import Batch, LossOutput, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
 from ssl_backdoor.methods.losses import byol_regression
 from ssl_backdoor.methods.parts import EMACopy, mlp_with_batch_norm
 from ssl_backdoor.seeds import torch_generator
-from ssl_backdoor.specs import BYOLSpec
+from ssl_backdoor.specs import BYOLSpec, TrainSpec
 
 
 @final
@@ -27,6 +27,12 @@ class BYOL(SSLMethod):
     """
 
     num_views = 2
+
+    @classmethod
+    def build(cls, train: TrainSpec, seed: int, replicas: Replicas | None = None) -> "BYOL":
+        """See the base; the target's decay rises over all epochs."""
+        spec: Any = train.method
+        return cls(spec, cls.fresh_backbone(train, seed, replicas or SingleProcess()), train.fit.epochs, seed)
 
     def __init__(self, spec: BYOLSpec, backbone: ResNet, epochs: int, seed: int):
         super().__init__()

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, tokens_of, views_of
-from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
-from ssl_backdoor.specs import CLIPSpec
+from ssl_backdoor.methods.clip_towers import ImageTower, TextTower, build_towers
+from ssl_backdoor.specs import CLIPSpec, TrainSpec
 
 
 @final
@@ -32,6 +32,15 @@ class CLIP(SSLMethod):
     """
 
     num_views = 1
+
+    @classmethod
+    def build(cls, train: TrainSpec, seed: int, replicas: Replicas | None = None) -> "CLIP":
+        """See the base; both towers are fresh. Micro-batches are the BatchNorm groups where there are some."""
+        spec: Any = train.method
+        towers: Any = train.backbone
+        replicas = replicas or SingleProcess()
+        groups = 1 if spec.micro_batch_size else train.fit.bn_groups // replicas.count
+        return cls(spec, *build_towers(towers, seed, bn_groups=groups), replicas)
 
     def __init__(self, spec: CLIPSpec, image: ImageTower, text: TextTower, replicas: Replicas | None = None):
         super().__init__()

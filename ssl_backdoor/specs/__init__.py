@@ -3,7 +3,8 @@
 A ``Spec`` says WHAT is computed; equal specs mean equal science, and a spec's canonical JSON is part of the key of
 every artifact made from it. ``Resources`` says HOW it runs and is never hashed. Nothing here imports torch.
 
-Read in the order base, family, data, trigger, attack, training, defence, detector, probe, evaluation, experiment.
+Read in the order base, family, data, trigger, attack, method, training, defence, detector, probe, evaluation,
+experiment.
 
 Two frames are named throughout. The *stored frame* is the image as decoded and, where ``frame_px`` is set, brought
 to that side: poisons are stamped there, before any augmentation. The *evaluated frame* is the test image after
@@ -52,6 +53,7 @@ from ssl_backdoor.specs.experiment import (
     TrainedOn,
 )
 from ssl_backdoor.specs.family import Among, Idea, built_in, members
+from ssl_backdoor.specs.method import Method, MethodSpec
 from ssl_backdoor.specs.probe import FeatureProbe, Metric, OwnFeaturesProbe, Probe, ProbeSpec, TextProbe
 from ssl_backdoor.specs.training import (
     AdamSpec,
@@ -63,7 +65,6 @@ from ssl_backdoor.specs.training import (
     FitSpec,
     JigsawSpec,
     MAESpec,
-    MethodSpec,
     MilestonesSpec,
     MoCoV2Spec,
     MSFSpec,
@@ -112,6 +113,7 @@ __all__ = [
     "JigsawSpec",
     "MAESpec",
     "MSFSpec",
+    "Method",
     "MethodSpec",
     "Metric",
     "MilestonesSpec",

@@ -10,7 +10,7 @@ from ssl_backdoor.specs.data import DatasetSpec
 from ssl_backdoor.specs.defence import Defence, DefenceSpec, Repair
 from ssl_backdoor.specs.detector import DetectorSpec
 from ssl_backdoor.specs.evaluation import EvaluationSpec
-from ssl_backdoor.specs.training import CLIPSpec, ResNetSpec, TrainSpec
+from ssl_backdoor.specs.training import ResNetSpec, TrainSpec
 
 
 class OwnDataSpec(Spec):
@@ -76,7 +76,7 @@ class RunSpec(Spec):
     @model_validator(mode="after")
     def _reads_captions(self) -> Self:
         """What works through captions needs a method that reads them, and the reverse for CompRess."""
-        is_clip = isinstance(self.train.method, CLIPSpec)
+        is_clip = self.train.method.has_text_tower
         needs_clip = {
             f"attack {self.attack.kind}": self.attack.adds_pairs,
             **{f"defence {one.kind}": one.needs_captions for one in self.defences},

@@ -23,16 +23,19 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.poison.attacks.saha2022",
         "ssl_backdoor.poison.attacks.carlini2022",
     ),
+    "method": ("ssl_backdoor.specs.training",),
     "defence": (
-        "ssl_backdoor.defences.compress",
         "ssl_backdoor.defences.distil_image_tower",
+        "ssl_backdoor.defences.compress",
         "ssl_backdoor.defences.cleanclip",
     ),
     "detector": (),
     "probe": ("ssl_backdoor.evaluate.standard_probes",),
     "metric": (),
 }
-"""Family -> the files of its built-in members, in the order in which forms and messages show them."""
+"""Family -> the files of its built-in members, in the order in which forms and messages show them.
+
+Of two members the one whose fields the other has too stands first: Prefect's form picks by the fields they share."""
 _members: dict[str, dict[str, type["Idea"]]] = {}
 
 

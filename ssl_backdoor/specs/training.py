@@ -1,10 +1,11 @@
 """Networks, optimisation, methods."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ssl_backdoor.specs.base import Fraction, Spec
+from ssl_backdoor.specs.method import Method, MethodSpec
 
 
 class ResNetSpec(Spec):
@@ -142,10 +143,38 @@ class FitSpec(Spec):
         return self
 
 
-class MoCoV2Spec(Spec):
+class RotNetSpec(Method):
+    """RotNet: which of four rotations was the image turned by? Every image is seen in all four."""
+
+    kind: Literal["rotnet"] = "rotnet"
+    network: ClassVar[str] = "ssl_backdoor.methods.rotnet:RotNet"
+
+
+class SimCLRSpec(Method):
+    """SimCLR."""
+
+    kind: Literal["simclr"] = "simclr"
+    network: ClassVar[str] = "ssl_backdoor.methods.simclr:SimCLR"
+    projector_hidden_dim: int = Field(default=2048, ge=1)
+    embedding_dim: int = Field(default=128, ge=1)
+    temperature: float = Field(default=0.1, gt=0.0)
+
+
+class SimSiamSpec(Method):
+    """SimSiam."""
+
+    kind: Literal["simsiam"] = "simsiam"
+    network: ClassVar[str] = "ssl_backdoor.methods.simsiam:SimSiam"
+    projector_hidden_dim: int = Field(default=2048, ge=1)
+    embedding_dim: int = Field(default=2048, ge=1)
+    predictor_hidden_dim: int = Field(default=512, ge=1)
+
+
+class MoCoV2Spec(Method):
     """MoCo v2 as in Saha et al.'s code."""
 
     kind: Literal["moco_v2"] = "moco_v2"
+    network: ClassVar[str] = "ssl_backdoor.methods.moco_v2:MoCoV2"
     projector_hidden_dim: int = Field(default=512, ge=1)
     embedding_dim: int = Field(default=128, ge=1)
     queue_size: int = Field(default=65_536, ge=1)
@@ -154,10 +183,11 @@ class MoCoV2Spec(Spec):
     shuffle_bn: bool = True
 
 
-class BYOLSpec(Spec):
+class BYOLSpec(Method):
     """BYOL as in Saha et al.'s code."""
 
     kind: Literal["byol"] = "byol"
+    network: ClassVar[str] = "ssl_backdoor.methods.byol:BYOL"
     projector_hidden_dim: int = Field(default=1024, ge=1)
     embedding_dim: int = Field(default=128, ge=1)
     predictor_hidden_dim: int = Field(default=1024, ge=1)
@@ -166,28 +196,11 @@ class BYOLSpec(Spec):
     ema_per: Literal["epoch", "step"] = "epoch"
 
 
-class SimCLRSpec(Spec):
-    """SimCLR."""
-
-    kind: Literal["simclr"] = "simclr"
-    projector_hidden_dim: int = Field(default=2048, ge=1)
-    embedding_dim: int = Field(default=128, ge=1)
-    temperature: float = Field(default=0.1, gt=0.0)
-
-
-class SimSiamSpec(Spec):
-    """SimSiam."""
-
-    kind: Literal["simsiam"] = "simsiam"
-    projector_hidden_dim: int = Field(default=2048, ge=1)
-    embedding_dim: int = Field(default=2048, ge=1)
-    predictor_hidden_dim: int = Field(default=512, ge=1)
-
-
-class MSFSpec(Spec):
+class MSFSpec(Method):
     """Mean shift for self-supervised learning."""
 
     kind: Literal["msf"] = "msf"
+    network: ClassVar[str] = "ssl_backdoor.methods.msf:MSF"
     projector_hidden_dim: int = Field(default=1024, ge=1)
     embedding_dim: int = Field(default=128, ge=1)
     predictor_hidden_dim: int = Field(default=1024, ge=1)
@@ -198,17 +211,17 @@ class MSFSpec(Spec):
     weak_target: bool = True
     """The target's view is cropped and flipped only; fit.views is the query's."""
 
+    def views(self, views: ViewsSpec) -> tuple[ViewsSpec, ...]:
+        """The query's and the target's."""
+        crop_and_flip = {"jitter_p": 0.0, "grey_p": 0.0, "blur_p": 0.0}
+        return (views, views.model_copy(update=crop_and_flip)) if self.weak_target else ()
 
-class RotNetSpec(Spec):
-    """RotNet: which of four rotations was the image turned by? Every image is seen in all four."""
 
-    kind: Literal["rotnet"] = "rotnet"
-
-
-class JigsawSpec(Spec):
+class JigsawSpec(Method):
     """Jigsaw: which permutation were the nine tiles of the image shuffled by?"""
 
     kind: Literal["jigsaw"] = "jigsaw"
+    network: ClassVar[str] = "ssl_backdoor.methods.jigsaw:Jigsaw"
     num_permutations: int = Field(default=2000, ge=2, le=10_000)
     """Chosen far apart: each next one has the largest mean Hamming distance to those before."""
     tile_px: int = Field(default=64, ge=2)
@@ -217,11 +230,22 @@ class JigsawSpec(Spec):
     """Each tile's features pass one linear layer, shared by the nine, to so many."""
     hidden_dim: int = Field(default=4096, ge=1)
 
+    def check(self, train: "TrainSpec") -> None:
+        """The nine tiles lie in cells of a third of the view."""
+        side = train.fit.views.size_px
+        if self.tile_px > side // 3:
+            raise ValueError(
+                f"jigsaw's tiles of {self.tile_px} px need images of at least {3 * self.tile_px} px, found views "
+                f"of {side} px; raise fit.views.size_px or lower method.tile_px"
+            )
 
-class MAESpec(Spec):
+
+class MAESpec(Method):
     """Masked autoencoder."""
 
     kind: Literal["mae"] = "mae"
+    network: ClassVar[str] = "ssl_backdoor.methods.mae:MAE"
+    backbone_kind: ClassVar[str] = "vit"
     mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0)
     decoder_dim: int = Field(default=512, ge=4, le=4096)
     """A multiple of 4 (positions) and of ``decoder_heads``."""
@@ -239,21 +263,18 @@ class MAESpec(Spec):
         return self
 
 
-class CLIPSpec(Spec):
+class CLIPSpec(Method):
     """CLIP: images and captions meet in one space under the symmetric contrastive loss."""
 
     kind: Literal["clip"] = "clip"
+    network: ClassVar[str] = "ssl_backdoor.methods.clip:CLIP"
+    backbone_kind: ClassVar[str] = "open_clip"
+    has_text_tower: ClassVar[bool] = True
     initial_temperature: float = Field(default=0.07, gt=0.0)
     """The scale 1 / temperature is learnt, and held at 100 or below."""
     micro_batch_size: int = Field(default=0, ge=0)
     """Pairs that pass the towers at once; the loss still sees the whole batch (feature caching: towers run twice).
     0: the whole batch. BatchNorm statistics are then those of a micro-batch."""
-
-
-MethodSpec = Annotated[
-    RotNetSpec | SimCLRSpec | SimSiamSpec | MoCoV2Spec | BYOLSpec | MSFSpec | JigsawSpec | MAESpec | CLIPSpec,
-    Field(discriminator="kind"),
-]
 
 
 class TrainSpec(Spec):
@@ -265,7 +286,7 @@ class TrainSpec(Spec):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        wanted = {"clip": "open_clip", "mae": "vit"}.get(self.method.kind, "resnet")
+        wanted = self.method.backbone_kind
         if self.backbone.kind != wanted:
             raise ValueError(
                 f"method {self.method.kind} trains a backbone of kind {wanted}, found {self.backbone.kind}; "
@@ -275,14 +296,5 @@ class TrainSpec(Spec):
             raise ValueError(
                 f"fit.views.size_px {self.fit.views.size_px} must be a multiple of patch_px {self.backbone.patch_px}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _holds_tiles(self) -> Self:
-        side, method = self.fit.views.size_px, self.method
-        if isinstance(method, JigsawSpec) and method.tile_px > side // 3:
-            raise ValueError(
-                f"jigsaw's tiles of {method.tile_px} px need images of at least {3 * method.tile_px} px, found views "
-                f"of {side} px; raise fit.views.size_px or lower method.tile_px"
-            )
+        self.method.check(self)
         return self

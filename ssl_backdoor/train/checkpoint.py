@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.identity import canonical_json
-from ssl_backdoor.methods.base import Backbone, SSLMethod
-from ssl_backdoor.methods.build import build_backbone
+from ssl_backdoor.methods.base import SSLMethod
+from ssl_backdoor.methods.build import Backbone, build_backbone
 from ssl_backdoor.methods.clip_towers import TextTower, build_towers, load_open_clip, tower_config
 from ssl_backdoor.specs import BackboneSpec, OpenCLIPSpec
 

@@ -18,7 +18,6 @@ from ssl_backdoor.device import pick_device
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.events import log_event
 from ssl_backdoor.methods.base import Batch, Replicas, SSLMethod
-from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import FitSpec, Resources, TrainSpec, ViewsSpec
 from ssl_backdoor.train.batches import make_batches
@@ -81,9 +80,9 @@ def pretrain(
     data = load_training_set(dataset, overlay, resources, on_progress)
 
     def build(replicas: Replicas, device: torch.device) -> SSLMethod:
-        return build_method(spec, seed, replicas)
+        return spec.method.build(spec, seed, replicas)
 
-    views = view_specs(spec)
+    views = spec.method.views(spec.fit.views)
     return train_backbone(build, data, spec.fit, out, seed, resources, checkpoints, on_progress, views=views)
 
 

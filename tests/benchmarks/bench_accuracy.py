@@ -22,7 +22,6 @@ from ssl_backdoor.data.resident import Resident, load_resident
 from ssl_backdoor.data.stored import open_dataset
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.evaluate import probes
-from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.specs import Resources, ScenesSourceSpec, TrainSpec
 from ssl_backdoor.stages import IngestStage, StageCall, run_stage
 from ssl_backdoor.store import open_store
@@ -39,13 +38,13 @@ def train_ours(spec: TrainSpec, images: Tensor, seed: int) -> nn.Module:
     """The mini recipe, through the project's loop."""
     with tempfile.TemporaryDirectory() as folder:
         train_backbone(
-            lambda replicas, _: build_method(spec, seed, replicas),
+            lambda replicas, _: spec.method.build(spec, seed, replicas),
             TrainingSet(images),
             spec.fit,
             Path(folder),
             seed,
             Resources(device="cpu"),
-            views=view_specs(spec),
+            views=spec.method.views(spec.fit.views),
         )
         return load_backbone(Path(folder))
 

@@ -27,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flows.recipes import clip, ssl
 from ssl_backdoor.methods.base import Batch, Replicas
-from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import FitSpec, ResNetSpec, Resources, TrainSpec
 from ssl_backdoor.train.pretrain import train_backbone
@@ -79,13 +78,13 @@ def train_all(file: str, share: int, steps: int) -> None:
         images = torch.randint(256, (batch, 3, case.px, case.px), dtype=torch.uint8, generator=torch_generator(0, "i"))
         with tempfile.TemporaryDirectory() as folder:
             summary = train_backbone(
-                lambda replicas, _, spec=spec: build_method(spec, 0, replicas),
+                lambda replicas, _, spec=spec: spec.method.build(spec, 0, replicas),
                 TrainingSet(images),
                 spec.fit,
                 Path(folder),
                 0,
                 Resources(device="cpu", workers=replicas),
-                views=view_specs(spec),
+                views=spec.method.views(spec.fit.views),
             )
         rates.append(summary["images_per_second"])
     Path(file).write_text(json.dumps(rates))
@@ -201,7 +200,7 @@ def counted_step(spec: TrainSpec, gpus: int) -> Step:
     replicas = Counted(1 if spec.method.kind == "clip" else gpus)
     fit = spec.fit.model_copy(update={"batch_size": replicas.count * counted, "bn_groups": replicas.count})
     counter, side = FlopCounterMode(display=False), fit.views.size_px
-    method = build_method(spec.model_copy(update={"fit": fit}), 0, replicas).train()
+    method = spec.method.build(spec.model_copy(update={"fit": fit}), 0, replicas).train()
     generator = torch_generator(0, "on paper")
     views = tuple(torch.randn(counted, 3, side, side, generator=generator) for _ in range(method.num_views))
     tokens = None if method.text_tower is None else method.text_tower.tokenize(["a photo"] * counted)

@@ -28,7 +28,6 @@ from torch import Tensor
 from flows.recipes import ssl
 from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD
 from ssl_backdoor.methods.base import Batch, SingleProcess, SSLMethod
-from ssl_backdoor.methods.build import build_method, view_specs
 from ssl_backdoor.specs import FitSpec, ResNetSpec, Resources, TrainSpec
 from ssl_backdoor.train.checkpoint import Checkpoints
 from ssl_backdoor.train.gradients import NUM_EAGER, Gradients
@@ -111,14 +110,14 @@ def ours(spec: TrainSpec, images: Tensor, threads: int, device: str, epochs: int
     num_steps = epochs * (len(images) // fit.batch_size)
     with tempfile.TemporaryDirectory() as folder:
         summary = train_backbone(
-            lambda replicas, _: build_method(spec, 0, replicas),
+            lambda replicas, _: spec.method.build(spec, 0, replicas),
             TrainingSet(images),
             fit,
             Path(folder),
             0,
             Resources(device=device, threads=threads, checkpoint_every_steps=1 + num_steps // 2),
             Kept(),
-            views=view_specs(spec),
+            views=spec.method.views(spec.fit.views),
         )
     return float(summary["images_per_second"])
 
@@ -131,7 +130,7 @@ class Bare:
 
     def __init__(self, spec: TrainSpec, format_name: str, device: str, how: str = "eager") -> None:
         form, precision = FORMATS[format_name]
-        self._method: SSLMethod = build_method(spec, 0, SingleProcess()).to(device).to(memory_format=form)
+        self._method: SSLMethod = spec.method.build(spec, 0, SingleProcess()).to(device).to(memory_format=form)
         self._method.train()
         self._optimizer = build_optimizer(spec.fit.optimizer, [p for p in self._method.parameters() if p.requires_grad])
         size = spec.fit.views.size_px

@@ -17,6 +17,7 @@ from ssl_backdoor.specs import (
     EvaluationSpec,
     FeatureProbe,
     Filter,
+    Method,
     Metric,
     Repair,
     ReportSpec,
@@ -71,6 +72,35 @@ class BiasSpec(TamperAttack):
 
     def tamper(self, dataset: Any, clean: Path, context: StageContext) -> dict[str, Any]:
         return _with_noise(clean, context.out, 0.01, context.seed)
+
+
+class PullSpec(Method):
+    """Two views are pulled together, and each dimension of the features is kept apart from 0."""
+
+    kind: Literal["pull"] = "pull"
+    spread: float = 1.0
+
+    def build(self, train: TrainSpec, seed: int, replicas: Any = None) -> Any:
+        import torch.nn.functional as F
+
+        from ssl_backdoor.methods.base import LossOutput, SingleProcess, SSLMethod, views_of
+
+        class Pull(SSLMethod):
+            num_views = 2
+
+            def __init__(self, backbone: Any, spread: float):
+                super().__init__()
+                self.backbone, self.spread = backbone, spread
+
+            def loss(self, batch: Any) -> LossOutput:
+                first, second = (self.backbone(view) for view in views_of(batch, self.num_views))
+                apart = F.relu(1 - first.std(0)).mean()
+                return LossOutput(1 - F.cosine_similarity(first, second).mean() + self.spread * apart, {})
+
+            def after_step(self, progress: float) -> None:
+                pass
+
+        return Pull(SSLMethod.fresh_backbone(train, seed, replicas or SingleProcess()), self.spread)
 
 
 class DarkestSpec(Filter):
@@ -219,6 +249,7 @@ def everything(pairs: int, seeds: int) -> ReportSpec:
 def _runs() -> Iterator[Any]:
     byol = demo.demo(1, 1).runs[0]
     ours = {
+        "train": byol.train.model_copy(update={"method": PullSpec()}),
         "defences": (DarkestSpec(), LonelySpec(), NoiseSpec(), SlowerSpec()),
         "detectors": (BrightInputsSpec(), BrightSamplesSpec(), SpreadSpec()),
         "evaluation": EvaluationSpec(probes=("knn", "nearest_mean"), metrics=("worst_class",), label_fractions=(1.0,)),

@@ -3,20 +3,19 @@
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pyarrow as pa
 import torch
 
 from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.methods.base import Batch, Replicas, SingleProcess, SSLMethod
-from ssl_backdoor.methods.build import build_backbone, build_method
+from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.compress import CompRess
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import (
     CLIPSpec,
     FitSpec,
-    MethodSpec,
     MilestonesSpec,
     OpenCLIPSpec,
     ResNetSpec,
@@ -25,6 +24,7 @@ from ssl_backdoor.specs import (
     TrainSpec,
     ViewsSpec,
     ViTSpec,
+    built_in,
 )
 from ssl_backdoor.train.pretrain import train_backbone
 from ssl_backdoor.train.training_set import TrainingSet
@@ -51,7 +51,7 @@ SMALL = {
 
 METHODS: Mapping[str, Any] = {
     kind.model_fields["kind"].default: kind(**{name: SMALL[name] for name in kind.model_fields if name in SMALL})
-    for kind in get_args(get_args(MethodSpec)[0])
+    for kind in built_in("method")
 } | {"clip_micro": CLIPSpec(micro_batch_size=4)}
 
 
@@ -89,7 +89,7 @@ def build_compress(num_queues: int, replicas: Replicas) -> SSLMethod:
 
 
 OBJECTIVES: Mapping[str, Callable[[Replicas], SSLMethod]] = {
-    **{kind: lambda replicas, kind=kind: build_method(train_spec(kind), 0, replicas) for kind in METHODS},
+    **{kind: lambda replicas, kind=kind: METHODS[kind].build(train_spec(kind), 0, replicas) for kind in METHODS},
     **{f"compress_{n}": lambda replicas, n=n: build_compress(n, replicas) for n in (1, 2)},
 }
 """Everything that fit() can train, by name."""

@@ -130,9 +130,8 @@ def test_the_other_methods_do_without_open_clip() -> None:
         "import sys\n"
         "sys.modules['open_clip'] = sys.modules['timm'] = None\n"
         "import ssl_backdoor.stages, ssl_backdoor.train.pretrain, ssl_backdoor.defences\n"
-        "from ssl_backdoor.methods.build import build_method\n"
         "from ssl_backdoor.specs import BYOLSpec, TrainSpec\n"
-        "print(type(build_method(TrainSpec(method=BYOLSpec()), 0)).__name__)\n"
+        "print(type((spec := TrainSpec(method=BYOLSpec())).method.build(spec, 0)).__name__)\n"
     )
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (0, "BYOL\n"), run.stderr[-2000:]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from ssl_backdoor.data.dataset import Dataset
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.base import Batch
-from ssl_backdoor.methods.build import build_backbone, view_specs
+from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.methods.losses import byol_regression
 from ssl_backdoor.methods.msf import MSF, mean_shift, nearest
 from ssl_backdoor.methods.parts import Queue
@@ -19,7 +19,7 @@ from ssl_backdoor.specs import MSFSpec, Resources, TrainSpec, ViewsSpec
 from ssl_backdoor.train.checkpoint import NoCheckpoints
 from ssl_backdoor.train.pretrain import pretrain
 from tests.support.tiny_sets import tiny_dataset
-from tests.support.tiny_training import BACKBONE, fit_spec, random_batch, train_spec
+from tests.support.tiny_training import BACKBONE, fit_spec, random_batch
 
 SPEC = MSFSpec(
     projector_hidden_dim=16, embedding_dim=8, predictor_hidden_dim=16, queue_size=20, neighbours=3, ema_decay=0.9
@@ -138,14 +138,13 @@ def test_more_neighbours_than_the_queue_holds_are_refused() -> None:
 
 def test_the_targets_view_is_cropped_and_flipped_only() -> None:
     spec = TrainSpec(method=SPEC, backbone=BACKBONE, fit=fit_spec())
-    query, target = view_specs(spec)
+    query, target = spec.method.views(spec.fit.views)
     assert query == spec.fit.views
     changed = {name for name in type(query).model_fields if getattr(query, name) != getattr(target, name)}
     assert changed == {"jitter_p", "grey_p", "blur_p"}
     assert (target.jitter_p, target.grey_p, target.blur_p) == (0.0, 0.0, 0.0)
     strong = SPEC.model_copy(update={"weak_target": False})
-    assert view_specs(spec.model_copy(update={"method": strong})) == ()
-    assert view_specs(train_spec("byol")) == ()
+    assert strong.views(spec.fit.views) == ()
 
 
 def losses(dataset: Dataset, out: Path, views: ViewsSpec, weak_target: bool) -> list[float]:

@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from ssl_backdoor.methods.base import Batch, SingleProcess, SSLMethod
-from ssl_backdoor.methods.build import build_method
 from ssl_backdoor.train.gradients import NUM_EAGER, Gradients
 from tests.support.tiny_training import OBJECTIVES, RATES, build_compress, objective, random_batch, train_spec
 
@@ -13,7 +12,7 @@ def with_one_group(name: str) -> SSLMethod:
     """The small objective ``name`` with BatchNorm over the whole batch, as on one GPU."""
     if name.startswith("compress"):
         return build_compress(int(name[-1]), SingleProcess()).train()
-    return build_method(train_spec(name, bn_groups=1), 0, SingleProcess()).train()
+    return (spec := train_spec(name, bn_groups=1)).method.build(spec, 0).train()
 
 
 def no_autocast(device: str) -> torch.autocast:
