@@ -1,4 +1,4 @@
-"""Flush Prefect's events of a flow before its server ends.
+"""States of task runs on Prefect's page: those that Prefect does not know of, and the last ones of a flow.
 
 Task states follow the flow as events. The server that a shell starts for itself ends with the shell and drops the
 events it has not written yet: Prefect's page would show stages that run for ever.
@@ -6,17 +6,31 @@ events it has not written yet: Prefect's page would show stages that run for eve
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
+from prefect.client.schemas import State
 from prefect.client.schemas.filters import TaskRunFilter, TaskRunFilterId
+from prefect.context import TaskRunContext
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.engine import emit_task_run_state_change_event
 
 from tasks import embedded_prefect
 
 _TIMEOUT_S = 30.0
 _PAGE = 200  # what one answer of the API holds
+
+
+def state_display() -> Callable[[State], None]:
+    """Shows a state of the present task run on Prefect's page, from any thread; what Prefect does next is unchanged."""
+    context = TaskRunContext.get()
+
+    def show(state: State) -> None:
+        if context is not None:
+            emit_task_run_state_change_event(context.task_run, context.task_run.state, state)
+
+    return show
 
 
 def flush_prefect_events(ended: Iterable[UUID]) -> None:

@@ -113,6 +113,7 @@ class ProgressMonitor:
         self._context = copy_context()  # events in it belong to the flow, not to one stage
         self._ids: dict[str, dict[str, str]] = {}
         self._is_lost = False
+        self._on_begin: dict[str, Callable[[], None]] = {}
         self._waiting = 0
         self._fewer_wait = threading.Condition(self._lock)
 
@@ -140,6 +141,17 @@ class ProgressMonitor:
                 )
                 self._polling.start()
             return self._actor
+
+    @contextmanager
+    def on_begin(self, call: StageCall, tell: Callable[[], None]) -> Iterator[None]:
+        """In this block, call ``tell`` once a worker has begun with ``call``; never after it."""
+        with self._lock:
+            self._on_begin[call.key] = tell
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._on_begin.pop(call.key, None)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -199,6 +211,9 @@ class ProgressMonitor:
                 continue
             for event in events:
                 replay(event)
+                if event["event"] == "begins":
+                    with self._lock:
+                        self._on_begin.pop(event["fields"]["key"], lambda: None)()
             for title, progress in latest.items():
                 if seen.get(title) != progress:
                     with log_context(**self._ids.get(title, {})):

@@ -16,7 +16,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas import State, TaskRun
 from prefect.runtime import task_run
-from prefect.states import Completed
+from prefect.states import Completed, Pending, Running
 
 from ssl_backdoor.errors import SslBackdoorError, StoreAwayError
 from ssl_backdoor.events import log_context, log_event
@@ -24,6 +24,7 @@ from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
 from ssl_backdoor.stages import Finished, StageCall, find_finished, run_stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from tasks.prefect_events import state_display
 from tasks.ray_fit import ProgressMonitor, run_on_ray
 
 _RETRY_DELAYS_S = [5.0, 10.0, 20.0, 40.0, 60.0]
@@ -78,10 +79,14 @@ def _find_or_make(call: StageCall, context: ExecutionContext) -> Finished:
     if (finished := find_finished(call, context.store)) is not None:  # before this stage queues for a slot
         log_event("reused", "Reused: it was there already", uri=finished.ref.uri)
         return finished
+    show = state_display()
+    show(Pending(name="Queued", message="waits for a CPU or a GPU"))
     if call.stage in ON_RAY:
-        return run_on_ray(call, context.store.root, context.resources, context.monitor)
+        with context.monitor.on_begin(call, lambda: show(Running())):
+            return run_on_ray(call, context.store.root, context.resources, context.monitor)
     with _LOCAL_SLOTS:
         context.monitor.raise_if_aborted()  # it may have ended meanwhile
+        show(Running())
         return run_stage(call, context.store, context.resources, context.listener(call.title))
 
 
