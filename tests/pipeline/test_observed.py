@@ -71,6 +71,16 @@ def test_a_line_is_also_on_the_page_of_its_stage(stack, demo):
         assert line["message"].startswith(f"{by_id[line['task_run_id']]['name']} (")
 
 
+def test_a_stage_that_waits_for_its_turn_is_queued_not_running(stack, demo):
+    for one in tasks(stack, demo).values():
+        states = stack.api(f"task_run_states/?task_run_id={one['id']}")
+        names = [state["name"] for state in sorted(states, key=lambda state: state["timestamp"])]
+        assert names[-4:] in (
+            ["Running", "Queued", "Running", "Completed"],
+            ["Pending", "Running", "Queued", "Completed"],
+        )
+
+
 def test_the_workers_file_at_ray_names_the_artifact_too(stack, demo):
     trained = {one["state"]["message"].split("/")[-1][:12] for one in tasks(stack, demo).values()}
     files = (ray_head.temp_folder(stack.config) / RAYS / "session_latest" / "logs").glob("worker-*.err")
