@@ -11,11 +11,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 from ssl_backdoor.errors import DataError
 
 MAX_MEMBER_BYTES = 256 * 2**20
+HEAD_BYTES = 64
+_MAX_PADDING_BYTES = 2**26  # of zeros behind the end mark of a tar
 _BUFFER_BYTES = 2**20
 # What tarfile, gzip and zipfile raise on damaged or hostile bytes.
 _DAMAGE = (
@@ -40,14 +42,16 @@ class Member(NamedTuple):
     """Why ``data`` is missing although it was wanted."""
 
 
-Wanted = Callable[[str], bool]
+Amount = bool | Literal["head"]
+"""The whole of a file, nothing, or its first ``HEAD_BYTES``."""
+Wanted = Callable[[str], Amount]
 
 
 class Files(Protocol):
     """Regular files under one root, always in the same order; memory holds one at a time."""
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
-        """Every file in order, once; ``wanted`` is asked for each name, in order, whether to read it."""
+        """Every file in order, once; ``wanted`` is asked for each name, in order, how much of it to read."""
         ...
 
 
@@ -111,14 +115,19 @@ class FolderFiles:
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
-        for name, path in self.walk():
-            yield self.read(name, path) if wanted(name) else Member(name)
+        for name, path, problem in self._walk(str(self.root), "", ()):
+            amount = wanted(name)
+            if problem:
+                yield Member(name, problem=problem)
+            else:
+                yield self.read(name, path, amount) if amount else Member(name)
 
     def walk(self) -> Iterator[tuple[str, str]]:
         """(relative name, path) of every regular file."""
-        yield from self._walk(str(self.root), "", ())
+        return ((name, path) for name, path, problem in self._walk(str(self.root), "", ()) if not problem)
 
-    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
+    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str, str]]:
+        """(relative name, path, why it is no regular file) of everything that is no folder."""
         status = os.stat(folder)
         here = (status.st_dev, status.st_ino)
         if here in above:
@@ -132,13 +141,18 @@ class FolderFiles:
             if entry.is_dir():
                 yield from self._walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
             elif entry.is_file():
-                yield prefix + entry.name, entry.path
+                yield prefix + entry.name, entry.path, ""
+            else:
+                is_link = entry.is_symlink()
+                yield prefix + entry.name, entry.path, "is a link to nothing" if is_link else "is no regular file"
 
     @staticmethod
-    def read(name: str, path: str) -> Member:
+    def read(name: str, path: str, amount: Amount = True) -> Member:
         """The file at ``path``, called ``name``."""
         try:
             with open(path, "rb") as file:
+                if amount == "head":
+                    return Member(name, file.read(HEAD_BYTES))
                 data = file.read(MAX_MEMBER_BYTES + 1)
         except OSError as error:
             return Member(name, problem=f"cannot be read: {error.strerror}")
@@ -196,10 +210,23 @@ class TarFiles:
                     self._check(info)
                     if info.isreg():
                         name = _clean(info.name)
-                        yield self._read(tar, info, name) if wanted(name) else Member(name)
+                        amount = wanted(name)
+                        yield self._read(tar, info, name, amount) if amount else Member(name)
             # tarfile takes a damaged header for the end; the true end is a block of zeros
             if len(forward.last) != tarfile.BLOCKSIZE or any(forward.last):
                 raise EOFError("no end-of-archive mark")
+            self._check_rest(forward)
+
+    def _check_rest(self, rest: _Forward) -> None:
+        """Refuse what follows the end mark and is more than padding: a second archive, as ``cat`` puts it there."""
+        num_bytes = 0
+        while block := rest.read(tarfile.RECORDSIZE):
+            num_bytes += len(block)
+            if block.count(0) != len(block) or num_bytes > _MAX_PADDING_BYTES:
+                raise DataError(
+                    f"{self.path} goes on behind its end mark, as two archives joined by cat do: "
+                    "unpack each (tar --ignore-zeros) and pack them as one, or give them one by one"
+                )
 
     def _open(self) -> BinaryIO:
         file = self.path.open("rb")
@@ -215,11 +242,11 @@ class TarFiles:
             kind = "link" if info.issym() or info.islnk() else "special file"
             raise DataError(f"{self.path} holds the {kind} {info.name!r}: pack regular files only")
 
-    def _read(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> Member:
-        if info.size > MAX_MEMBER_BYTES:
+    def _read(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, amount: Amount) -> Member:
+        if info.size > MAX_MEMBER_BYTES and amount != "head":
             return _limit_member(name, b"", info.size)
         content = tar.extractfile(info)
-        return Member(name, content.read() if content is not None else b"")
+        return Member(name, content.read(HEAD_BYTES if amount == "head" else -1) if content is not None else b"")
 
 
 class _OwningGzip(gzip.GzipFile):
@@ -247,7 +274,8 @@ class ZipFiles:
                 self._check(info)
                 if not info.is_dir():
                     name = _clean(info.filename.replace("\\", "/"))
-                    yield self._read(archive, info, name) if wanted(name) else Member(name)
+                    amount = wanted(name)
+                    yield self._read(archive, info, name, amount) if amount else Member(name)
 
     def _check(self, info: zipfile.ZipInfo) -> None:
         _check_name(self.path, info.orig_filename)
@@ -257,8 +285,8 @@ class ZipFiles:
         if info.flag_bits & 1:
             raise DataError(f"{self.path} is encrypted (member {info.filename!r}): unpack it first")
 
-    def _read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> Member:
-        if info.file_size > MAX_MEMBER_BYTES:
+    def _read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, amount: Amount) -> Member:
+        if info.file_size > MAX_MEMBER_BYTES and amount != "head":
             return _limit_member(name, b"", info.file_size)
         with archive.open(info) as content:  # never yields more than file_size bytes, then checks the CRC
-            return Member(name, content.read(MAX_MEMBER_BYTES + 1))
+            return Member(name, content.read(HEAD_BYTES if amount == "head" else MAX_MEMBER_BYTES + 1))

@@ -5,14 +5,14 @@ They are pickles, and a pickle is a program: only the reconstruction of a uint8 
 
 import io
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import numpy as np
 
-from ssl_backdoor.data.archives import Files
+from ssl_backdoor.data.archives import Files, Member
 from ssl_backdoor.data.images import UInt8Image
-from ssl_backdoor.data.items import Item
+from ssl_backdoor.data.items import Found, Item
 from ssl_backdoor.errors import DataError
 
 _SIDE_PX = 32
@@ -82,23 +82,49 @@ def _unpickle(name: str, data: bytes | None) -> dict[bytes, Any]:
     return value
 
 
-def is_cifar(names: list[str]) -> bool:
-    """Whether files of these names are the official archive's."""
-    files = {name.rpartition("/")[2] for name in names}
-    return "data_batch_1" in files or {"train", "test", "meta"} <= files
+def cifar_set(file: str) -> str | None:
+    """Which of the two archives holds a file of this name."""
+    if file in _CIFAR10 or file == "batches.meta":
+        return "CIFAR-10"
+    return "CIFAR-100" if file in _CIFAR100 or file == "meta" else None
+
+
+def find_cifar(files: Mapping[tuple[str, str], Set[str]]) -> str | None:
+    """The folder of the archive among ``files``, the names of CIFAR's files by (set, folder); None for none.
+
+    Raises:
+        DataError: there are several.
+    """
+    folders = [
+        (kind, folder)
+        for (kind, folder), names in files.items()
+        if (any(name.startswith("data_batch") for name in names) if kind == "CIFAR-10" else len(names) > 1)
+    ]
+    if len(folders) > 1:
+        kinds = " and ".join(f"{kind} in {folder or 'the root'}" for kind, folder in sorted(folders))
+        raise DataError(f"the data hold {kinds}: give the folder of one")
+    return folders[0][1] if folders else None
 
 
 class Cifar:
-    """The images of the python archive, packed or not; fine labels for CIFAR-100. There are pixels, but no files."""
+    """The images of the python archive, packed or not; fine labels for CIFAR-100. There are pixels, but no files.
 
-    def __init__(self, files: Files) -> None:
+    ``folder`` is where the batches lie below the root; None where there is but one such folder.
+    """
+
+    def __init__(self, files: Files, folder: str | None = None) -> None:
+        self.found = Found("official CIFAR archive")
         self._files = files
+        self._folder = folder
         self._class_names: list[str] = []
 
     def listing(self) -> Iterator[Item]:
         """See ``Source``."""
+        self.found.clear()
         self._class_names = self._read_class_names()
+        self.found.layout = f"official CIFAR-{len(self._class_names)} archive"
         for name, labels, _ in self._batches():
+            self.found.count_split("file", name, "test" if name.startswith("test") else "train", len(labels))
             yield from (self._item(name, index, label) for index, label in enumerate(labels))
 
     def read(self, keep: Iterator[bool]) -> Iterator[Item]:
@@ -115,26 +141,42 @@ class Cifar:
 
     def _read_class_names(self) -> list[str]:
         found: list[str] = []
-        for member in self._files.members(lambda name: name.rpartition("/")[2] in _META):
-            field = _META.get(member.name.rpartition("/")[2])
-            if field is not None:
-                names = _unpickle(member.name, member.data).get(field)
-                if isinstance(names, list) and all(isinstance(name, bytes) for name in names):
-                    found = [name.decode("ascii", "replace") for name in names]
+        names = set[str]()
+        for member, name in self._members(_META.keys() | _CIFAR10 | _CIFAR100, reads=_META.keys()):
+            names.add(name)
+            if (field := _META.get(name)) is not None:
+                labels = _unpickle(member.name, member.data).get(field)
+                if isinstance(labels, list) and all(isinstance(label, bytes) for label in labels):
+                    found = [label.decode("ascii", "replace") for label in labels]
         if not found:
             raise DataError("no class names: expected batches.meta or meta next to the CIFAR batches")
+        wanted = _CIFAR100 if len(found) == 100 else _CIFAR10
+        if missing := sorted(wanted - names):
+            raise DataError(
+                f"the CIFAR archive is not whole: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing; "
+                "fetch it again"
+            )
         return found
+
+    def _members(self, names: Set[str], reads: Set[str]) -> Iterator[tuple[Member, str]]:
+        """The archive's own files of these names, and their names; the content of ``reads``."""
+
+        def name_of(path: str) -> str:
+            folder, _, name = path.rpartition("/")
+            return name if self._folder in (None, folder) else ""
+
+        for member in self._files.members(lambda path: name_of(path) in reads):
+            if (name := name_of(member.name)) in names:
+                yield member, name
 
     def _batches(self) -> Iterator[tuple[str, list[int], UInt8Image]]:
         """(file name, labels, uint8 (n, 3072)) of each batch."""
         is_fine = len(self._class_names) == 100
         wanted = _CIFAR100 if is_fine else _CIFAR10
-        for member in self._files.members(lambda name: name.rpartition("/")[2] in wanted):
-            name = member.name.rpartition("/")[2]
-            if name in wanted:
-                batch = _unpickle(member.name, member.data)
-                labels, pixels = batch.get(b"fine_labels" if is_fine else b"labels"), batch.get(b"data")
-                yield name, self._labels(member.name, labels), _array(member.name, pixels, labels)
+        for member, name in self._members(wanted, reads=wanted):
+            batch = _unpickle(member.name, member.data)
+            labels, pixels = batch.get(b"fine_labels" if is_fine else b"labels"), batch.get(b"data")
+            yield name, self._labels(member.name, labels), _array(member.name, pixels, labels)
 
     def _labels(self, name: str, labels: Any) -> list[int]:
         classes = range(len(self._class_names))

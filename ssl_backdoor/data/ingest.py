@@ -21,7 +21,10 @@ from ssl_backdoor.data.joined import Joined
 from ssl_backdoor.data.selection import Selection, select
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
+from ssl_backdoor.data.splits import IGNORED
+from ssl_backdoor.data.survey import Listing, Rejections, describe
 from ssl_backdoor.errors import DataError, translate_os_errors
+from ssl_backdoor.events import log_event
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
 from ssl_backdoor.tables import REJECTED, SAMPLES
@@ -70,7 +73,8 @@ def ingest(
 
     Returns:
         ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``captioner``, the whole
-        grammar, where captions were written from templates; with a second source ``num_train_unlabelled``,
+        grammar, where captions were written from templates; ``left_out`` (images by split), ``rejected_by_reason`` and
+        ``ignored`` (files by kind) where there are any; with a second source ``num_train_unlabelled``,
         ``num_test_unlabelled`` and ``num_own_test_left_out`` (the first source's test images).
 
     Raises:
@@ -95,21 +99,22 @@ def ingest(
 def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: OnProgress) -> dict[str, Any]:
     def list_items() -> Iterator[Item]:
         for item in source.listing():
-            if item.problem:
+            if item.problem and item.split != IGNORED:
                 output.reject(item.name, item.problem)
             yield item
 
-    selection = select(list_items(), spec)
+    selection = select(list_items(), spec, source.found)
+    log_event("listed", "; ".join(describe(source, selection, output.rejections).sentences()))
     _check_captions(selection, spec)
     _check_second_source(selection, spec)
-    total = int(selection.keep.sum()) + output.num_rejected
+    total = int(selection.keep.sum()) + output.rejections.num
     has_own_test = isinstance(spec.test_source, OwnTestSpec)
     kept = (
-        _NamedItem(row, key, item, spec.captions_required and (has_own_test or item.split != "test"))
+        _NamedItem(row, key, item, spec.captions_required and (has_own_test or item.split == "train"))
         for row, key, item in selection.name_items(source.read(iter(selection.keep.tolist())))
     )
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
-    for done, checked in enumerate(_check_all(kept, spec), start=output.num_rejected + 1):
+    for done, checked in enumerate(_check_all(kept, spec), start=output.rejections.num + 1):
         if checked.reason:
             output.reject(checked.item.name, checked.reason)
         else:
@@ -124,11 +129,19 @@ def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: O
         "classes": list(selection.classes),
         "num_train": int(counts[0].sum()),
         "num_test": int(counts[1].sum()),
-        "num_rejected": output.num_rejected,
+        "num_rejected": output.rejections.num,
         "bytes": output.num_bytes,
+        **_listing_summary(describe(source, selection, output.rejections)),
         **_captioner_summary(selection, spec),
         **(_joined_summary(source, counts) if isinstance(source, Joined) else {}),
     }
+
+
+def _listing_summary(listing: Listing) -> dict[str, Any]:
+    """What was not used, where there is any: by split, by reason and by kind."""
+    ignored = {kind: ignored.num for kind, ignored in listing.ignored.items()}
+    facts = {"left_out": listing.left_out, "rejected_by_reason": listing.rejected_by_reason, "ignored": ignored}
+    return {name: dict(counts) for name, counts in facts.items() if counts}
 
 
 def _captioner_summary(selection: Selection, spec: DatasetSpec) -> dict[str, Any]:
@@ -163,10 +176,12 @@ def _check_second_source(selection: Selection, spec: DatasetSpec) -> None:
 
 
 def _check_rejected(output: "_Output", total: int, allowed: float) -> None:
-    if output.num_rejected > allowed * total:
+    rejections = output.rejections
+    if rejections.num > allowed * total:
+        examples = "; ".join(map(": ".join, rejections.first[:_EXAMPLES]))
         raise DataError(
-            f"{output.num_rejected} of {total} images cannot be used, more than max_rejected_frac {allowed:g} allows: "
-            f"{'; '.join(output.examples)}; fix or remove them, or raise dataset.max_rejected_frac"
+            f"{rejections.num} of {total} images cannot be used, more than max_rejected_frac {allowed:g} allows: "
+            f"{examples}; fix or remove them, or raise dataset.max_rejected_frac"
         )
 
 
@@ -285,9 +300,8 @@ class _Output:
     """The artifact's files, open."""
 
     def __init__(self, out: Path, samples_per_shard: int) -> None:
-        self.num_rejected = 0
+        self.rejections = Rejections()
         self.num_bytes = 0
-        self.examples: list[str] = []
         self._stack = ExitStack()
         out.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -325,6 +339,4 @@ class _Output:
         """Record one image that is rejected."""
         source, reason = printable(source), printable(reason)
         self._rejected.append(source, reason)
-        self.num_rejected += 1
-        if len(self.examples) < _EXAMPLES:
-            self.examples.append(f"{source}: {reason}")
+        self.rejections.add(source, reason)

@@ -1,15 +1,40 @@
 """What every source of images gives: one image after the other, with its split, class and caption."""
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple, Protocol
 
 from ssl_backdoor.data.archives import is_hidden
 from ssl_backdoor.data.images import UInt8Image
+from ssl_backdoor.data.splits import SplitWords
 
-# A folder, shard or record of this name is that split.
-SPLITS = {"train": "train", "test": "test", "val": "test", "valid": "test", "validation": "test"}
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
-_MAX_CLASS_NAME = 200  # characters
+IMAGE_SUFFIXES = frozenset(
+    re.findall(
+        r"\w+",
+        "jpg jpeg jpe jfif pjpeg pjp png apng webp gif bmp dib tif tiff avif avifs heic heif ppm pgm pbm pnm jp2 jxl",
+    )
+)
+SIDECARS = frozenset({"txt", "json", "cls"})
+# Known not to be images: their bytes are not looked at.
+_OTHER_SUFFIXES = frozenset(
+    re.findall(
+        r"\w+",
+        "csv tsv jsonl ndjson parquet arrow feather xml yaml yml toml ini cfg md rst html htm pdf doc docx xls xlsx "
+        "log lst npy npz npx pt pth ckpt safetensors pkl pickle mat h5 hdf5 mdb lmdb tfrecord tfrecords rec idx tar gz "
+        "tgz bz2 xz zst zip 7z rar mp4 avi mov mkv webm mp3 wav flac ogg db lock sh py pyc ipynb c h cpp js css svg "
+        "sha256 sha1 md5",
+    )
+)
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP|GIF8[79]a|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0|II\*\0|MM\0\*|"
+    rb"....ftyp(avif|avis|heic|heix|mif1|msf1)|P[1-6]\s\s*[\d#]|\0\0\0\x0cjP  |\xff\x0a",
+    re.DOTALL,
+)
+_EXAMPLES = 3
+_MAX_KINDS = 100
+_NAMED = 10
 
 
 class Item(NamedTuple):
@@ -18,6 +43,7 @@ class Item(NamedTuple):
     name: str
     """Unique and stable: the relative path, or what stands for it."""
     split: str
+    """train, test, eval, val, or ignore where it is to be left out."""
     class_name: str | None = None
     caption: str | None = None
     """As found; of several captions one a line."""
@@ -27,8 +53,55 @@ class Item(NamedTuple):
     """Why the image is refused before it is looked at."""
 
 
+class Ignored(NamedTuple):
+    """Files of one kind that are no images."""
+
+    num: int
+    examples: tuple[str, ...]
+
+
+@dataclass
+class Found:
+    """What a source was understood to be; whole once it was listed."""
+
+    layout: str = ""
+    """In words, such as "folders split/class"."""
+    splits: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)
+    """(where, word): the split that it means, and how many images it was said of, such as ("folder", "Testing")."""
+    ignored: dict[str, Ignored] = field(default_factory=dict)
+    """What is passed over, by kind: hidden, sidecar, a suffix such as ".csv", ..."""
+    words: SplitWords | None = None
+    """That the source reads names of splits with."""
+
+    def list_ignored(self) -> str:
+        """What was passed over, for people."""
+        kinds = (f"{one.num} {kind} (such as {one.examples[0]})" for kind, one in sorted(self.ignored.items()))
+        return ", ".join(islice(kinds, _NAMED))
+
+    def ignore(self, kind: str, name: str) -> None:
+        """Count a file that is passed over."""
+        if kind not in self.ignored and len(self.ignored) >= _MAX_KINDS:
+            kind = "other"
+        num, examples = self.ignored.get(kind, Ignored(0, ()))
+        if num < _EXAMPLES:
+            examples = (*examples, printable(name))
+        self.ignored[kind] = Ignored(num + 1, examples)
+
+    def count_split(self, where: str, word: str, split: str, count: int = 1) -> None:
+        """Count images whose split was told by ``word``."""
+        if len(self.splits) < _MAX_KINDS or (where, word) in self.splits:
+            self.splits[where, word] = split, self.splits.get((where, word), ("", 0))[1] + count
+
+    def clear(self) -> None:
+        """Forget what was counted, before it is counted again."""
+        self.splits.clear()
+        self.ignored.clear()
+
+
 class Source(Protocol):
     """Images in one fixed order, read twice: to decide, then to copy."""
+
+    found: Found
 
     def listing(self) -> Iterator[Item]:
         """Every image, without its pixels and caption."""
@@ -40,8 +113,18 @@ class Source(Protocol):
 
 
 def suffix_of(name: str) -> str:
-    """The extension in lower case; empty where there is none."""
-    return name.rpartition("/")[2].partition(".")[2].rpartition(".")[2].lower()
+    """The extension in lower case, without what a download left behind it (jpg?w=640); empty where there is none."""
+    suffix = name.rpartition("/")[2].partition(".")[2].rpartition(".")[2].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return suffix
+    suffix = name.rpartition("/")[2].partition("?")[0].partition(".")[2].rpartition(".")[2].lower()
+    return re.split(r"[^a-z0-9]", suffix, maxsplit=1)[0]
+
+
+def stem_of(name: str) -> str:
+    """The path without the extension."""
+    at = name.rfind(".")
+    return name[:at] if at > name.rfind("/") + 1 else name
 
 
 def is_image(name: str) -> bool:
@@ -49,14 +132,23 @@ def is_image(name: str) -> bool:
     return suffix_of(name) in IMAGE_SUFFIXES and not is_hidden(name)
 
 
+def kind_of(name: str) -> str:
+    """hidden, image, sidecar, unknown (its first bytes tell), or a suffix that no image has, such as ".csv"."""
+    suffix = suffix_of(name)
+    if is_hidden(name):
+        return "hidden"
+    if suffix in IMAGE_SUFFIXES:
+        return "image"
+    if suffix in SIDECARS:
+        return "sidecar"
+    return f".{suffix}" if suffix in _OTHER_SUFFIXES else "unknown"
+
+
+def looks_like_image(head: bytes | None) -> bool:
+    """Whether a file that begins with these bytes is an image, whatever its name."""
+    return head is not None and _MAGIC.match(head) is not None
+
+
 def printable(text: str) -> str:
     """``text`` without the lone surrogates that undecodable bytes leave."""
     return text.encode("utf-8", "replace").decode()
-
-
-def class_name_of(value: object) -> str | None:
-    """The class that a label names by text or number; None for none: empty, -1, too long, neither text nor number."""
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        return None
-    name = printable(str(value)).strip()
-    return name if name and name != "-1" and len(name) <= _MAX_CLASS_NAME else None

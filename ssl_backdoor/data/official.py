@@ -22,7 +22,8 @@ import numpy as np
 
 from ssl_backdoor.data.archives import FolderFiles
 from ssl_backdoor.data.images import UInt8Image
-from ssl_backdoor.data.items import Item, class_name_of, is_image, printable
+from ssl_backdoor.data.items import Found, Item, is_image, printable
+from ssl_backdoor.data.splits import class_name_of
 from ssl_backdoor.errors import DataError, SpecError
 
 # GTSRB numbers its classes and torchvision keeps the numbers.
@@ -196,6 +197,7 @@ class Official:
     """
 
     def __init__(self, kind: OfficialSet, folder: Path) -> None:
+        self.found = Found(f"official {kind.title}")
         self._kind = kind
         self._folder = folder
         self._rows: list[tuple[Item, str | UInt8Image]] = []

@@ -13,16 +13,15 @@ import pyarrow.csv as text_tables
 import pyarrow.parquet as pq
 
 from ssl_backdoor.data.archives import FolderFiles, Member
-from ssl_backdoor.data.items import SPLITS, Item, class_name_of, printable
+from ssl_backdoor.data.items import Found, Item, printable
 from ssl_backdoor.data.selection import fingerprint
+from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import FilesSourceSpec
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 _PATH = ("filepath", "path", "image", "file", "filename")
 _CAPTION = ("caption", "captions", "title", "text")
-_CLASS = ("label", "class")
-_SPLIT = ("split",)
 _BLOCK_BYTES = 16 * 2**20
 """Of a text table held at once; a longer row makes the table unreadable."""
 _BATCH_ROWS = 10_000
@@ -48,7 +47,9 @@ class PairTable:
         DataError: no such table, or one without a column of paths and one of captions.
     """
 
-    def __init__(self, table: Path, spec: FilesSourceSpec) -> None:
+    def __init__(self, table: Path, spec: FilesSourceSpec, words: SplitWords | None = None) -> None:
+        self.found = Found("table of image paths and captions")
+        self._words = words
         self._table = table
         self._folder = str(table.absolute().parent)
         self._is_last: Sequence[bool] = ()
@@ -66,7 +67,14 @@ class PairTable:
         is_last = np.zeros(len(marks), bool)
         is_last[len(marks) - 1 - from_the_end] = True
         self._is_last = is_last.tolist()
-        return (item for item, last in zip(self._rows(), self._is_last, strict=False) if last)
+        if self._words is not None:
+            self._words.check()
+        self.found.splits.clear()
+        for item, last in zip(self._rows(), self._is_last, strict=False):
+            if last:
+                if item.split != "train" or self._columns.split:
+                    self.found.count_split("table", item.split, item.split)
+                yield item
 
     def read(self, keep: Iterator[bool]) -> Iterator[Item]:
         """See ``Source``; the listing comes first."""
@@ -131,8 +139,8 @@ class PairTable:
         name, problem = self._place(path)
         return Item(
             name if not problem else f"row {number}, {str(path)[:100]!r}",
-            SPLITS.get(str(_text(split)).strip().lower(), "train"),
-            class_name_of(_text(class_name)),
+            (self._words and self._words.of_field(split, f"row {number}")) or "train",
+            class_name_of(class_name),
             _captions(caption),
             problem=problem,
         )
@@ -163,7 +171,7 @@ def _columns(table: Path, found: list[str], spec: FilesSourceSpec) -> _Columns:
                 f"{table} has no column {named or ' or '.join(guesses)} for the image's {what}: "
                 f"found {printable(', '.join(found[:_SHOWN]))}; name the right one in dataset.source.{what}_column"
             )
-    return _Columns(path, caption, pick(*_CLASS), pick(*_SPLIT))
+    return _Columns(path, caption, pick(*LABEL_FIELDS), pick(*SPLIT_FIELDS))
 
 
 def _text(value: object) -> object:

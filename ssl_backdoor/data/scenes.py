@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ssl_backdoor.data.images import UInt8Image
-from ssl_backdoor.data.items import Item
+from ssl_backdoor.data.items import Found, Item
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import ScenesSourceSpec
 
@@ -182,6 +182,7 @@ class Scenes:
     """The scenes of a spec: classes in alphabetical order, numbered within class and split."""
 
     def __init__(self, spec: ScenesSourceSpec) -> None:
+        self.found = Found("drawn scenes")
         self._spec = spec
         self._groups = [
             (split, shape, count)

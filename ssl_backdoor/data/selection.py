@@ -8,18 +8,23 @@ import difflib
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ssl_backdoor.data.items import IMAGE_SUFFIXES, Item, printable
+from ssl_backdoor.data.items import Found, Item, printable
+from ssl_backdoor.data.splits import HELD_OUT, IGNORED, choose_test_split, plain
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec
 
 _MAX_KEY = 80
+_KEY_SUFFIXES = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp"})
+"""Left out of keys; another suffix stays in them, as it always did."""
+_SPLITS = ("train", *HELD_OUT, IGNORED)
+_CODE_OF_SPLIT = {split: code for code, split in enumerate(_SPLITS)}
 Ints = npt.NDArray[np.int64]
 
 
@@ -39,7 +44,7 @@ def _digest(name: str) -> str:
 def plain_key(name: str) -> str:
     """``train/cat/0001.jpg`` as ``train-cat-0001``: letters, digits, ``_`` and ``-``, at most 80."""
     stem, dot, suffix = name.rpartition(".")
-    stem = stem if dot and suffix.lower() in IMAGE_SUFFIXES else name
+    stem = stem if dot and suffix.lower() in _KEY_SUFFIXES else name
     key = re.sub(r"[^A-Za-z0-9_-]", "_", stem.replace("/", "-"))
     return key if len(key) <= _MAX_KEY else f"{key[: _MAX_KEY - 11]}-{_digest(name)}"
 
@@ -57,6 +62,8 @@ class Selection:
     """Of the plain keys."""
     shared: frozenset[int]
     """Fingerprints that more than one image has."""
+    left_out: Mapping[str, int]
+    """Images of splits that are not used, by split: see ``HELD_OUT``."""
 
     def name_items(self, items: Iterable[Item]) -> Iterator[tuple[int, str, Item]]:
         """(row, unique key, item) of the kept images.
@@ -82,11 +89,12 @@ class Selection:
             raise DataError("the data changed while they were read: start again when nobody writes to them")
 
 
-def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
-    """Decide by ``spec``'s classes, held-out fraction, caps and kept fraction, in this order.
+def select(listing: Iterable[Item], spec: DatasetSpec, found: Found | None = None) -> Selection:
+    """Decide by ``spec``'s splits, classes, held-out fraction, caps and kept fraction, in this order.
 
     Images with a ``problem`` are never kept. Where test images come from a second source, none is held out or
-    lost to the kept fraction, and training images need no class.
+    lost to the kept fraction, and training images need no class. Of ``found`` what was passed over is named where there
+    are no images.
 
     Raises:
         SpecError: a class that the data do not have.
@@ -96,11 +104,11 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
     draws_test = has_own_test and spec.test_fraction > 0
     draws_kept = spec.keep_fraction < 1 or spec.max_train_per_class > 0 or spec.max_test_per_class > 0
     code_of: dict[str | None, int] = {None: 0}
-    codes, tests, usable = array("i"), array("b"), array("b")
+    codes, splits, usable = array("i"), array("b"), array("b")
     fingerprints, test_draws, keep_draws = array("Q"), array("Q"), array("Q")
     for item in listing:
         codes.append(code_of.setdefault(item.class_name, len(code_of)))
-        tests.append(item.split == "test")
+        splits.append(_CODE_OF_SPLIT[item.split])
         usable.append(not item.problem)
         fingerprints.append(fingerprint(plain_key(item.name)))
         if draws_test:
@@ -108,15 +116,23 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
         if draws_kept:
             keep_draws.append(sub_seed(spec.subset_seed, "keep", printable(item.name)))
     if not codes:
-        raise DataError("no images found: expected files such as train/cat/0001.jpg, an archive of them, or shards")
+        other = f"; found {found.list_ignored()}" if found is not None and found.ignored else ""
+        raise DataError(f"no images found: expected files such as train/cat/0001.jpg, an archive or shards{other}")
 
-    classes = _classes(code_of, spec.classes)
-    number = {name: label for label, name in enumerate(classes)}
-    label_of = np.array([number.get(name, -1) if name is not None else -1 for name in code_of], np.int32)
-    class_codes = np.frombuffer(codes, np.int32)
-    labels = label_of[class_codes]
-    is_test = np.frombuffer(tests, np.int8).astype(bool)
     keep = np.frombuffer(usable, np.int8).astype(bool)
+    split_codes, class_codes = np.frombuffer(splits, np.int8), np.frombuffer(codes, np.int32)
+    counts = dict(zip(_SPLITS, np.bincount(split_codes[keep], minlength=len(_SPLITS)).tolist(), strict=True))
+    test_split = choose_test_split(split for split in HELD_OUT if counts[split])
+    left_out = {split: counts[split] for split in (*HELD_OUT, IGNORED) if counts[split] and split != test_split}
+    is_test = split_codes == _CODE_OF_SPLIT[test_split]
+    is_used = is_test | (split_codes == _CODE_OF_SPLIT["train"])
+    keep &= is_used
+
+    names = tuple(code_of)
+    used_names = (names[code] for code in np.unique(class_codes[is_used]).tolist())
+    classes = _classes(used_names, tuple(map(plain, spec.classes)))
+    number = {name: label for label, name in enumerate(classes)}
+    labels = np.array([number.get(name, -1) if name is not None else -1 for name in names], np.int32)[class_codes]
     if spec.classes:
         keep &= (labels >= 0) | ((class_codes == 0) & ~is_test & (not has_own_test))
     if draws_test and not is_test[keep].any():
@@ -131,7 +147,7 @@ def select(listing: Iterable[Item], spec: DatasetSpec) -> Selection:
             keep[rows] = False
             keep[chosen] = True
     marks = np.frombuffer(fingerprints, np.uint64)
-    return Selection(keep, is_test, labels, classes, marks, _find_duplicates(marks))
+    return Selection(keep, is_test, labels, classes, marks, _find_duplicates(marks), left_out)
 
 
 def _find_duplicates(marks: npt.NDArray[np.uint64]) -> frozenset[int]:

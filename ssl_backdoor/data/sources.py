@@ -1,29 +1,27 @@
 """Open a source of images, detecting its layout, and compute its digest."""
 
 import hashlib
-import itertools
 import os
 import re
 from pathlib import Path
-from typing import Literal
 
-from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, open_files, read_none
-from ssl_backdoor.data.cifar import Cifar, is_cifar
-from ssl_backdoor.data.items import IMAGE_SUFFIXES, Source, is_image
+from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, is_hidden, open_files
+from ssl_backdoor.data.cifar import Cifar, find_cifar
+from ssl_backdoor.data.items import Source, printable
 from ssl_backdoor.data.joined import Joined
 from ssl_backdoor.data.official import Official, OfficialSet, find_official, require_official
 from ssl_backdoor.data.pair_table import SUFFIXES, PairTable
+from ssl_backdoor.data.parquet_images import ParquetImages, image_columns
+from ssl_backdoor.data.scan import Scan
 from ssl_backdoor.data.scenes import Scenes
-from ssl_backdoor.data.trees import Tree
-from ssl_backdoor.data.webshards import SIDECARS, WebShards, key_and_field
+from ssl_backdoor.data.splits import SplitWords
+from ssl_backdoor.data.trees import Tree, find_rule
+from ssl_backdoor.data.webshards import WebShards
 from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec, SourceSpec
 
-_PEEK = 200  # files looked at to tell a layout
 _MAX_SHARDS = 1_000_000
 _BLOCK_BYTES = 2**20
-
-Layout = Literal["folder", "cifar", "webdataset", "pairs"]
 
 
 def open_source(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> Source:
@@ -39,8 +37,12 @@ def open_source(spec: DatasetSpec, data: str | None, test_data: str | None = Non
         SpecError: ``test_data`` is missing, or given and not asked for.
     """
     second = _second_source(spec, test_data)
-    first = _open(spec.source, data)
-    return Joined(first, _open(second, test_data)) if second else first
+    words = SplitWords(spec.splits)
+    source = _open(spec.source, data, words, spec)
+    if second:
+        source = Joined(source, _open(second, test_data, words, spec))
+    source.found.words = words
+    return source
 
 
 def source_digest(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> str:
@@ -78,19 +80,73 @@ def _second_source(spec: DatasetSpec, test_data: str | None) -> FilesSourceSpec 
     return None
 
 
-def _open(spec: SourceSpec, data: str | None) -> Source:
-    if isinstance(spec, ScenesSourceSpec):
-        return Scenes(spec)
+def _open(source: SourceSpec, data: str | None, words: SplitWords, spec: DatasetSpec) -> Source:
+    if isinstance(source, ScenesSourceSpec):
+        return Scenes(source)
     paths = _paths(data)
-    if _is_table(spec, paths):
-        return PairTable(paths[0], spec)
-    if (official := _official(spec, paths)) is not None:
+    if _is_table(source, paths):
+        return PairTable(paths[0], source, words)
+    if (official := _official(source, paths)) is not None:
         return Official(*official)
+    if len(paths) > 1 or source.layout in ("webdataset", "parquet") or paths[0].suffix.lower() == ".parquet":
+        return _open_shards(source.layout, paths, words)
     files = open_files(paths[0])
-    layout: str = _look(files) if spec.layout == "auto" else spec.layout
-    if len(paths) > 1 or layout == "webdataset":
-        return WebShards(_shards(paths, files))
-    return Cifar(files) if layout == "cifar" else Tree(files)
+    if source.layout == "cifar":
+        return Cifar(files)
+    scan = Scan(files)
+    layout = source.layout if source.layout == "folder" else _find_layout(paths[0], files, scan)
+    if layout == "cifar":
+        return Cifar(files, find_cifar(scan.cifar))
+    if layout in ("webdataset", "parquet"):
+        return _open_shards(layout, paths, words)
+    rule = find_rule(scan.folder_counts(), words, takes_outer=source.layout == "folder")
+    names_no_class = rule.shape == "flat" or not rule.has_classes
+    if scan.num_sidecars and scan.is_numbered:  # img2dataset's "files": 00000/000000000.jpg with .txt and .json
+        rule, names_no_class = rule._replace(shape="flat"), True
+    if isinstance(files, TarFiles) and scan.num_sidecars and names_no_class and not rule.splits:
+        return WebShards(paths, words)
+    reads_sidecars = scan.num_sidecars > 0 and (names_no_class or spec.captions_required)
+    return Tree(files, scan, rule, words, reads_sidecars=reads_sidecars)
+
+
+def _find_layout(path: Path, files: Files, scan: Scan) -> str:
+    """folder, cifar, webdataset or parquet.
+
+    Raises:
+        DataError: nothing that can be read is there, or more than one thing.
+    """
+    is_folder = isinstance(files, FolderFiles)
+    readings = {"folder": f"{scan.num_images} images in folders"} if scan.num_images else {}
+    if (folder := find_cifar(scan.cifar)) is not None:
+        readings["cifar"] = f"CIFAR's batches in {folder or 'the root'}"
+    if is_folder and scan.shards:
+        readings["webdataset"] = f"{len(scan.shards)} tar files such as {printable(scan.shards[0])}"
+    if is_folder and (tables := [name for name in scan.parquets if image_columns(path / name) is not None]):
+        readings["parquet"] = f"{len(tables)} Parquet files with images such as {printable(tables[0])}"
+    if len(readings) > 1:
+        raise DataError(
+            f"{path} holds {' and '.join(readings.values())}: give one of them alone as --data, or say which is meant "
+            f"with --set dataset.source.layout={' or '.join(readings)}"
+        )
+    return next(iter(readings), "folder")
+
+
+def _open_shards(layout: str, paths: list[Path], words: SplitWords) -> Source:
+    suffix = ".parquet" if layout == "parquet" or paths[0].suffix.lower() == ".parquet" else ".tar"
+    folder = paths[0] if paths[0].is_dir() else None
+    if folder is not None:
+        names = [(name, path) for name, path in FolderFiles(folder).walk() if not is_hidden(name)]
+        paths = [Path(path) for name, path in names if name.lower().endswith(suffix)]
+    if suffix == ".parquet":
+        paths = [path for path in paths if image_columns(path) is not None]
+        if not paths:
+            raise DataError("expected Parquet files with a column of images (bytes), but found none")
+        source: Source = ParquetImages(paths, words)
+    elif not paths or not all(isinstance(open_files(path), TarFiles) for path in paths):
+        raise DataError("expected WebDataset shards: tar files, a folder that holds some, or a brace pattern of them")
+    else:
+        source = WebShards(paths, words)
+    return source
 
 
 def _digest(spec: SourceSpec, data: str | None) -> str:
@@ -177,7 +233,9 @@ def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:
         DataError: the spec demands a table and the data are something else.
     """
     if spec.layout != "pairs":
-        return spec.layout == "auto" and paths[0].suffix.lower() in SUFFIXES and paths[0].is_file()
+        suffix = paths[0].suffix.lower()
+        is_named = spec.layout == "auto" and len(paths) == 1 and suffix in SUFFIXES and paths[0].is_file()
+        return is_named and not (suffix == ".parquet" and image_columns(paths[0]) is not None)
     if len(paths) > 1 or paths[0].is_dir():
         raise DataError(f"expected one CSV, TSV or Parquet table of image paths and captions, but found {paths[0]}")
     return True
@@ -192,32 +250,3 @@ def _official(spec: FilesSourceSpec, paths: list[Path]) -> tuple[OfficialSet, Pa
     if spec.layout == "official":
         return require_official(paths[0])
     return find_official(paths[0]) if spec.layout == "auto" and paths[0].is_dir() else None
-
-
-def _look(files: Files) -> Layout:
-    """The layout, from the first names. Shards: tars at the top of a folder, or a tar of images with sidecars."""
-    names = [member.name for member in itertools.islice(files.members(read_none), _PEEK)]
-    if is_cifar(names):
-        return "cifar"
-    if isinstance(files, FolderFiles):
-        is_shards = any(_is_shard(name) for name in names) and not any(is_image(name) for name in names)
-    else:
-        fields: dict[str, set[str]] = {}
-        for key, field in (key_and_field(name) for name in names if "/" not in name):
-            fields.setdefault(key, set()).add(field)
-        is_shards = isinstance(files, TarFiles) and any(
-            found & IMAGE_SUFFIXES and found & SIDECARS for found in fields.values()
-        )
-    return "webdataset" if is_shards else "folder"
-
-
-def _is_shard(name: str) -> bool:
-    return "/" not in name and name.endswith(".tar")
-
-
-def _shards(paths: list[Path], files: Files) -> list[Path]:
-    if isinstance(files, FolderFiles):
-        paths = [Path(path) for name, path in files.walk() if _is_shard(name)]
-    if not paths or not all(isinstance(open_files(path), TarFiles) for path in paths):
-        raise DataError("expected WebDataset shards: tar files, a folder that holds some, or a brace pattern of them")
-    return paths

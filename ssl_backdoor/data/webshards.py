@@ -2,16 +2,26 @@
 
 import itertools
 import json
-import re
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from ssl_backdoor.data.archives import Member, TarFiles, is_hidden
-from ssl_backdoor.data.items import IMAGE_SUFFIXES, SPLITS, Item, class_name_of
+from ssl_backdoor.data.archives import Amount, Member, TarFiles
+from ssl_backdoor.data.items import (
+    Found,
+    Item,
+    kind_of,
+    looks_like_image,
+    stem_of,
+    suffix_of,
+)
+from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of, split_of_shards
 
-SIDECARS = frozenset({"txt", "json", "cls"})
+Pair = tuple[Member, str]
 _MAX_SIDECAR_BYTES = 2**20
+_MAX_FIELDS = 64
+"""Of one sample; more members whose names agree up to the first dot are samples with a dot in their keys."""
 
 
 def key_and_field(name: str) -> tuple[str, str]:
@@ -26,88 +36,208 @@ class WebShards:
 
     A caption is each line of the .txt or, where there is none, each of the json's "caption" and "captions" (text or a
     list of texts). A class is the json's "label", "class" or "cls" (text or number), or the .cls member; -1 is none.
-    The split is the json's "split", or the shard's name where that starts with train, test or val; else train. An
-    image with a sidecar over 1 MiB is refused, and so is a sample without an image.
+    The split is the json's "split", else that which the shard's name or folder says; train where no shard says any.
+    A key may hold a dot (22.05.png) where no image has the name before it (22.png). An image with a sidecar over 1 MiB
+    is refused, and so is a sample without an image.
+
+    Raises:
+        DataError: a shard says two splits, or says none beside others that do.
     """
 
-    def __init__(self, shards: Sequence[Path]) -> None:
+    def __init__(self, shards: Sequence[Path], words: SplitWords) -> None:
+        self.found = Found(f"{len(shards)} WebDataset shard{'s' * (len(shards) > 1)}")
         self._shards = shards
-        stems = [shard.stem for shard in shards]
-        is_unique = len(set(stems)) == len(stems)
-        self._names = stems if is_unique else [f"{shard.parent.name}/{shard.stem}" for shard in shards]
+        self._words = words
+        around = os.path.commonpath([shard.parent.absolute() for shard in shards])
+        relative = [os.path.relpath(shard.absolute(), around)[: -len(shard.suffix) or None] for shard in shards]
+        self._splits = split_of_shards(relative, words)
+        choices = [shard.stem for shard in shards], [f"{shard.parent.name}/{shard.stem}" for shard in shards], relative
+        self._names = next((names for names in choices if len(set(names)) == len(names)), relative)
+        self._dotted: set[int] = set()
+        self._verdicts = bytearray()
 
     def listing(self) -> Iterator[Item]:
         """See ``Source``."""
-        return (item for item, _ in self._items(itertools.repeat(False)))
+        self.found.clear()
+        self._dotted.clear()
+        self._verdicts.clear()
+        number = itertools.count()
+        for shard, name, (split, word) in zip(self._shards, self._names, self._splits, strict=True):
+            place = _placer(name, split)
+            for _, group in itertools.groupby(self._list_members(shard), lambda pair: key_and_field(pair[0].name)[0]):
+                for sample in self._part_group(next(number), group):
+                    for item, _ in read_sample(sample, place, self._words, self.found, keeps_lone=True):
+                        if word and item.split == split:
+                            self.found.count_split("shard", word, split)
+                        yield item
+        self._words.check()
 
     def read(self, keep: Iterator[bool]) -> Iterator[Item]:
-        """See ``Source``."""
-        return (item for item, is_wanted in self._items(keep) if is_wanted)
+        """See ``Source``; the listing comes first."""
+        asking = _Asking(keep, self._dotted, iter(self._verdicts))
+        for shard, name, (split, _) in zip(self._shards, self._names, self._splits, strict=True):
+            place = _placer(name, split)
+            used = ((m, *asking.last) for m in TarFiles(shard).members(asking) if asking.last[0])
+            for _, group in itertools.groupby(used, lambda found: found[2]):
+                sample = ((member, kind) for member, kind, _ in group)
+                yield from (item for item, is_wanted in read_sample(sample, place, self._words) if is_wanted)
+            asking.leave_shard()
 
-    def _items(self, keep: Iterator[bool]) -> Iterator[tuple[Item, bool]]:
-        """Each item, and whether ``keep`` asked for it."""
-        for shard, name in zip(self._shards, self._names, strict=True):
-            first_word = re.match(r"[a-z]*", shard.name.lower())
-            split = SPLITS.get(first_word[0] if first_word else "", "train")
-            asked = _KeepFilter(keep)
-            members = TarFiles(shard).members(asked)
-            for _, group in itertools.groupby(members, lambda member: key_and_field(member.name)[0]):
-                yield from _sample(group, name, split)
-            asked.leave_sample()
+    def _list_members(self, shard: Path) -> Iterator[tuple[Member, str]]:
+        """(member, image or sidecar) of those that are either."""
+        kind = ""
+
+        def wanted(name: str) -> Amount:
+            nonlocal kind
+            kind = kind_of(name)
+            return "head" if kind == "unknown" else kind == "sidecar"
+
+        for member in TarFiles(shard).members(wanted):
+            if kind == "unknown":
+                self._verdicts.append(looks_like_image(member.data))
+                kind = "image" if self._verdicts[-1] else f".{suffix_of(member.name)}"
+                member = member._replace(data=None)
+            if kind in ("image", "sidecar"):
+                yield member, kind
+            else:
+                self.found.ignore(kind, f"{shard.name}/{member.name}")
+
+    def _part_group(self, number: int, group: Iterator[Pair]) -> Iterator[Iterator[Pair]]:
+        """The samples among members whose names agree up to the first dot: one, or those of dotted keys."""
+        head = list(itertools.islice(group, _MAX_FIELDS))
+        has_plain = any(kind == "image" and _is_plain(member.name) for member, kind in head)
+        if has_plain or all(kind != "image" for _, kind in head):
+            yield self._without_further(itertools.chain(head, group))
+            return
+        self._dotted.add(number)
+        for _, sample in itertools.groupby(itertools.chain(head, group), lambda pair: stem_of(pair[0].name)):
+            yield sample
+
+    def _without_further(self, group: Iterator[Pair]) -> Iterator[Pair]:
+        """The members of one sample without fields such as seg.png."""
+        for member, kind in group:
+            if _is_plain(member.name):
+                yield member, kind
+            else:
+                self.found.ignore(f"further {kind} of a sample", member.name)
 
 
-class _KeepFilter:
+def _placer(shard: str, split: str) -> Callable[[str], Item]:
+    return lambda name: Item(f"{shard}/{name}", split)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether the file's name has one dot at most, but for what a download left behind it."""
+    return "." not in stem_of(name.partition("?")[0]).rpartition("/")[2]
+
+
+class _Asking:
     """Which members are read: every sidecar, and the images that ``keep`` asks for.
 
     A sample without an image is one item too and takes one answer, at the moment that the next sample begins.
     """
 
-    def __init__(self, keep: Iterator[bool]) -> None:
+    def __init__(self, keep: Iterator[bool], dotted: Set[int], verdicts: Iterator[int]) -> None:
         self._keep = keep
-        self._key = ""
-        self._fields: set[str] = set()
+        self._dotted = dotted
+        self._verdicts = verdicts
+        self._number = -1
+        self._outer: str | None = None
+        self._sample: tuple[int, str] = (-1, "")
+        self._kinds: set[str] = set()
+        self.last: tuple[str, tuple[int, str]] = ("", self._sample)
+        """Of the member asked for last: image, sidecar or "" for neither, and its sample."""
 
     def __call__(self, name: str) -> bool:
-        key, field = key_and_field(name)
-        if key != self._key:
-            self.leave_sample()
-            self._key = key
-        if is_hidden(name) or field not in IMAGE_SUFFIXES | SIDECARS:
+        kind = kind_of(name)
+        if kind == "unknown":
+            kind = "image" if next(self._verdicts, 0) else ""
+        if kind not in ("image", "sidecar"):
+            self.last = ("", self._sample)
             return False
-        self._fields.add(field)
-        return field in SIDECARS or next(self._keep, False)
+        outer = key_and_field(name)[0]
+        if outer != self._outer:
+            self._outer = outer
+            self._number += 1
+        is_dotted = self._number in self._dotted
+        sample = self._number, stem_of(name) if is_dotted else ""
+        if sample != self._sample:
+            self._leave_sample()
+            self._sample = sample
+        if not (is_dotted or _is_plain(name)):
+            self.last = ("", sample)
+            return False
+        self.last = (kind, sample)
+        self._kinds.add(kind)
+        return kind == "sidecar" or next(self._keep, False)
 
-    def leave_sample(self) -> None:
-        if self._fields and not self._fields & IMAGE_SUFFIXES:
+    def leave_shard(self) -> None:
+        """Samples do not go on in the next shard."""
+        self._leave_sample()
+        self._outer = None
+
+    def _leave_sample(self) -> None:
+        if self._kinds == {"sidecar"}:
             next(self._keep, False)
-        self._fields.clear()
+        self._kinds.clear()
 
 
-def _sample(group: Iterator[Member], shard: str, split: str) -> Iterator[tuple[Item, bool]]:
-    images: dict[str, Member] = {}
+def read_sample(
+    group: Iterable[Pair],
+    place: Callable[[str], Item],
+    words: SplitWords,
+    found: Found | None = None,
+    *,
+    keeps_lone: bool = False,
+) -> Iterator[tuple[Item, bool]]:
+    """The images of a sample, each with its captions, class and split, and whether its bytes were asked for.
+
+    Args:
+        group: the images and sidecars of one sample.
+        place: an image's own name, split and class, from a member's name.
+        words: what names of splits mean.
+        found: where the words of splits are counted.
+        keeps_lone: a sample without an image is an item with a problem.
+    """
+    images: list[Member] = []
     sidecars: dict[str, bytes] = {}
-    problem = key = ""
-    for member in group:
-        key, field = key_and_field(member.name)
-        if is_hidden(member.name):
+    problem = name = ""
+    for member, kind in group:
+        name = member.name
+        if kind == "image":
+            images.append(member)
             continue
-        if field in IMAGE_SUFFIXES:
-            images[member.name] = member
-        elif field in SIDECARS:
-            sidecars[field] = member.data if member.data is not None else b""
-            size = len(sidecars[field])
-            if member.problem or size > _MAX_SIDECAR_BYTES:
-                sidecars[field] = b""
-                problem = f"its .{field} is larger than the {_MAX_SIDECAR_BYTES} bytes that a sidecar may have"
+        field = suffix_of(name)
+        sidecars[field] = member.data if member.data is not None else b""
+        size = len(sidecars[field])
+        if member.problem or size > _MAX_SIDECAR_BYTES:
+            sidecars[field] = b""
+            problem = f"its .{field} is larger than the {_MAX_SIDECAR_BYTES} bytes that a sidecar may have"
     about = _object(sidecars.get("json", b""))
-    split = SPLITS.get(str(about.get("split")), split)
+    word = next((about[field] for field in SPLIT_FIELDS if about.get(field) is not None), None)
+    split = words.of_field(word, f"the json of {place(stem_of(name)).name}") if word is not None else None
     class_name, caption = _class_name(about, sidecars.get("cls")), _caption(about, sidecars.get("txt"))
-    for name, image in images.items():
+    for image in images:
+        placed = place(image.name)
+        if split and found is not None:
+            found.count_split("json", str(word)[:100], split)
         is_wanted = image.data is not None or bool(image.problem)
-        found = Item(f"{shard}/{name}", split, class_name, caption, image.data, problem or image.problem)
-        yield found, is_wanted
-    if sidecars and not images:
-        yield Item(f"{shard}/{key}", split, problem="has a caption or a label but no image beside it"), False
+        yield (
+            placed._replace(
+                split=split or placed.split,
+                class_name=placed.class_name or class_name,
+                caption=caption,
+                image=image.data,
+                problem=placed.problem or problem or image.problem,
+            ),
+            is_wanted,
+        )
+    if sidecars and not images and found is not None and not keeps_lone:
+        found.ignore(f".{suffix_of(name)}", name)
+    if keeps_lone and sidecars and not images:
+        lone = place(stem_of(name))
+        problem = "has a caption or a label but no image beside it"
+        yield lone._replace(split=split or lone.split, problem=problem), False
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -130,7 +260,5 @@ def _caption(about: dict[str, Any], text: bytes | None) -> str | None:
 
 
 def _class_name(about: dict[str, Any], text: bytes | None) -> str | None:
-    values = [about.get(name) for name in ("label", "class", "cls")]
-    if text is not None:
-        values.append(text.decode("utf-8", "replace"))
+    values = [*(about.get(name) for name in LABEL_FIELDS), text]
     return next(filter(None, map(class_name_of, values)), None)

@@ -1,8 +1,9 @@
 """Which images and captions, and the frame they are stored in."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from ssl_backdoor.specs.base import Fraction, Spec
 
@@ -11,10 +12,10 @@ class FilesSourceSpec(Spec):
     """Images the user brings: a folder, an archive or shards. The path itself is given at run time."""
 
     kind: Literal["files"] = "files"
-    layout: Literal["auto", "folder", "cifar", "webdataset", "pairs", "official"] = "auto"
+    layout: Literal["auto", "folder", "cifar", "webdataset", "pairs", "official", "parquet"] = "auto"
     """folder: split/class/file, also in a tar, tar.gz or zip; cifar: the official archives; webdataset: shards;
     pairs: a CSV, TSV or Parquet table of image path and caption; official: STL-10, GTSRB, Flowers-102 or Oxford-IIIT
-    Pets, unpacked as torchvision has them."""
+    Pets, unpacked as torchvision has them; parquet: files that hold the images, of Hugging Face or img2dataset."""
     path_column: str = ""
     """Of a pairs table; empty takes the first of filepath, path, image, file, filename that is there."""
     caption_column: str = ""
@@ -63,6 +64,19 @@ class TemplateCaptionsSpec(Spec):
 CaptionsSpec = Annotated[SourceCaptionsSpec | TemplateCaptionsSpec, Field(discriminator="kind")]
 
 
+SplitName = Literal["train", "val", "test", "ignore"]
+
+
+def _pairs_of(value: object) -> object:
+    """An object's entries as pairs."""
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
+SplitNames = Annotated[
+    tuple[tuple[str, SplitName], ...], BeforeValidator(_pairs_of), AfterValidator(lambda pairs: tuple(sorted(pairs)))
+]
+
+
 class DatasetSpec(Spec):
     """Which images, and the frame they are stored in."""
 
@@ -74,6 +88,9 @@ class DatasetSpec(Spec):
     classes: tuple[str, ...] = ()
     """Class names (folder names, e.g. wnids) to keep; empty keeps all. Labels number them in sorted order. With a
     second source training images without a class are kept all the same."""
+    splits: SplitNames = ()
+    """What names of splits mean that are not known, or mean something else: {"Prueba": "test", "extra": "ignore"}.
+    Where the data have test and val, val is left out; {"val": "train"} or {"val": "test"} takes it in."""
     max_train_per_class: int = Field(default=0, ge=0)
     """Keep at most this many training images of each class, drawn by ``subset_seed``; 0 keeps all."""
     max_test_per_class: int = Field(default=0, ge=0)

@@ -40,12 +40,12 @@ def test_one_table_in_every_format(tmp_path: Path, suffix: str) -> None:
     rows: Rows = [
         {"key": "x", "path": "i/0.png", "caption": 'a "cat",\nin\ttwo lines', "label": "cat", "split": "train"},
         {"key": "y", "path": "./i//1.png", "caption": "café 猫", "label": "dog", "split": "val"},
-        {"key": "z", "path": str(tmp_path / "i/2.png"), "caption": "", "label": "-1", "split": "other"},
+        {"key": "z", "path": str(tmp_path / "i/2.png"), "caption": "", "label": "-1", "split": "restval"},
     ]
     items = read_source(write_table(tmp_path / f"t{suffix}", rows))
     assert [item[:4] for item in items] == [
         ("i/0.png", "train", "cat", 'a "cat", in\ttwo lines'),
-        ("i/1.png", "test", "dog", "café 猫"),
+        ("i/1.png", "val", "dog", "café 猫"),
         ("i/2.png", "train", None, None),
     ]
     assert [item.image for item in items] == [picture(index) for index in range(3)]

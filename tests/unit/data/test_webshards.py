@@ -47,8 +47,8 @@ def test_splits_and_labels_of_shards_that_name_them(tmp_path: Path) -> None:
     assert facts(read_source(tmp_path)) == [
         ("shard-0/a.png", "test", None),
         ("shard-0/b.png", "train", None),
-        ("val-000/a.png", "test", None),
-        ("val-000/b.png", "test", "x"),
+        ("val-000/a.png", "val", None),
+        ("val-000/b.png", "val", "x"),
     ]
 
 
