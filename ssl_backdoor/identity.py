@@ -25,7 +25,7 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "tamper": 1,
     "defend": 1,
     "detect": 1,
-    "evaluate": 2,
+    "evaluate": 3,
     "report": 5,
 }
 

@@ -90,7 +90,8 @@ TARGETS = pa.schema(
     ]
 )
 
-# A histogram of the cosine over distinct pairs of test images: one row per condition and bin [low, high).
+# A histogram of the cosine over distinct pairs of test images: one row per condition and bin [low, high). Besides the
+# conditions of PREDICTIONS "clean_same_label": the clean pairs that a probe gives one label.
 SIMILARITY = pa.schema(
     [("condition", pa.string()), ("low", pa.float64()), ("high", pa.float64()), ("num_pairs", pa.int64())]
 )

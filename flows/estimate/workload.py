@@ -181,7 +181,7 @@ class Workload:
 
 def _cost_frame(dataset: DatasetSpec) -> DatasetSpec:
     """The fields of ``dataset`` that determine the cost of one image."""
-    names = ("frame_px", "resident_px", "max_rejected_frac", "max_image_pixels")
+    names = ("frame_px", "resident_px", "resident_filter", "max_rejected_frac", "max_image_pixels")
     return DatasetSpec(**{name: getattr(dataset, name) for name in names})
 
 

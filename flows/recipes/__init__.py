@@ -114,6 +114,15 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "carlini2022_fig2_backdoor": _figure(
         carlini2022.fig2_backdoor, "success of the backdoor by the count, two defences", paper=(8, 8, 32)
     ),
+    "carlini2022_fig2_targeted_yfcc": Recipe(
+        partial(carlini2022.fig2_yfcc, clip.YFCC), 8, 1, 32, True, "success of targeted poisoning; YFCC-15M, RN50"
+    ),
+    "carlini2022_fig_captions": _figure(
+        carlini2022.fig_captions,
+        "success of targeted poisoning by the set of captions",
+        mini=(8, 6, 6),
+        paper=(8, 1, 8),
+    ),
     "carlini2022_fig_similarity": _figure(carlini2022.fig_similarity, "cosines of clean and of triggered pairs"),
     "carlini2022_fig_poisons": _figure(carlini2022.fig_poisons, "z-score by the count"),
     "carlini2022_fig_datasize": _figure(carlini2022.fig_datasize, "z-score by the amount of clean data"),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from flows.recipes.clip import Scale, backdoor
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022TargetedSpec
+from ssl_backdoor.poison.caption_sets import CaptionSet
 from ssl_backdoor.specs import (
     AttackSpec,
     Defence,
@@ -61,6 +62,40 @@ def fig2_targeted(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
                 axis="num_poisons",
                 measures=_shown(scale, *SUCCESS),
                 paper=(PaperValue(x=3, measure=SUCCESS[0], value=0.4),),
+            ),
+        ),
+    )
+
+
+def fig2_yfcc(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
+    """Figure 2, left, on the paper's second set."""
+    report = fig2_targeted(scale, pairs, seeds)
+    (figure,) = report.figures
+    figure = figure.model_copy(update={"paper": (PaperValue(x=15, measure=SUCCESS[0], value=0.2),)})
+    return report.model_copy(update={"recipe": "carlini2022_fig2_targeted_yfcc", "figures": (figure,)})
+
+
+def fig_captions(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
+    """Success of targeted poisoning by what the poisons' captions are taken from."""
+    sets: tuple[tuple[str, CaptionSet], ...] = (("", "search"), ("80 prompts", "imagenet80"))
+    return ReportSpec(
+        recipe="carlini2022_fig_captions",
+        question="Do poisons do more when their captions are the victim's own prompts filled with the class than when "
+        "they are training captions that name it?",
+        note=scale.note,
+        runs=tuple(
+            _run(scale, targeted(count, pairs).model_copy(update={"captions": captions}), seed, variant)
+            for variant, captions in sets
+            for count in scale.targeted_counts
+            for seed in range(seeds)
+        ),
+        figures=(
+            FigureSpec(
+                name="fig_captions",
+                title="Targeted poisoning: success by the set of captions",
+                attack="carlini2022_targeted",
+                axis="num_poisons",
+                measures=_shown(scale, *SUCCESS),
             ),
         ),
     )
@@ -118,13 +153,20 @@ _PAPER = {  # recalled, not read: shown as unverified
 
 
 def fig_similarity(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
-    """Figure 3, right: cosines of pairs of clean and of triggered test images."""
+    """Figure 3: by cosine, pairs of clean images given one label; cosines of clean and of triggered pairs."""
     return ReportSpec(
         recipe="carlini2022_fig_similarity",
         question="Does a backdoored CLIP place triggered images nearer to each other than clean ones?",
         note=scale.note,
         runs=tuple(_run(scale, backdoor(scale, seed, pairs), seed) for seed in range(seeds)),
         figures=(
+            _figure(
+                scale,
+                "fig_same_label",
+                "Pairs of clean images that are given one label, by their similarity",
+                "same_label",
+                "similarity_clean/features",
+            ),
             _figure(
                 scale,
                 "fig_similarity",

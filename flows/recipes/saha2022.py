@@ -60,7 +60,7 @@ def _run(
         attack=attack,
         train=train,
         defences=defences,
-        evaluation=scale.evaluation,
+        evaluation=scale.evaluation_of(variant),
         probe_on=probe_on or OwnDataSpec(),
         seed=seed,
         variant=variant,
@@ -84,20 +84,33 @@ def _tables(
     name: str,
     title: str,
     rows: Iterable[TableRow],
-    probes: Iterable[str],
+    scale: Scale,
     measures: tuple[str, ...] = FALSE_POSITIVES,
     paper: tuple[PaperCell, ...] = (),
 ) -> Iterator[TableSpec]:
-    """One table a probe; the paper's values stand beside the first."""
+    """One table a probe; the paper's values stand beside the head that they are of, or at small size the first."""
     kept = tuple(rows)
-    for index, probe in enumerate(probes):
+    for probe in scale.probes:
         yield TableSpec(
             name=f"{name}_{probe}",
             title=title,
             rows=kept,
             probe=probe,
             measures=measures,
-            paper=paper if index == 0 else (),
+            paper=paper if probe == scale.recalled_under else (),
+        )
+
+
+def _own_head_tables(scale: Scale, paper: tuple[PaperCell, ...]) -> Iterator[TableSpec]:
+    """Each method under the head that it was published with."""
+    for probe, labels in scale.own_heads.items():
+        yield TableSpec(
+            name=f"table1_own_{probe}",
+            title="Under the head of the authors' code",
+            rows=_lines(labels),
+            probe=probe,
+            measures=FALSE_POSITIVES,
+            paper=tuple(cell for cell in paper if cell.row in labels),
         )
 
 
@@ -145,9 +158,19 @@ def table1(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         "reconstruction too?",
         scale,
         _runs(scale, pairs, seeds, lines),
-        _tables("table1", "Every method under the targeted attack", _lines(lines), scale.probes, paper=_four_cells()),
+        (
+            *_tables(
+                "table1",
+                "Every method under the targeted attack",
+                _lines(lines),
+                scale,
+                paper=() if scale.own_heads else _four_cells(),
+            ),
+            *_own_head_tables(scale, _four_cells()),
+        ),
         "All methods are compared under the same heads, kNN and a converged linear probe on features; the paper's own "
-        "heads are the probes linear_sgd, linear_adam, linear_layers and fine_tune.",
+        "heads are the probes linear_sgd, linear_adam, linear_layers and fine_tune"
+        + (", each in a table of its own." if scale.own_heads else ", which are not evaluated at this size."),
     )
 
 
@@ -195,7 +218,7 @@ def table2_defence(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         "and less trusted data, and what does it cost?",
         scale,
         _runs(scale, pairs, seeds, lines),
-        _tables("table2_defence", "Distillation on trusted data", rows, scale.probes, paper=paper),
+        _tables("table2_defence", "Distillation on trusted data", rows, scale, paper=paper),
         f"The method is {scale.main} (the paper's: MoCo v2).",
     )
 
@@ -212,7 +235,7 @@ def ablation_rate(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         f"How does the attack on {scale.main} fade with the number of poisoned images?",
         scale,
         _runs(scale, pairs, seeds, lines),
-        _tables("ablation_rate", "The attack by its share of the data", _lines(lines), scale.probes),
+        _tables("ablation_rate", "The attack by its share of the data", _lines(lines), scale),
         f"The shares of the target category are {', '.join(f'{100 * fraction:g}' for fraction in scale.fractions)} %.",
     )
 
@@ -229,7 +252,7 @@ def ablation_labels(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
             "ablation_labels",
             "The attack by the probe's labels",
             _lines(lines),
-            ("linear_1", "linear_10", "linear_100"),
+            scale._replace(probes=("linear_1", "linear_10", "linear_100")),
         ),
     )
 
@@ -249,8 +272,8 @@ def untargeted(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         "Does a patch on random images of every category cost accuracy on images with the patch?",
         scale,
         runs,
-        _tables("untargeted", "Untargeted attack", _lines(methods), scale.probes, measures=("accuracy",)),
-        "As many images are poisoned as in the targeted attack.",
+        _tables("untargeted", "Untargeted attack", _lines(methods), scale, measures=("accuracy",)),
+        "As many images are poisoned as in the targeted attack; the share that the paper poisons is not known here.",
     )
 
 
@@ -266,7 +289,7 @@ def transfer(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
             "transfer",
             "Another labelled set",
             _lines(lines),
-            scale.probes,
+            scale,
             measures=("accuracy", "top_class_share"),
         ),
         "The target category is none of the other set's: what counts is accuracy lost and how many triggered images "

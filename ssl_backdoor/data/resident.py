@@ -17,6 +17,7 @@ from ssl_backdoor.data.images import UInt8Image, decode
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
+from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.threads import num_decode_threads, parallel_map
 
 CHUNK_IMAGES = 64
@@ -47,6 +48,7 @@ def load_resident(
 
     Args:
         dataset: an ingested dataset; ``spec.frame_px`` (or ``resident_px``) is the side the images are brought to.
+            With ``resize_px`` they are resized from the stored frame, whatever ``resident_px`` is.
         split: "train" or "test".
         overlay: its images take the place of those they replace, and those it adds come after all others.
         resize_px: then the shorter side is resized to this, as torchvision's ``Resize`` on PIL images; 0 leaves it.
@@ -58,10 +60,9 @@ def load_resident(
             crop larger than the image, or an overlay that is damaged or belongs to another dataset.
     """
     rows = rows_of(dataset, split, overlay)
-    side_px = dataset.spec.frame_px or dataset.spec.resident_px
 
     def pixels(encoded: Encoded) -> UInt8Image:
-        return decode_framed(encoded, dataset.spec.max_image_pixels, side_px, resize_px, crop_px)
+        return decode_framed(encoded, dataset.spec, resize_px, crop_px)
 
     encoded = encoded_rows(dataset, overlay, rows)
     first = next(encoded)
@@ -101,8 +102,11 @@ def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8
     return image[top : top + crop_px, left : left + crop_px]
 
 
-def decode_framed(encoded: Encoded, max_pixels: int, side_px: int, resize_px: int = 0, crop_px: int = 0) -> UInt8Image:
+def decode_framed(encoded: Encoded, spec: DatasetSpec, resize_px: int = 0, crop_px: int = 0) -> UInt8Image:
     """Check, decode and frame one image: uint8 (height, width, 3).
+
+    It is brought to ``frame_px``, or where that is 0 and no ``resize_px`` is asked for to ``resident_px``, by the
+    spec's filter; then ``to_evaluated_frame``.
 
     Raises:
         DataError: it is not the image that was recorded, or it does not decode.
@@ -110,7 +114,12 @@ def decode_framed(encoded: Encoded, max_pixels: int, side_px: int, resize_px: in
     if encoded.sha256 and hashlib.sha256(encoded.data).hexdigest() != encoded.sha256:
         raise DataError(f"the overlay's image {encoded.key!r} is not the one that was recorded: poison the data again")
     try:
-        return to_evaluated_frame(decode(encoded.data, max_pixels, side_px), resize_px, crop_px)
+        resident_px = 0 if spec.frame_px or resize_px else spec.resident_px
+        by_area = resident_px if spec.resident_filter == "area" else 0
+        image = decode(encoded.data, spec.max_image_pixels, spec.frame_px or by_area)
+        if resident_px and not by_area:
+            image = to_evaluated_frame(image, resident_px, resident_px)
+        return to_evaluated_frame(image, resize_px, crop_px)
     except DataError as error:
         raise DataError(f"image {encoded.key!r}: {error}") from error
 

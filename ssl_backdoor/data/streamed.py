@@ -103,9 +103,7 @@ class Streamed:
             images[part[encoded.row]] = image.transpose(2, 0, 1)
 
     def _decode(self, encoded: Encoded) -> UInt8Image:
-        spec = self._dataset.spec
-        side_px = spec.frame_px or spec.resident_px
-        return decode_framed(encoded, spec.max_image_pixels, side_px, self._resize_px, self._crop_px)
+        return decode_framed(encoded, self._dataset.spec, self._resize_px, self._crop_px)
 
 
 def _name(rows: Tensor) -> bytes:

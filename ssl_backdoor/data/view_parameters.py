@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import ViewsSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -76,6 +77,8 @@ def draw_uniform(n: int, generator: torch.Generator) -> Tensor:
 def parameters_of(uniform: Tensor, height: int, width: int, spec: ViewsSpec) -> ViewParameters:
     """What the rows of ``draw_uniform`` mean for images of ``height`` x ``width`` px.
 
+    Raises DataError where a fixed crop does not fit into the images.
+
     The columns, which are the same whatever the spec, so that switching an operator off shifts no other: 10 crop areas,
     10 crop ratios, crop y, crop x, flip, whether to jitter, brightness, contrast, saturation, hue, 4 sort keys of the
     jitter's order, grey, whether to blur, sigma.
@@ -84,7 +87,15 @@ def parameters_of(uniform: Tensor, height: int, width: int, spec: ViewsSpec) -> 
     y, x, flip, jitter, brightness, contrast, saturation, hue, *order, grey, blur, sigma = uniform[
         :, 2 * CROP_TRIES :
     ].unbind(1)
-    box_height, box_width = _crop_sizes(area, ratio, height, width, spec.crop_scale)
+    if spec.crop == "fixed":
+        if spec.size_px > min(height, width):
+            raise DataError(
+                f"a fixed crop of {spec.size_px} px needs sides at least as long, but the images have {width} x "
+                f"{height} px: lower fit.views.size_px or raise dataset.resident_px"
+            )
+        box_height = box_width = torch.full_like(y, spec.size_px)
+    else:
+        box_height, box_width = _crop_sizes(area, ratio, height, width, spec.crop_scale)
     found = box_height > 0
     central_height, central_width = _central_crop(height, width)
     box_height = torch.where(found, box_height, central_height)

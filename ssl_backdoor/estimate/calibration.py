@@ -132,17 +132,22 @@ class Calibrator:
 
     def _evaluate_cost(self, kind: EvaluateKind) -> CostModel:
         model, done = self._model(kind.train, kind.frame), []
+        probes = tuple(one for one in kind.evaluation.probes if not one.trains_encoder) or kind.evaluation.probes
+        left_out = [one.kind for one in kind.evaluation.probes if one not in probes]
         small, large = self._sizes(kind.frame)
         for size in (_MIN_IMAGES, small, large):
             stage = EvaluateStage(
-                evaluation=kind.evaluation,
+                evaluation=kind.evaluation.model_copy(update={"probes": probes}),
                 trigger=kind.trigger,
                 target_class=self._classes[0] if kind.trigger is not None else "",
                 targets=kind.targets,
                 seed=next(self._seeds),
             )
             done.append(self._run(stage, {"dataset": self._dataset(kind.frame, size).ref, "model": model}))
-        return _model_through(kind.num_scored(small, small), done[1], kind.num_scored(large, large), done[2])
+        cost = _model_through(kind.num_scored(small, small), done[1], kind.num_scored(large, large), done[2])
+        return (
+            cost._replace(note=f"without the probe {', '.join(left_out)}, which trains encoders") if left_out else cost
+        )
 
     def _judge_cost(self, kind: JudgeKind) -> CostModel:
         inputs, done = {kind.role: self._model(kind.train, kind.frame)} if kind.role else {}, []

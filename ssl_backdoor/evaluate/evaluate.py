@@ -24,10 +24,12 @@ from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_
 from ssl_backdoor.evaluate.layers import Reading
 from ssl_backdoor.evaluate.metrics import (
     Measurement,
+    average_subsets,
     measure_features,
     measure_predictions,
     measure_targets,
     measurements_table,
+    subset_mark,
 )
 from ssl_backdoor.evaluate.neighbours import write_neighbours
 from ssl_backdoor.evaluate.probes import NamedProbe
@@ -93,8 +95,11 @@ def evaluate(
     rows += [row for metric in spec.metrics for row in metric.measure(predictions, dataset.classes, target_label)]
     if text_tower:
         rows += measure_retrieval(text_tower, test.values["clean"], labelled(dataset, "test")["caption"].to_pylist())
+    rows = average_subsets(rows)
     tables = {"predictions": predictions, "measurements": measurements_table(rows), "targets": scored}
-    _write_tables(out, tables | {"similarity": similarity_table(test.values, device)})
+    _write_tables(
+        out, tables | {"similarity": similarity_table(test.values, device, _clean_labels(named, predictions))}
+    )
     _write_map(test, seed, out / "map.npz")
     if trigger is not None:
         write_neighbours(dataset, train, test, conditions[1], target_label, spec, seed, out / "neighbours.npz")
@@ -177,19 +182,20 @@ def _trained_probes(
     """Every probe of the spec that learns, trained on the clean training features; kNN uses all labels."""
     clean, labels = train.values["clean"].to(device), train.labels.to(device)
     subsets = {
-        fraction: torch.from_numpy(probes.labelled_subset(train.keys, train.labels.numpy(), fraction, seed)).to(device)
+        f"_{100 * fraction:g}{subset_mark(draw)}": torch.from_numpy(
+            probes.labelled_subset(train.keys, train.labels.numpy(), fraction, seed, draw)
+        ).to(device)
         for fraction in spec.label_fractions
+        for draw in range(spec.num_subsets(fraction))
     }
     named = []
     for probe in spec.probes:
-        if not isinstance(probe, FeatureProbe):
-            continue
-        if not probe.uses_label_fractions:
-            named.append(NamedProbe(probe.kind, probe.fit(clean, labels, num_classes, seed)))
-            continue
-        for fraction, rows in subsets.items():
-            scores = probe.fit(clean[rows], labels[rows], num_classes, seed)
-            named.append(NamedProbe(f"{probe.kind}_{100 * fraction:g}", scores))
+        if isinstance(probe, FeatureProbe):
+            of_probe: Mapping[str, Tensor | slice] = subsets if probe.uses_label_fractions else {"": slice(None)}
+            for suffix, rows in of_probe.items():
+                fitted = probe.fit(clean[rows], labels[rows], num_classes, seed)
+                heads = fitted if isinstance(fitted, Mapping) else {probe.kind: fitted}
+                named += [NamedProbe(head + suffix, scores) for head, scores in heads.items()]
     return named
 
 
@@ -223,6 +229,14 @@ def _predictions(
             )
             done += 1
             on_progress(Progress(done, len(test.values) * len(named), "probes"))
+
+
+def _clean_labels(named: Sequence[NamedProbe], predictions: pa.Table) -> Tensor | None:
+    """int64 (N,): of the clean images, by the last of the probes on features, zero_shot where there is one."""
+    if not named:
+        return None
+    of_probe = pc.and_(pc.equal(predictions["probe"], named[-1].name), pc.equal(predictions["condition"], "clean"))
+    return torch.from_numpy(predictions.filter(of_probe)["predicted"].to_numpy().astype(np.int64))
 
 
 def _similarities(test: Features) -> Iterator[Measurement]:

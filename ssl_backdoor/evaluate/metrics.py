@@ -50,6 +50,8 @@ DEFINITION = {
     "similarity_triggered": "Mean cosine of distinct pairs of the n test images under this condition's trigger."
     + _NO_INTERVAL,
 }
+SPREAD = ("accuracy", "attack_success_rate", "target_false_positives", "targeted_success")
+"""Measurements whose spread over draws of the labelled subset is told."""
 _Z95 = float(ndtri(0.5 + 0.5 * 0.95))
 _FLAT = 1e-12
 _BLOCK_ROWS = 2**16  # so many at once: what is held does not grow with the images
@@ -213,6 +215,36 @@ def measure_features(
         Measurement(name, condition, "features", value, len(clean), None, None, DEFINITION[name])
         for name, value in values.items()
     )
+
+
+def subset_mark(draw: int) -> str:
+    """What the name of a probe on the labelled subset ``draw`` ends with: nothing for the first."""
+    return f"#{draw + 1}" if draw else ""
+
+
+def average_subsets(rows: Iterable[Measurement]) -> list[Measurement]:
+    """``rows`` with those of one probe on several labelled subsets ("linear_1", "linear_1#2", ...) as their mean.
+
+    Bounds are averaged like values: the interval speaks of the test images. What is in ``SPREAD`` has the subsets'
+    standard deviation after it, label_sd_name, n the number of subsets.
+    """
+    groups: dict[tuple[str, str, str], list[Measurement]] = {}
+    for row in rows:
+        groups.setdefault((row.name, row.condition, row.probe.partition("#")[0]), []).append(row)
+    averaged = list[Measurement]()
+    for (name, condition, probe), group in groups.items():
+        first, values = group[0], [row.value for row in group]
+        if len(group) == 1:
+            averaged.append(first)
+            continue
+        bounds = [(row.low, row.high) for row in group if row.low is not None and row.high is not None]
+        low, high = np.mean(bounds, axis=0).tolist() if len(bounds) == len(group) else (None, None)
+        text = f"{first.definition} Mean over {len(group)} draws of the labelled subset."
+        averaged.append(first._replace(value=float(np.mean(values)), low=low, high=high, definition=text))
+        if name in SPREAD:
+            spread, text = float(np.std(values, ddof=1)), f"Standard deviation of {name} over draws of the labels."
+            averaged.append(Measurement(f"label_sd_{name}", condition, probe, spread, len(group), None, None, text))
+    return averaged
 
 
 def measurements_table(rows: Iterable[Measurement]) -> pa.Table:

@@ -10,6 +10,7 @@ are so upstream as well, the others crop and flip anew in each epoch.
 Shapes: N images, D feature dimensions, C classes.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from ssl_backdoor.poison.plan import choose
-from ssl_backdoor.seeds import torch_generator
+from ssl_backdoor.seeds import Name, torch_generator
 
 _SGD_EPOCHS = 40
 _SGD_MILESTONES = (15, 30)
@@ -35,6 +36,10 @@ _LBFGS_FIRST_STEPS = 30
 _LBFGS_STEPS = 1000
 _STEPS_ARE_OVER = 1
 """SciPy's status."""
+L2_GRID = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+_FOLDS = 5
+_HELD_OUT = 2000
+_CV_TOLERANCE = 1e-4
 _BLOCK_CELLS = 1 << 23  # similarities or scores held at once: 32 MiB of float32
 
 Scores = Callable[[Tensor], Tensor]
@@ -71,17 +76,20 @@ def standardiser(features: Tensor) -> Standardiser:
     return Standardiser(unit.mean(dim=0), (unit.var(dim=0, correction=min(1, len(unit) - 1)) + 1e-5).sqrt())
 
 
-def labelled_subset(keys: pa.ChunkedArray, labels: NDArray[np.int32], fraction: float, seed: int) -> NDArray[np.int64]:
-    """Rows, int64 (M,), of a stratified subset: round(fraction * n) of each class, at least one. Pure in the seed.
+def labelled_subset(
+    keys: pa.ChunkedArray, labels: NDArray[np.int32], fraction: float, seed: int, draw: int = 0
+) -> NDArray[np.int64]:
+    """Rows, int64 (M,), of a stratified subset: round(fraction * n) of each class, at least one. Pure in seed and draw.
 
     An image's place in the ranking depends on its key alone, so the 1 % subset lies within the 10 % subset, and every
     encoder that is evaluated under one seed sees the same labels.
     """
+    names: tuple[Name, ...] = ("labels", draw) if draw else ("labels",)
     rows = []
     for label in np.unique(labels):
         of_class = np.flatnonzero(labels == label)
         count = max(1, round(fraction * len(of_class)))
-        rows.append(of_class[choose(keys.take(of_class), count, seed, "labels")])
+        rows.append(of_class[choose(keys.take(of_class), count, seed, *names)])
     return np.sort(np.concatenate(rows))
 
 
@@ -108,30 +116,80 @@ def knn(features: Tensor, labels: Tensor, num_classes: int, neighbours: int) -> 
     return scores
 
 
-def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float) -> Scores:
+def linear(features: Tensor, labels: Tensor, num_classes: int, l2: float | None = None, seed: int = 0) -> Scores:
     """The common head: multinomial logistic regression to convergence (L-BFGS, float64, from zero), bias not penalised.
 
         minimise  mean cross-entropy + l2 / 2 * |weight|^2
 
-    ``features`` float32 (N, D), ``labels`` int64 (N,).
+    ``features`` float32 (N, D), ``labels`` int64 (N,). Without ``l2`` ``choose_l2`` does, under ``seed``.
     """
     standardise = standardiser(features)
     inputs = _with_ones(standardise(features).double())
+    if l2 is None:
+        l2 = choose_l2(inputs, labels, num_classes, seed)
+    start = torch.zeros(num_classes, inputs.shape[1], dtype=torch.float64, device=inputs.device)
+    tolerance = min(1e-6, 1e-4 * l2) if l2 else 1e-6  # a gradient of g leaves the weights up to g / l2 from the optimum
+    return _logits(_converged(inputs, labels, l2, start, tolerance).float(), standardise)
+
+
+def choose_l2(inputs: Tensor, labels: Tensor, num_classes: int, seed: int) -> float:
+    """Of ``L2_GRID`` the one with the smallest cross-entropy on held-out images, by cross-validation on these alone.
+
+    Five stratified folds, drawn from the stream "l2"; so many of them are held out in turn that 2,000 images are. The
+    grid is walked from the strongest on, each fit starting from the one before, until the cross-entropy rises. An image
+    that is alone in its class is never held out; where all are, nothing can be compared and the strongest is taken.
+
+    ``inputs`` float64 (N, D + 1) as the head sees them, left as they are; ``labels`` int64 (N,).
+    """
+    fold = _folds(labels, seed)
+    sizes = fold[fold >= 0].bincount(minlength=_FOLDS)
+    used = [i for i in range(_FOLDS) if sizes[i] and sizes[:i].sum() < _HELD_OUT]
+    heads = [torch.zeros(num_classes, inputs.shape[1], dtype=torch.float64, device=inputs.device) for _ in used]
+    best, smallest = L2_GRID[0], math.inf
+    for l2 in L2_GRID if used else ():
+        loss = 0.0
+        for place, index in enumerate(used):
+            learnt, held_out = fold != index, fold == index
+            heads[place] = _converged(inputs[learnt], labels[learnt], l2, heads[place], _CV_TOLERANCE)
+            loss += F.cross_entropy(inputs[held_out] @ heads[place].T, labels[held_out], reduction="sum").item()
+        if not loss < smallest:
+            break
+        best, smallest = l2, loss
+    return best
+
+
+def _folds(labels: Tensor, seed: int) -> Tensor:
+    """Fold of each of (N,) images, int64, the same number in each of each class; -1 for one alone in its class."""
+    order = torch.randperm(len(labels), generator=torch_generator(seed, "l2")).to(labels.device)
+    order = order[labels[order].argsort(stable=True)]
+    fold = torch.empty_like(labels)
+    fold[order] = torch.arange(len(labels), device=labels.device) % _FOLDS
+    alone = labels.bincount()[labels] == 1
+    return fold.masked_fill(alone, -1)
+
+
+def _converged(inputs: Tensor, labels: Tensor, l2: float, start: Tensor, tolerance: float) -> Tensor:
+    """The head (C, D + 1) where no part of the objective's gradient exceeds ``tolerance``, from ``start``.
+
+    ``inputs`` are written over where the first steps were not enough.
+    """
     penalty = torch.full((inputs.shape[1],), l2, dtype=torch.float64, device=inputs.device)
     penalty[-1] = 0.0
-    start = torch.zeros(num_classes, inputs.shape[1], dtype=torch.float64, device=inputs.device)
-    head, is_last = _minimised(inputs, labels, torch.diag(penalty), start, _LBFGS_FIRST_STEPS)
-    if not is_last:
-        root = _curvature_root(inputs, head, penalty)
-        basis = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
-        for rows in _row_blocks(inputs):
-            rows.copy_(rows @ basis.T)
-        head, _ = _minimised(inputs, labels, (basis * penalty) @ basis.T, head @ root, _LBFGS_STEPS)
-        head = head @ basis
-    return _logits(head.float(), standardise)
+    head, is_last = _minimised(inputs, labels, torch.diag(penalty), start, _LBFGS_FIRST_STEPS, tolerance)
+    if is_last:
+        return head
+    root = _curvature_root(inputs, head, penalty)
+    basis = torch.linalg.solve_triangular(root, torch.eye(len(root)).to(root), upper=False)
+    for rows in _row_blocks(inputs):
+        rows.copy_(rows @ basis.T)
+    head, _ = _minimised(inputs, labels, (basis * penalty) @ basis.T, head @ root, _LBFGS_STEPS, tolerance)
+    found: Tensor = head @ basis
+    return found
 
 
-def _minimised(inputs: Tensor, labels: Tensor, penalty: Tensor, start: Tensor, steps: int) -> tuple[Tensor, bool]:
+def _minimised(
+    inputs: Tensor, labels: Tensor, penalty: Tensor, start: Tensor, steps: int, tolerance: float
+) -> tuple[Tensor, bool]:
     """The head (C, D) after L-BFGS from ``start``, and whether it ended by itself; ``penalty`` is (D, D), float64."""
 
     def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -140,7 +198,7 @@ def _minimised(inputs: Tensor, labels: Tensor, penalty: Tensor, start: Tensor, s
         pull = head @ penalty
         return (loss + (pull * head).sum() / 2).item(), (gradient + pull).cpu().numpy().ravel()
 
-    options = {"maxiter": steps, "maxcor": 20, "gtol": 1e-6, "ftol": 1e-12}
+    options = {"maxiter": steps, "maxcor": 20, "gtol": tolerance, "ftol": 1e-15}
     found = minimize(objective, start.cpu().numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
     return torch.from_numpy(found.x).to(inputs.device).view(start.shape), found.status != _STEPS_ARE_OVER
 

@@ -1,7 +1,7 @@
 """The built-in probes: what each is, and which file has its work. ``linear`` is the one to compare methods by."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -17,31 +17,45 @@ if TYPE_CHECKING:
     from ssl_backdoor.methods.clip_towers import TextTower
 
 
+Neighbours = Annotated[int, Field(ge=1)]
+
+
 class KNNSpec(FeatureProbe):
     """The nearest training images vote; all labels."""
 
     kind: Literal["knn"] = "knn"
-    neighbours: int = Field(default=20, ge=1)
+    neighbours: Neighbours | Annotated[tuple[Neighbours, ...], Field(min_length=1)] = 20
+    """k; several make a classifier each, knn_k1, knn_k50 and so on."""
     uses_label_fractions: ClassVar[bool] = False
 
-    def fit(self, features: "Tensor", labels: "Tensor", num_classes: int, seed: int) -> "Scores":
+    def heads(self, backbone: BackboneSpec) -> tuple[str, ...]:
+        """knn, or one for each k."""
+        return tuple(self._by_name())
+
+    def fit(self, features: "Tensor", labels: "Tensor", num_classes: int, seed: int) -> "dict[str, Scores]":
         """See ``probes.knn``."""
         from ssl_backdoor.evaluate.probes import knn
 
-        return knn(features, labels, num_classes, self.neighbours)
+        return {name: knn(features, labels, num_classes, k) for name, k in self._by_name().items()}
+
+    def _by_name(self) -> dict[str, int]:
+        if isinstance(self.neighbours, int):
+            return {self.kind: self.neighbours}
+        return {f"{self.kind}_k{k}": k for k in self.neighbours}
 
 
 class LinearSpec(FeatureProbe):
     """The common head: converged L-BFGS on normalised, standardised features."""
 
     kind: Literal["linear"] = "linear"
-    l2: float = Field(default=1e-4, ge=0.0)
+    l2: float | None = Field(default=None, ge=0.0)
+    """Weight of the penalty; none: by cross-validation on the labelled images alone."""
 
     def fit(self, features: "Tensor", labels: "Tensor", num_classes: int, seed: int) -> "Scores":
         """See ``probes.linear``."""
         from ssl_backdoor.evaluate.probes import linear
 
-        return linear(features, labels, num_classes, self.l2)
+        return linear(features, labels, num_classes, self.l2, seed)
 
 
 class LinearSGDSpec(FeatureProbe):
@@ -90,6 +104,7 @@ class FineTuneSpec(OwnFeaturesProbe):
     """The head of MAE: the whole encoder learns; its features and neighbours are still the frozen encoder's."""
 
     kind: Literal["fine_tune"] = "fine_tune"
+    trains_encoder: ClassVar[bool] = True
 
     def read(self, inputs: "EvaluationInputs") -> "Iterator[Reading]":
         """See ``fine_tune.fine_tuned_readings``."""

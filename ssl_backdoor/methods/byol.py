@@ -8,6 +8,7 @@ the slow target network says of the other; after training the online backbone is
 import math
 from typing import Any, Literal, final
 
+import torch
 from torch import Tensor
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
@@ -24,6 +25,9 @@ class BYOL(SSLMethod):
 
     Each view passes each network alone: BatchNorm never mixes two views. The target stays in training mode: its
     statistics are those of its batch, its running ones are its own and unused.
+
+    Upstream (byol/model.py) spreads the encoders over devices, not the heads: their BatchNorm sees the whole batch
+    (``heads_see`` "batch"). Features of all replicas are then gathered, and each runs the heads on all of them.
     """
 
     num_views = 2
@@ -32,23 +36,22 @@ class BYOL(SSLMethod):
     def build(cls, train: TrainSpec, seed: int, replicas: Replicas | None = None) -> "BYOL":
         """See the base; the target's decay rises over all epochs."""
         spec: Any = train.method
-        return cls(spec, cls.fresh_backbone(train, seed, replicas or SingleProcess()), train.fit.epochs, seed)
+        replicas = replicas or SingleProcess()
+        return cls(spec, cls.fresh_backbone(train, seed, replicas), train.fit.epochs, seed, replicas)
 
-    def __init__(self, spec: BYOLSpec, backbone: ResNet, epochs: int, seed: int):
+    def __init__(self, spec: BYOLSpec, backbone: ResNet, epochs: int, seed: int, replicas: Replicas | None = None):
         super().__init__()
         self.spec = spec
+        self.replicas = replicas or SingleProcess()
+        groups = 1 if spec.heads_see == "batch" else backbone.bn_groups
         self.epochs = epochs
         self.backbone = backbone
         self.projector = build_with_torchvision_init(
-            lambda: mlp_with_batch_norm(
-                backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim, backbone.bn_groups
-            ),
+            lambda: mlp_with_batch_norm(backbone.feature_dim, spec.projector_hidden_dim, spec.embedding_dim, groups),
             torch_generator(seed, "projector"),
         )
         self.predictor = build_with_torchvision_init(
-            lambda: mlp_with_batch_norm(
-                spec.embedding_dim, spec.predictor_hidden_dim, spec.embedding_dim, backbone.bn_groups
-            ),
+            lambda: mlp_with_batch_norm(spec.embedding_dim, spec.predictor_hidden_dim, spec.embedding_dim, groups),
             torch_generator(seed, "predictor"),
         )
         self.target = EMACopy(self.backbone, self.projector)
@@ -61,16 +64,33 @@ class BYOL(SSLMethod):
     def loss(self, batch: Batch) -> LossOutput:
         """The sum over both directions of ``2 - 2 cos(online(view), target(other view))``, in [0, 8]."""
         first, second = views_of(batch, self.num_views)
-        forward = byol_regression(self._online(first), self.target(second))
-        return LossOutput(forward + byol_regression(self._online(second), self.target(first)), {})
+        forward = byol_regression(self._online(first), self._target(second))
+        return LossOutput(forward + byol_regression(self._online(second), self._target(first)), {})
 
     def after_step(self, progress: float) -> None:
         """Update the target network."""
         self.target.update((self.backbone, self.projector), ema_decay(self.spec, progress, self.epochs))
 
     def _online(self, view: Tensor) -> Tensor:
-        prediction: Tensor = self.predictor(self.projector(self.backbone(view)))
+        features = self.backbone(view)
+        if self.spec.heads_see == "group":
+            return self._predict(features)
+        predictions = self._predict(self.replicas.all_gather_with_grad(features))
+        return predictions[self.replicas.slice(len(predictions))]
+
+    def _predict(self, features: Tensor) -> Tensor:
+        prediction: Tensor = self.predictor(self.projector(features))
         return prediction
+
+    @torch.no_grad()
+    def _target(self, view: Tensor) -> Tensor:
+        embeddings: Tensor
+        if self.spec.heads_see == "group":
+            embeddings = self.target(view)
+            return embeddings
+        backbone, projector = self.target.networks
+        embeddings = projector(self.replicas.all_gather(backbone(view)))
+        return embeddings[self.replicas.slice(len(embeddings))]
 
 
 def ema_decay(spec: BYOLSpec, progress: float, epochs: int) -> float:

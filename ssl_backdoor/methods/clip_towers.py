@@ -18,6 +18,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import SplitBatchNorm
 from ssl_backdoor.seeds import torch_generator
@@ -31,9 +32,20 @@ FULL_VOCAB_SIZE = 49_408
 MAX_SCALE = 100.0
 
 
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""OPENAI_DATASET_MEAN and _STD of open_clip/constants.py."""
+
+
 @final
 class ImageTower(nn.Module):
-    """Images (B, 3, S, S) to embeddings (B, ``feature_dim``), not normalised."""
+    """ImageNet-normalised images (B, 3, S, S) to embeddings (B, ``feature_dim``), not normalised.
+
+    Where the spec says so they are first brought to CLIP's own mean and standard deviation.
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
 
     def __init__(self, spec: OpenCLIPSpec, network: nn.Module, config: dict[str, Any], bn_groups: int):
         super().__init__()
@@ -43,6 +55,9 @@ class ImageTower(nn.Module):
         # open_clip's own networks hold a position embedding for one side; those of timm see to theirs.
         self.side_px = 0 if "timm_model_name" in config["vision_cfg"] else int(config["vision_cfg"]["image_size"])
         self.network = _split_batch_norms(network, bn_groups)
+        mean, std, own_mean, own_std = map(torch.tensor, (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD))
+        self.register_buffer("pixel_scale", (std / own_std).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_shift", ((mean - own_mean) / own_std).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to embeddings.
@@ -55,6 +70,8 @@ class ImageTower(nn.Module):
                 f"{self.spec.config} reads images of {self.side_px} px, found {images.shape[-1]} px; set "
                 "fit.views.size_px and evaluation.crop_px to it, or take one of the tiny-... configurations"
             )
+        if self.spec.normalisation == "clip":
+            images = torch.addcmul(self.pixel_shift, images, self.pixel_scale)
         embeddings: Tensor = self.network(images)
         return embeddings
 

@@ -128,7 +128,7 @@ def _encoder(codec: Codec) -> _Encoder:
     match codec:
         case "lossless":
             return _Encoder(encode_png, "png")
-        case "jpeg75":
+        case "jpeg75" | "jpeg75_poisons":
             return _Encoder(encode_jpeg75, "jpg")
         case _:
             assert_never(codec)

@@ -182,7 +182,7 @@ def paired(models: Sequence[EvaluatedModel], unit: Unit = "pair") -> Results:
 
 def axis_of(figure: FigureSpec) -> str:
     """The covariate that the figure's runs are laid out by; a histogram's are laid out by their number of poisons."""
-    return "num_poisons" if figure.axis == "similarity" else figure.axis
+    return "num_poisons" if figure.axis in ("similarity", "same_label") else figure.axis
 
 
 def swept(figures: Sequence[FigureSpec], models: Sequence[EvaluatedModel]) -> Results:

@@ -19,7 +19,7 @@ from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.cells import MISSING, Example, Picture, Table, arm_label, dense_table, plain_number
 from ssl_backdoor.report.comparisons import Comparison, compare
 from ssl_backdoor.report.estimates import Estimate, Results, paired, swept
-from ssl_backdoor.report.figures.bars import false_positives, similarity_histograms
+from ssl_backdoor.report.figures.bars import false_positives, same_label_shares, similarity_histograms
 from ssl_backdoor.report.figures.curves import axis_curves, loss_curves
 from ssl_backdoor.report.figures.feature_map import embedding
 from ssl_backdoor.report.figures.heatmaps import confusion, delta_heatmap, prediction_heatmap
@@ -229,11 +229,12 @@ def _table(one: _TableFound) -> list[Section]:
 def _sweeps(report: _Report) -> list[Section]:
     parts = []
     for number, figure in enumerate(report.spec.figures, 1):
-        drawn = (
-            similarity_histograms(figure, report.along.models)
-            if figure.axis == "similarity"
-            else (axis_curves(figure, report.along))
-        )
+        if figure.axis == "similarity":
+            drawn = similarity_histograms(figure, report.along.models)
+        elif figure.axis == "same_label":
+            drawn = same_label_shares(figure, report.along.models)
+        else:
+            drawn = axis_curves(figure, report.along)
         shown = sweep.figure_table(figure, report.along)
         below = [Section(tables=(shown,))] if shown.lines else []
         pictures = (drawn,) if drawn else ()

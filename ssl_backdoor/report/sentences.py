@@ -331,6 +331,8 @@ def _figure_clauses(figure: FigureSpec, results: Results, with_cost: bool) -> li
     if not curves:
         return []
     main = curves[0]
+    if figure.axis == "same_label":
+        return []
     if figure.axis == "similarity":
         return [_similarity(figure, results)]
     if axis_of(figure) != "num_poisons":

@@ -63,10 +63,12 @@ def accuracy_measure(figure: FigureSpec, results: Results) -> Measure | None:
     return None if found is None else Measure("accuracy", "clean", found)
 
 
-def pooled_histograms(models: Sequence[EvaluatedModel]) -> dict[tuple[Point, str], "Histogram"]:
-    """Pairs by cosine over all encoders of each point, by condition; an encoder of several points counts in the first.
+def pooled_histograms(
+    models: Sequence[EvaluatedModel], conditions: Sequence[str] = CONDITIONS
+) -> dict[tuple[Point, str], "Histogram"]:
+    """Pairs by cosine over all encoders of each point, by one of ``conditions``.
 
-    x is the number of poisons.
+    An encoder of several points counts in the first. x is the number of poisons.
     """
     found: dict[tuple[Point, str], Histogram] = {}
     seen: dict[Arm, list[object]] = {}
@@ -76,7 +78,7 @@ def pooled_histograms(models: Sequence[EvaluatedModel]) -> dict[tuple[Point, str
             continue
         seen[model.made].append(table)
         for condition, rows in table.to_pandas().groupby("condition", sort=False):
-            if condition not in CONDITIONS:
+            if condition not in conditions:
                 continue
             key = (Point(model.run.variant, model.made, model.facts.get("num_poisons", 0.0)), str(condition))
             counts = rows.num_pairs.to_numpy() + (found[key].counts if key in found else 0)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ssl_backdoor.data.dataset import Dataset
 
-Codec = Literal["lossless", "jpeg75"]
+Codec = Literal["lossless", "jpeg75", "jpeg75_poisons"]
 NumOfClass = Callable[[str], int]
 """Training images of a class, by its name."""
 

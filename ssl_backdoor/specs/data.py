@@ -102,7 +102,11 @@ class DatasetSpec(Spec):
     frame_px: int = Field(default=0, ge=0, le=4096)
     """Side of the stored frame (shorter side resized, centre crop); 0 keeps each image's own size."""
     resident_px: int = Field(default=0, ge=0, le=4096)
-    """Side at which images are held for training when ``frame_px`` is 0; 0 demands that all have one size."""
+    """Side at which images are held when ``frame_px`` is 0, for training and where the evaluation resizes none; 0
+    demands that all have one size."""
+    resident_filter: Literal["area", "bilinear"] = "area"
+    """How images are brought to ``resident_px``: the mean of areas (Pillow's box filter), or the antialiased bilinear
+    filter of torchvision's Resize."""
     max_rejected_frac: Fraction = 0.01
     """Ingestion stops when a larger share of the images cannot be read."""
     max_image_pixels: int = Field(default=50_000_000, ge=1)

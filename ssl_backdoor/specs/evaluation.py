@@ -27,6 +27,9 @@ class EvaluationSpec(Spec):
     metrics: tuple[MetricSpec, ...] = ()
     """Of every probe's predictions, besides accuracy, false positives and success."""
     label_fractions: tuple[float, ...] = (0.01, 0.1, 1.0)
+    label_subsets: int = Field(default=5, ge=1, le=100)
+    """At label fractions of at most 5 %, where one draw says little: so many subsets of the labels are drawn, and each
+    number of probes on features is their mean; it has its standard deviation over them next to it."""
     unseen_trigger_seed: int = Field(default=9_999, ge=0)
     """Seed of a grid trigger that no encoder was trained on: the in-model control."""
 
@@ -38,6 +41,10 @@ class EvaluationSpec(Spec):
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"each probe is given once, found {', '.join(twice)} several times")
         return self
+
+    def num_subsets(self, fraction: float) -> int:
+        """Draws of the labelled subset of this ``fraction``."""
+        return self.label_subsets if fraction <= 0.05 else 1
 
     def probe_names(self, backbone: BackboneSpec) -> Iterator[str]:
         """Of all predictions."""

@@ -134,9 +134,10 @@ class FigureSpec(Spec):
     title: str
     attack: str
     """Kind of attack whose runs are shown."""
-    axis: Literal["num_poisons", "num_train", "num_parameters", "patch_frac", "similarity"]
+    axis: Literal["num_poisons", "num_train", "num_parameters", "patch_frac", "similarity", "same_label"]
     """Of each run: poisons (per pair where targeted; 0 is the control), clean training images, parameters of the image
-    tower, side of the patch over that of the image. similarity: a histogram over pairs of images, not a curve."""
+    tower, side of the patch over that of the image. similarity: a histogram over pairs of images, not a curve;
+    same_label: the share of clean pairs that are given one label, by their cosine."""
     measures: tuple[str, ...]
     """"name/probe" of what is drawn, such as "targeted_success/zero_shot"."""
     paper: tuple[PaperValue, ...] = ()

@@ -1,7 +1,7 @@
 """Who reads a frozen encoder, and what numbers are made of what was read."""
 
 import abc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from ssl_backdoor.specs.family import Among, Idea
@@ -28,6 +28,8 @@ class Probe(Idea):
     """Whether it is trained on each of the evaluation's label fractions, or once on all labels."""
     needs_text_tower: ClassVar[bool] = False
     needs_resnet: ClassVar[bool] = False
+    trains_encoder: ClassVar[bool] = False
+    """Whether it trains a copy of the whole encoder: calibration leaves it out, and says so."""
 
     def heads(self, backbone: BackboneSpec) -> tuple[str, ...]:
         """Names of its classifiers on such a backbone."""
@@ -46,8 +48,8 @@ class FeatureProbe(Probe):
     """Learns on the features of the whole backbone. Abstract."""
 
     @abc.abstractmethod
-    def fit(self, features: "Tensor", labels: "Tensor", num_classes: int, seed: int) -> "Scores":
-        """A classifier of raw features.
+    def fit(self, features: "Tensor", labels: "Tensor", num_classes: int, seed: int) -> "Scores | Mapping[str, Scores]":
+        """A classifier of raw features; of several ``heads`` each by its name.
 
         Args:
             features: float32 (N, D) of clean training images, not normalised.

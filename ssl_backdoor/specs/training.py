@@ -30,6 +30,8 @@ class OpenCLIPSpec(Spec):
     kind: Literal["open_clip"] = "open_clip"
     config: str = Field(default="RN50", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     """Name of a configuration: open_clip's own (RN50, ViT-B-32, ...) or one of methods/clip_configs (tiny-...)."""
+    normalisation: Literal["imagenet", "clip"] = "imagenet"
+    """Mean and standard deviation that the image tower sees pixels in: the encoder carries its own."""
 
 
 class ViTSpec(Spec):
@@ -56,8 +58,10 @@ class ViewsSpec(Spec):
     """Random augmentation of one image into a view; every parameter is drawn per sample."""
 
     size_px: int = Field(default=224, ge=8, le=1024)
+    crop: Literal["resized", "fixed"] = "resized"
+    """resized: a box of random area and shape, brought to size_px. fixed: a box of size_px, its pixels as they are."""
     crop_scale: tuple[Fraction, Fraction] = (0.2, 1.0)
-    """Area of the crop as a fraction of the image's."""
+    """Area of a resized crop as a fraction of the image's."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     flip_p: Fraction = 0.5
     brightness: float = Field(default=0.4, ge=0.0)
@@ -78,6 +82,9 @@ class SGDSpec(Spec):
     sgd_momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
     weight_decay: float = Field(default=1e-4, ge=0.0)
     nesterov: bool = False
+    decays: Literal["all", "matrices"] = "all"
+    """What weight decay acts on: all parameters, or matrices and filters alone, not gains, biases and the logit
+    scale."""
 
 
 class AdamSpec(Spec):
@@ -106,6 +113,8 @@ class CosineSpec(Spec):
     kind: Literal["cosine"] = "cosine"
     per: Literal["epoch", "step"] = "epoch"
     warmup_epochs: float = Field(default=0.0, ge=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Instead of ``warmup_epochs``, where it is not 0."""
 
 
 class MilestonesSpec(Spec):
@@ -194,6 +203,9 @@ class BYOLSpec(Method):
     ema_decay_start: float = Field(default=0.99, ge=0.0, le=1.0)
     """Rises to 1 by a cosine over training."""
     ema_per: Literal["epoch", "step"] = "epoch"
+    heads_see: Literal["group", "batch"] = "group"
+    """Whether BatchNorm of projector and predictor takes the statistics of a group, as the backbone's, or of the whole
+    batch, as in Saha et al.'s code."""
 
 
 class MSFSpec(Method):

@@ -179,6 +179,18 @@ def test_with_a_lossy_codec_clean_candidates_go_through_it_too(
     assert all(row["after"].startswith(b"\xff\xd8\xff") for row in rows)
 
 
+@jpeg
+def test_the_authors_codec_re_encodes_the_poisons_alone(
+    attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    lossless = crafted(attack.model_copy(update={"codec": "lossless"}), dataset, tmp_path / "lossless")
+    rows = crafted(attack.model_copy(update={"codec": "jpeg75_poisons"}), dataset, tmp_path / "jpeg")
+    assert [row["action"] for row in rows] == ["poison"] * count
+    for row, plain in zip(rows, lossless, strict=True):
+        assert row["key"] == plain["key"]
+        assert row["after"] == encode_jpeg75(decode(plain["after"], 10**6))
+
+
 @attacks
 def test_crafting_again_gives_the_same_bytes(attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path) -> None:
     folders = tmp_path / "a", tmp_path / "b"

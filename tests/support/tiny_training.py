@@ -53,9 +53,19 @@ METHODS: Mapping[str, Any] = {
     kind.model_fields["kind"].default: kind(**{name: SMALL[name] for name in kind.model_fields if name in SMALL})
     for kind in built_in("method")
 } | {"clip_micro": CLIPSpec(micro_batch_size=4)}
+METHODS = {**METHODS, "byol_batch": METHODS["byol"].model_copy(update={"heads_see": "batch"})}
 
 
-RATES = {"simclr": 1e-4, "simsiam": 3e-5, "byol": 1e-4, "msf": 3e-4, "rotnet": 3e-3, "clip": 3e-3, "clip_micro": 3e-3}
+RATES = {
+    "simclr": 1e-4,
+    "simsiam": 3e-5,
+    "byol": 1e-4,
+    "byol_batch": 1e-4,
+    "msf": 3e-4,
+    "rotnet": 3e-3,
+    "clip": 3e-3,
+    "clip_micro": 3e-3,
+}
 SLOW: Mapping[str, Any] = {kind: {"optimizer": SGDSpec(lr=lr, weight_decay=5e-4)} for kind, lr in RATES.items()}
 """At the usual rate, with BatchNorm over so few images, these make differences of the last bit visible."""
 

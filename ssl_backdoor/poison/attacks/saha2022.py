@@ -7,7 +7,8 @@ no caption is changed. Upstream: poison-generation/generate_poison.py of UMBCvis
 
 NOTE: upstream shuffles the candidates without a seed; here the n of smallest key hash under the run's seed are taken.
 NOTE: upstream saves poisons as JPEG and leaves clean images untouched, so the codec marks the poisons. Here "lossless"
-keeps every pixel outside the patch, and "jpeg75" sends the clean candidates through the same codec ("recode").
+keeps every pixel outside the patch, and "jpeg75" sends the clean candidates through the same codec ("recode");
+"jpeg75_poisons" is upstream's.
 """
 
 from collections.abc import Iterator, Sequence
@@ -34,7 +35,8 @@ class Saha2022TargetedSpec(Attack):
     target_class: str
     poison_fraction_of_target: float = Field(default=0.5, gt=0.0, le=1.0)
     codec: Codec = "lossless"
-    """jpeg75 (the paper's) re-encodes ALL images of the class, so that the compression artefact is no cue."""
+    """jpeg75 re-encodes ALL images of the class, so that the compression artefact is no cue; jpeg75_poisons, as the
+    authors' code, the poisons alone."""
     poisons_target_class: ClassVar[bool] = True
 
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:

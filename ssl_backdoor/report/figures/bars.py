@@ -18,6 +18,8 @@ from ssl_backdoor.report.swept import Histogram, by_point, pooled_histograms
 from ssl_backdoor.specs import FigureSpec
 
 MAX_CLASSES = 15  # beyond this many, the classes with the most false positives are shown
+_FEWEST_PAIRS = 100
+_SAME_LABEL = "clean_same_label"
 _SHADES = {"clean": 0.38, "triggered": 1.0}
 _COLOURS = {"clean": "#0072b2", "triggered": "#d55e00"}
 
@@ -96,6 +98,39 @@ def similarity_histograms(figure: FigureSpec, models: Sequence[EvaluatedModel]) 
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ],
     )
+    return Picture(figure.name, drawing.png_bytes(canvas), figure.title, caption, data)
+
+
+def same_label_shares(figure: FigureSpec, models: Sequence[EvaluatedModel]) -> Picture | None:
+    """Share of the clean pairs that are given one label, by their cosine, in clean-trained encoders."""
+    clean = [model for model in models if model.run.attack.kind == figure.attack and model.made == CONTROL]
+    found = pooled_histograms(clean, ("clean", _SAME_LABEL))
+    points = [point for point in by_point(found) if (point, _SAME_LABEL) in found]
+    if not points:
+        return None
+    canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
+    (axes,) = drawing.panels(canvas, 1)
+    rows = []
+    for point in points:
+        (edges, pairs), same = found[point, "clean"], found[point, _SAME_LABEL].counts
+        bins = np.flatnonzero(pairs >= _FEWEST_PAIRS)
+        share = same[bins] / pairs[bins]
+        label = point.variant or "clean-trained"
+        axes.plot(
+            (edges[bins] + edges[bins + 1]) / 2, np.where(share > 0, share, np.nan), "o-", markersize=3, label=label
+        )
+        rows += [
+            (point.variant, f"{edges[at]:.6g}", f"{edges[at + 1]:.6g}", int(pairs[at]), int(same[at])) for at in bins
+        ]
+    axes.set_yscale("log")
+    axes.set_xlabel("cosine of two clean test images", fontsize=9.5, color=drawing.INK)
+    axes.set_ylabel("share of pairs given one label", fontsize=9.5, color=drawing.INK)
+    drawing.literal(axes.legend(frameon=False, fontsize=8.5))
+    caption = (
+        f"Over all clean-trained models; bins of at least {_FEWEST_PAIRS} pairs. Labels are those of zero-shot "
+        "classification, or without a text tower of the last probe on features."
+    )
+    data = csv_text(("series", "low", "high", "num_pairs", "num_same_label"), rows)
     return Picture(figure.name, drawing.png_bytes(canvas), figure.title, caption, data)
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ssl_backdoor.data.images import decode, encode_png
 from ssl_backdoor.data.resident import load_resident, to_evaluated_frame
 from ssl_backdoor.data.rows import captions_of, rows_of
 from ssl_backdoor.data.shards import ShardWriter
+from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.seeds import stream
@@ -24,6 +26,7 @@ from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.tables import OVERLAY, SAMPLES
 
 Pixels = dict[str, np.ndarray]
+PHOTOGRAPHS = Path(__file__).parents[3] / "../shared/data/imagenet-sample-250.tar"
 
 
 def noise(key: str, height: int = 12, width: int = 12) -> np.ndarray:
@@ -149,12 +152,45 @@ def test_evaluated_frame_is_torchvisions_on_pil(height: int, width: int, resize_
     assert np.array_equal(to_evaluated_frame(image, resize_px, crop_px), expected)
 
 
-def test_evaluated_frame_follows_the_resident_frame(tmp_path: Path) -> None:
-    images = {"a": noise("a", 40, 61), "b": noise("b", 33, 50)}
-    dataset = make_dataset(tmp_path, images, DatasetSpec(resident_px=30))
-    loaded = load_resident(dataset, "train", resize_px=24, crop_px=20)
-    expected = [to_evaluated_frame(decode(encode_png(image), 10_000, 30), 24, 20) for image in images.values()]
-    assert np.array_equal(hwc(loaded.images), np.stack(expected))
+@pytest.fixture(scope="module")
+def photographs() -> Pixels:
+    """Of the 250 where they are there; drawn ones else."""
+    found = {"a": noise("a", 40, 61), "b": noise("b", 75, 50), "c": noise("c", 20, 23)}
+    if PHOTOGRAPHS.is_file():
+        with tarfile.open(PHOTOGRAPHS) as archive:
+            files = [one for one in archive if one.isfile() and one.name.lower().endswith((".jpg", ".jpeg"))]
+            found |= {one.name: decode(archive.extractfile(one).read(), 10**8) for one in files[::10]}  # type: ignore[union-attr]
+    return found
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        DatasetSpec(),
+        DatasetSpec(resident_px=30),
+        DatasetSpec(resident_px=30, resident_filter="bilinear"),
+    ],
+)
+def test_a_resized_evaluated_frame_is_torchvisions_of_the_stored_image(
+    spec: DatasetSpec, photographs: Pixels, tmp_path: Path
+) -> None:
+    loaded = load_resident(make_dataset(tmp_path, photographs, spec), "train", resize_px=24, crop_px=20)
+    frame = v1.Compose([v1.Resize(24), v1.CenterCrop(20)])
+    assert np.array_equal(
+        hwc(loaded.images), np.stack([frame(Image.fromarray(image)) for image in photographs.values()])
+    )
+
+
+def test_images_are_held_as_torchvision_resizes_them_where_asked(photographs: Pixels, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path, photographs, DatasetSpec(resident_px=30, resident_filter="bilinear"))
+    frame = v1.Compose([v1.Resize(30), v1.CenterCrop(30)])
+    expected = np.stack([frame(Image.fromarray(image)) for image in photographs.values()])
+    assert np.array_equal(hwc(load_resident(dataset, "train").images), expected)
+    assert np.array_equal(hwc(Streamed(dataset, "train")[torch.arange(len(photographs))]), expected)
+    by_area = dataclasses.replace(dataset, spec=DatasetSpec(resident_px=30))
+    held = np.stack([decode(encode_png(image), 10**8, 30) for image in photographs.values()])
+    assert np.array_equal(hwc(load_resident(by_area, "train").images), held)
+    assert not np.array_equal(held, expected)
 
 
 def test_sizes_need_only_agree_after_the_evaluated_frame(tmp_path: Path) -> None:

@@ -93,6 +93,22 @@ def test_crop_resize_and_flip_are_torchvisions(height: int, width: int, size_px:
     assert 0 < p.flip.sum() < 24
 
 
+def test_a_fixed_crop_is_torchvisions_random_crop() -> None:
+    """The pixels as they are, from places that are all equally likely."""
+    spec = ViewsSpec(**PLAIN, size_px=9, crop="fixed")
+    images, p = random_images(4000, 12, 13), draw(4000, 12, 13, spec)
+    found = denormalise(apply(images, p, spec)) * 255
+    for i in range(20):
+        assert_close(found[i], tv.crop(images[i], int(p.top[i]), int(p.left[i]), 9, 9).float(), atol=1e-3)
+    theirs = [v1.RandomCrop.get_params(images[0], (9, 9)) for _ in range(2000)]
+    places = sorted({(top, left) for top, left, _, _ in theirs})
+    counts = [int(((p.top == top) & (p.left == left)).sum()) for top, left in places]
+    assert (len(places), sum(counts)) == (4 * 5, 4000)
+    assert scipy.stats.chisquare(counts).pvalue > 0.01
+    with pytest.raises(DataError, match="a fixed crop of 9 px needs sides at least as long"):
+        draw(2, 8, 30, spec)
+
+
 @pytest.mark.parametrize(
     ("name", "function"),
     [

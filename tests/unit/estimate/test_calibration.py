@@ -108,6 +108,12 @@ def test_an_evaluation_grows_with_the_images_it_scores(calibrator, trigger, targ
     assert model.num_bytes.at(10_000) > model.num_bytes.at(1) > 0
 
 
+def test_a_probe_that_trains_encoders_is_left_out_and_named(calibrator, monkeypatch):
+    monkeypatch.setattr("ssl_backdoor.evaluate.fine_tune.fine_tuned_readings", None)  # would end in an error
+    kind = EvaluateKind(EvaluationSpec(probes=(*EVALUATION.probes, "fine_tune")), TRIGGER, None, BYOL, FRAME)
+    assert calibrator.cost_model(kind).note == "without the probe fine_tune, which trains encoders"
+
+
 def test_training_images_are_scored_only_where_a_probe_learns():
     zero_shot = EvaluationSpec(probes=("zero_shot",))
     assert EvaluateKind(zero_shot, None, None, train_spec("clip"), FRAME).num_scored(10, 4) == 4

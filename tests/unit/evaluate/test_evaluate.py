@@ -65,6 +65,33 @@ def test_the_record_is_complete_and_the_numbers_follow_from_it(dataset: Dataset,
     assert {r["condition"] for r in rows if r["probe"] == "features"} == {"triggered", "unseen_trigger"}
 
 
+def test_few_labels_are_drawn_several_times_and_the_spread_is_told(
+    dataset: Dataset, model: Path, tmp_path: Path
+) -> None:
+    spec = EvaluationSpec(
+        probes=({"kind": "knn", "neighbours": (1, 5)}, "linear"), label_fractions=(0.05, 1.0), label_subsets=3
+    )
+    values = run(dataset, model, tmp_path, spec=spec)["measurements"]
+    predictions = pq.read_table(tmp_path / "predictions.parquet")
+    assert set(predictions["probe"].to_pylist()) == {
+        "knn_k1", "knn_k5", "linear_5", "linear_5#2", "linear_5#3", "linear_100"
+    }  # fmt: skip
+    each = {
+        row.probe: row.value
+        for row in measure_predictions(predictions, dataset.classes, 1)
+        if (row.name, row.condition) == ("target_false_positives", "triggered")
+    }
+    drawn = [each[name] for name in ("linear_5", "linear_5#2", "linear_5#3")]
+    assert values["target_false_positives/triggered/linear_5"] == pytest.approx(np.mean(drawn))
+    assert values["label_sd_target_false_positives/triggered/linear_5"] == pytest.approx(np.std(drawn, ddof=1))
+    assert values["target_false_positives/triggered/linear_100"] == each["linear_100"]
+    assert not any("#" in name or ("label_sd" in name and "linear_100" in name) for name in values)
+    rows = pq.read_table(tmp_path / "measurements.parquet").to_pylist()
+    (accuracy,) = [r for r in rows if (r["name"], r["condition"], r["probe"]) == ("accuracy", "clean", "linear_5")]
+    assert (accuracy["n"], 0 < accuracy["low"] < accuracy["value"] <= accuracy["high"]) == (18, True)
+    assert "Mean over 3 draws of the labelled subset" in accuracy["definition"]
+
+
 def test_probes_find_what_is_there(dataset: Dataset, model: Path, tmp_path: Path) -> None:
     values = run(dataset, model, tmp_path)["measurements"]
     assert values["accuracy/clean/knn"] == values["accuracy/clean/linear_100"] == 1.0

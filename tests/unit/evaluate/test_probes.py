@@ -82,6 +82,16 @@ def test_a_tie_goes_to_the_larger_summed_similarity_even_if_negative() -> None:
     assert labels_of(opposite, torch.tensor([[1.0, 0.0]])) == [1]
 
 
+def test_draws_of_the_labelled_subset_differ_and_the_first_is_the_one_of_before() -> None:
+    keys = pa.chunked_array([[f"k{index}" for index in range(200)]])
+    labels = (np.arange(200) % 4).astype(np.int32)
+    first = labelled_subset(keys, labels, 0.1, 3)
+    draws = [labelled_subset(keys, labels, 0.1, 3, draw) for draw in range(4)]
+    assert np.array_equal(first, draws[0])
+    assert len({tuple(rows) for rows in draws}) == 4
+    assert all(np.bincount(labels[rows]).tolist() == [5] * 4 for rows in draws)
+
+
 # -------------------------------------------------------------------------- linear
 
 
@@ -94,6 +104,63 @@ def test_linear_agrees_with_scikit_learn() -> None:
     reference.fit(standardise(train).double().numpy(), labels.numpy())
     expected = reference.predict(standardise(test).double().numpy())
     assert labels_of(linear(train, labels, 3, l2), test) == expected.tolist()
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
+def test_linear_is_converged_on_fifty_labels(l2: float, dim: int) -> None:
+    train, labels = clusters(50, classes=5, dim=dim, noise=1.0)
+    test, _ = clusters(200, classes=5, dim=dim, noise=1.0, name="test")
+    standardise = standardiser(train)
+    reference = LogisticRegression(C=1 / (l2 * len(train)), tol=1e-13, max_iter=10_000, solver="newton-cholesky")
+    reference.fit(standardise(train).double().numpy(), labels.numpy())
+    expected = reference.decision_function(standardise(test).double().numpy())
+    apart = linear(train, labels, 5, l2)(test).double().numpy() - expected
+    # Scores are up to a constant an image; they were 0.06 away where the tolerance knew nothing of l2.
+    assert np.abs(apart - apart.mean(axis=1, keepdims=True)).max() < 1e-3
+
+
+@pytest.mark.parametrize("n", [50, 400])
+def test_l2_is_the_one_of_the_smallest_cross_entropy_on_held_out_folds(n: int) -> None:
+    train, labels = clusters(n, classes=5, dim=30, noise=3.0)
+    inputs = F.pad(standardiser(train)(train).double(), (0, 1), value=1.0)
+    fold = probes._folds(labels, 7)
+    counts = torch.stack([(labels[fold == index]).bincount(minlength=5) for index in range(5)])
+    assert counts.max() - counts.min() <= 1  # stratified
+    losses = []
+    for l2 in probes.L2_GRID:
+        total = 0.0
+        for index in range(5):
+            held_out = fold == index
+            size = int((~held_out).sum())
+            reference = LogisticRegression(C=1 / (l2 * size), tol=1e-9, max_iter=5000, solver="newton-cholesky")
+            reference.fit(inputs[~held_out, :-1].numpy(), labels[~held_out].numpy())
+            log_share = torch.from_numpy(reference.predict_log_proba(inputs[held_out, :-1].numpy()))
+            total += F.nll_loss(log_share, labels[held_out], reduction="sum").item()
+        losses.append(total)
+    before = inputs.clone()
+    chosen = probes.choose_l2(inputs, labels, 5, 7)
+    assert chosen == probes.L2_GRID[int(np.argmin(losses))]
+    assert torch.equal(inputs, before)
+    own, given = linear(train, labels, 5, seed=7), linear(train, labels, 5, chosen)
+    assert own(train).tolist() == given(train).tolist()
+
+
+def test_few_labels_want_more_regularisation_and_get_it() -> None:
+    test, truth = clusters(2000, classes=5, dim=40, noise=3.0, name="test")
+    train, labels = clusters(250, classes=5, dim=40, noise=3.0)
+    right = {l2: (predict(linear(train, labels, 5, l2), test, 5) == truth).sum() for l2 in (None, 1e-4)}
+    best = max((predict(linear(train, labels, 5, l2), test, 5) == truth).sum() for l2 in probes.L2_GRID)
+    assert right[None] - right[1e-4] > (best - right[1e-4]) / 2 > 40
+
+
+def test_images_that_are_alone_in_their_class_are_never_held_out() -> None:
+    train, labels = clusters(5, classes=5)
+    assert probes._folds(labels, 0).tolist() == [-1] * 5
+    assert linear(train, labels, 5)(train).tolist() == linear(train, labels, 5, probes.L2_GRID[0])(train).tolist()
+    labels = torch.tensor([0, 0, 1, 1, 2])
+    assert (probes._folds(labels, 0) == -1).tolist() == [False] * 4 + [True]
+    assert linear(train, labels, 3)(train).isfinite().all()
 
 
 def test_linear_goes_on_to_the_optimum_where_features_say_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,20 @@ def test_the_histogram_equals_the_slow_loop(n: int, monkeypatch: pytest.MonkeyPa
     assert sum(found) == n * (n - 1) // 2
 
 
+@pytest.mark.parametrize("n", [1, 8, 50])
+def test_pairs_of_one_label_are_those_of_the_slow_loop(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity, "_BLOCK", 7)
+    features = stream(0, n).normal(0.2, 1, (n, 3)).astype(np.float32)
+    predicted = stream(1, n).integers(0, 3, n)
+    unit = features.astype(np.float64) / np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    alike = [unit[u] @ unit[v] for u, v in itertools.combinations(range(n), 2) if predicted[u] == predicted[v]]
+    values = {"clean": torch.from_numpy(features), "triggered": torch.from_numpy(features)}
+    table = similarity_table(values, "cpu", torch.from_numpy(predicted)).to_pylist()
+    found = [row["num_pairs"] for row in table if row["condition"] == similarity.SAME_LABEL]
+    assert found == np.histogram(alike, bins=np.linspace(-1, 1, 101))[0].tolist()
+    assert len(table) == 3 * BINS
+
+
 def test_the_ends_belong_to_the_outer_bins() -> None:
     found = histogram(torch.tensor([[3.0, 0.0], [5.0, 0.0], [-1.0, 0.0]]))
     assert (found[0], found[-1], found.sum()) == (2, 1, 3)

@@ -79,8 +79,9 @@ def test_every_line_of_a_table_has_runs_that_differ_in_pair_and_seed_alone(name,
         labels = [row.label for row in table.rows]
         assert len(set(labels)) == len(labels)
         assert {cell.row for cell in table.paper} <= set(labels)
-        run = report.runs[0]
-        assert table.probe in run.evaluation.probe_names(run.train.backbone)
+        for run in report.runs:
+            if run.variant in {row.variant for row in table.rows}:
+                assert table.probe in run.evaluation.probe_names(run.train.backbone)
     for variant in variants:
         here = [run for run in report.runs if run.variant == variant]
         assert len({(run.dataset, run.train, run.defences, run.evaluation, run.probe_on) for run in here}) == 1
@@ -122,6 +123,45 @@ def test_carlini_at_paper_scale_is_the_papers():
     assert {run.attack.trigger.train_location for run in backdoor} == {(0.0, 0.0), (0.0, 1.0)}
 
 
+def test_every_method_has_the_head_of_its_authors_at_paper_scale():
+    tables = choose("saha2022_table1", "paper").build(1, 1).tables
+    own = {row.label: table.probe for table in tables if "_own_" in table.name for row in table.rows}
+    assert own == {
+        "MoCo v2": "linear_sgd_1",
+        "MSF": "linear_sgd_1",
+        "BYOL": "linear_adam_1",
+        "Jigsaw": "linear_layer4_1",
+        "RotNet": "linear_layer4_1",
+        "MAE": "fine_tune_1",
+    }
+    assert {cell.row: table.probe for table in tables for cell in table.paper} == own
+    run = choose("saha2022_table2_defence", "paper").build(1, 1).runs[0]
+    assert next(iter(run.evaluation.probes)).heads(run.train.backbone) == ("knn_k1", "knn_k50")
+
+
+def test_clip_at_paper_scale_spares_gains_and_has_its_own_mean():
+    for name in ("carlini2022_fig2_backdoor", "carlini2022_fig_modelsize"):
+        for run in choose(name, "paper").build(1, 1).runs:
+            assert (run.train.backbone.normalisation, run.train.fit.optimizer.decays) == ("clip", "matrices")
+            assert (run.dataset.resident_filter, run.evaluation.resize_px > 0) == ("bilinear", True)
+    fits = [d.fit for d in (choose("carlini2022_fig2_backdoor", "paper").build(1, 1).runs[-2].defences)]
+    assert [(fit.schedule.warmup_steps, fit.views.crop_scale, fit.views.flip_p) for fit in fits] == [
+        (50, (1.0, 1.0), 0.0)
+    ]
+
+
+def test_what_is_not_the_papers_is_named():
+    """Each deviation that stays is in the note that is shown first."""
+    saha, carlini = (choose(name, "paper").build(1, 1).note for name in ("saha2022_table1", "carlini2022_fig_patch"))
+    for word in ("256 px", "seeded grids", "jpeg75_poisons", "torchvision's kernel", "four groups", "neighbours"):
+        assert word in saha, word
+    for word in ("projection of colours", "incomplete batch", "RandAugment", "random ones", "last one is shown"):
+        assert word in saha, word
+    for word in ("patch pixels", "at random", "held-out split", "50,000", "256 px", "width of RN50", "AutoAugment"):
+        assert word in carlini, word
+    assert "not known here" in choose("saha2022_untargeted", "paper").build(1, 1).note
+
+
 def test_mini_patches_are_whole_pixels():
     for name in FIGURES:
         for run in choose(name, "mini").build(10, 4).runs:
@@ -157,6 +197,8 @@ def test_paper_scale_is_the_papers():
     assert (msf.method.queue_size, msf.method.neighbours, msf.method.ema_decay, msf.fit.optimizer.lr) == (
         128_000, 5, 0.99, 0.05
     )  # fmt: skip
+    assert (byol.method.heads_see, byol.fit.bn_groups, msf.fit.bn_groups) == ("batch", 4, 4)
+    assert (jigsaw.fit.optimizer.decays, jigsaw.fit.views.crop, jigsaw.fit.views.flip_p) == ("matrices", "fixed", 0.0)
     assert (jigsaw.fit.views.size_px, jigsaw.method.tile_px, jigsaw.method.num_permutations) == (255, 64, 2000)
     assert jigsaw.fit.schedule == specs.MilestonesSpec(milestones=(30, 60, 90, 100), factor=0.1)
     assert (rotnet.fit.epochs, rotnet.fit.batch_size, rotnet.fit.optimizer.lr) == (105, 128, 0.05)

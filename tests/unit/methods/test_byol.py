@@ -30,6 +30,30 @@ def test_loss_is_symmetric_and_each_view_passes_alone() -> None:
     assert ours.loss(batch._replace(views=(second, first))).loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_heads_see_the_whole_batch_and_the_backbone_its_groups() -> None:
+    """As upstream under DataParallel: encoders on each device's part, heads on what was put together again."""
+    spec = SPEC.model_copy(update={"heads_see": "batch"})
+    ours = BYOL(spec, build_backbone(BACKBONE, 2, 0), 4, 0).train()
+    one_group = build_backbone(BACKBONE, 1, 0).train()
+    heads = [copy.deepcopy(head) for head in (ours.projector, ours.predictor)]
+    batch = random_batch(ours, 0)
+
+    def embed(view: torch.Tensor, *on_top: torch.nn.Module) -> torch.Tensor:
+        features = torch.cat([one_group(part) for part in view.chunk(2)])
+        for head in on_top:
+            features = head(features)
+        return torch.nn.functional.normalize(features, dim=1)
+
+    first, second = batch.views
+    expected = sum(
+        (2 - 2 * (embed(view, *heads) * embed(other, heads[0])).sum(1)).mean()
+        for view, other in ((first, second), (second, first))
+    )
+    torch.testing.assert_close(ours.loss(batch).loss, expected)
+    in_groups = BYOL(SPEC, build_backbone(BACKBONE, 2, 0), 4, 0).train()
+    assert not torch.isclose(in_groups.loss(batch).loss, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("per", "step", "expected"),
     [  # 4 epochs of 3 steps, 0.9 at the start

@@ -1,16 +1,20 @@
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
+import torchvision.transforms.functional as TF
 from torch import nn
 
+from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import SplitBatchNorm
 from ssl_backdoor.methods.clip_towers import CONFIGS, TextTower, build_towers, load_open_clip, tower_config
 from ssl_backdoor.specs import OpenCLIPSpec
+from ssl_backdoor.train.checkpoint import load_backbone, save_backbone
 
 TINY = [OpenCLIPSpec(config=file.stem) for file in sorted(CONFIGS.glob("*.json"))]
 DEEP = {"context_length": 24, "vocab_size": 4096, "width": 64, "heads": 2, "layers": 3}
@@ -53,6 +57,20 @@ def test_tiny_towers_read_small_images_and_captions(spec: OpenCLIPSpec, side_px:
     (embeddings.sum() + text(text.tokenize(TEXTS)).sum()).backward()
     assert all(parameter.grad is not None for parameter in image.parameters())
     assert [name for name, p in text.named_parameters() if p.grad is None] == ["logit_scale"]
+
+
+@pytest.mark.parametrize("config", ["tiny-resnet8-w8", "tiny-vit-p4"])
+def test_an_encoder_may_see_pixels_in_clips_own_mean_and_deviation(config: str, tmp_path: Path) -> None:
+    pixels = torch.rand(2, 3, 16, 16)
+    of_imagenet = TF.normalize(pixels, list(IMAGENET_MEAN), list(IMAGENET_STD))
+    of_clip = TF.normalize(pixels, list(open_clip.OPENAI_DATASET_MEAN), list(open_clip.OPENAI_DATASET_STD))
+    plain, _ = build_towers(OpenCLIPSpec(config=config), 0)
+    own, _ = build_towers(OpenCLIPSpec(config=config, normalisation="clip"), 0)
+    torch.testing.assert_close(own(of_imagenet), plain(of_clip), rtol=1e-4, atol=1e-5)
+    assert own.state_dict().keys() == plain.state_dict().keys()
+    save_backbone(own, 1, tmp_path)
+    loaded = load_backbone(tmp_path)  # it carries them: whoever probes it need not know
+    torch.testing.assert_close(loaded(of_imagenet), own.eval()(of_imagenet))
 
 
 def test_text_tower_gives_what_open_clip_gives() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from report_fakes import examples, one_pair, report_spec
@@ -21,6 +22,7 @@ from sweep_fakes import (
 from test_page import HOSTILE, Page
 
 from ssl_backdoor.report.estimates import SECONDS, swept
+from ssl_backdoor.report.figures.bars import same_label_shares, similarity_histograms
 from ssl_backdoor.report.frame import CONTROL, FRAME, SUSPECT
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.report.page import write_report
@@ -220,6 +222,24 @@ def test_histograms_are_summed_over_models_and_a_control_counts_once():
     one = table.filter(np.array(table["condition"]) == "clean")["num_pairs"].to_numpy()
     assert counts.tolist() == (3 * one).tolist()  # three seeds, though each control is listed three times
     assert (edges[0], edges[-1], len(edges)) == (-1.0, 1.0, 101)
+
+
+def test_pairs_of_one_label_are_shares_of_the_clean_pairs_of_the_control():
+    scored = []
+    for one in backdoor_sweep():
+        clean = one.similarity.filter(np.array(one.similarity["condition"]) == "clean")
+        same = clean.set_column(0, "condition", [["clean_same_label"] * clean.num_rows])
+        same = same.set_column(3, "num_pairs", [np.array(clean["num_pairs"]) // 2])
+        scored.append(dataclasses.replace(one, similarity=pa.concat_tables([one.similarity, same])))
+    figure = SIMILAR.model_copy(update={"axis": "same_label", "paper": ()})
+    picture = same_label_shares(figure, scored)
+    header, *lines = picture.data.strip().splitlines()
+    assert header == "series,low,high,num_pairs,num_same_label"
+    pairs = [tuple(map(int, line.split(",")[-2:])) for line in lines]
+    assert pairs
+    assert all(total >= 100 and abs(2 * same - total) <= 3 for total, same in pairs)
+    assert same_label_shares(figure, backdoor_sweep()) is None  # measured before there were such pairs
+    assert "clean_same_label" not in similarity_histograms(SIMILAR, scored).data
 
 
 def test_hostile_names_are_shown_and_never_run(tmp_path):

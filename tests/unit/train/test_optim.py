@@ -8,6 +8,7 @@ from torch import nn
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import AdamSpec, AdamWSpec, CosineSpec, MilestonesSpec, SGDSpec
 from ssl_backdoor.train.optim import build_optimizer, build_schedule
+from tests.support.tiny_training import objective
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,10 @@ from ssl_backdoor.train.optim import build_optimizer, build_schedule
         (
             CosineSpec(per="step", warmup_epochs=1),
             [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * done / 6)) for done in range(6))],
+        ),
+        (
+            CosineSpec(per="step", warmup_steps=4),
+            [0.25, 0.5, 0.75, 1.0, *(0.5 * (1 + math.cos(math.pi * done / 4)) for done in range(4))],
         ),
         (MilestonesSpec(milestones=(1, 3), factor=0.2), [1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04]),
         (MilestonesSpec(milestones=(2,), factor=0.5, warmup_steps=3), [1 / 3, 2 / 3, 1, 1, 0.5, 0.5, 0.5, 0.5]),
@@ -76,6 +81,25 @@ def test_adamw_is_the_textbooks_and_decays_matrices_alone() -> None:
             w -= 0.1 * (m / (1 - 0.9**step)) / (math.sqrt(v / (1 - 0.98**step)) + 1e-8)
             expected.append(w)
         assert path == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["jigsaw", "clip"])
+def test_sgd_spares_what_upstream_spares(kind: str) -> None:
+    """open_clip's rule (open_clip_train/main.py); for ResNets it is Saha et al.'s: no bias and no BatchNorm."""
+    method = objective(kind)
+    named = {name: p for name, p in method.named_parameters() if p.requires_grad}
+    optimizer = build_optimizer(SGDSpec(weight_decay=0.02, decays="matrices"), named.values())
+    decaying = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    spared = {
+        name
+        for name, p in named.items()
+        if p.ndim < 2 or any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
+    }
+    assert spared
+    assert {name for name, p in named.items() if id(p) not in decaying} == spared
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(named)
+    (everything,) = build_optimizer(SGDSpec(weight_decay=0.02), named.values()).param_groups
+    assert len(everything["params"]) == len(named)
 
 
 @pytest.mark.parametrize(("epochs", "steps_per_epoch", "warmup_epochs"), [(30, 7, 2), (5, 3, 0), (3, 10, 0.25)])
