@@ -1,12 +1,13 @@
 """The ``ssl-backdoor`` command: parse arguments, run, print.
 
-Exit codes: 0 done, 1 something failed, 2 a mistake that the user can fix, 130 interrupted, 143 terminated.
+Exit codes: 0 done, 1 something failed, 2 a mistake that the user can fix, 130 interrupted, 141 nobody reads what is
+printed, 143 terminated.
 """
 
 import argparse
 import gc
 import importlib
-import json
+import os
 import shlex
 import signal
 import sys
@@ -16,18 +17,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flows import settings
+from flows.commands import machine
+from flows.terminal import output
 from flows.terminal.arguments import MANY_RUNS, Command, parse
+from flows.terminal.output import print_error, print_json, print_lines
 from flows.terminal.reaper import run_and_reap_children
-from ssl_backdoor.errors import (
-    SpecError,
-    SslBackdoorError,
-    TrainingError,
-    UserError,
-    replace_control_chars,
-    to_printable_line,
-)
+from ssl_backdoor.errors import SpecError, SslBackdoorError, UserError
 from ssl_backdoor.specs import Stage
 from tasks import embedded_prefect
+from tasks.loopback import around_proxies
 
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
@@ -40,41 +38,45 @@ class _Terminated(KeyboardInterrupt):
 
 def program() -> None:
     """Entry point."""
+    output.open_standard_streams()
     run_and_reap_children(main)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse arguments, run the command and print its result; ends in SystemExit."""
     gc.set_threshold(100_000)  # imported objects stay: scanning them again and again takes a second of a command
-    options = parse(arguments, _COMMANDS)
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
-        settings.embed()
-        code = options.command(options)
+        code = _run_command(arguments)
+    except output.NobodyReadsError:
+        code = 128 + signal.SIGPIPE
     except UserError as error:
-        print(f"ssl-backdoor: {to_printable_line(str(error))}", file=sys.stderr)
+        print_error(str(error))
         code = 2
-    except (TrainingError, SslBackdoorError) as error:
-        print(f"ssl-backdoor: {to_printable_line(str(error))}", file=sys.stderr)
+    except SslBackdoorError as error:
+        print_error(str(error))
         code = 1
     except ModuleNotFoundError as error:
         if error.name not in ("prefect", "ray", "mlflow", "rich"):
             raise
-        print(
-            f"ssl-backdoor: this command needs {error.name}: pip install 'ssl-backdoor[pipeline]', or `make setup`.",
-            file=sys.stderr,
-        )
+        print_error(f"this command needs {error.name}: pip install 'ssl-backdoor[pipeline]', or `make setup`.")
         code = 2
     except KeyboardInterrupt as error:
-        print(
-            "\nssl-backdoor: interrupted; finished stages and checkpoints are kept; "
-            "run the same command again to resume.",
-            file=sys.stderr,
+        print_error(
+            "interrupted; finished stages and checkpoints are kept; run the same command again to resume", is_new=True
         )
         code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
-    sys.stdout.flush()
     gc.freeze()  # the interpreter's last collection would take another
     sys.exit(code)
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
+    if sys.stdout is None:
+        raise UserError("stdout is closed: redirect it, to /dev/null where nobody needs what is printed")
+    options = parse(arguments, _COMMANDS)
+    settings.embed()
+    command: Command = options.command
+    return command(options)
 
 
 def _raise_terminated(*_: object) -> NoReturn:
@@ -90,15 +92,13 @@ def _run(options: argparse.Namespace) -> int:
     seconds = round(time.perf_counter() - started, 1)
     if options.json:
         result["seconds"] = {"total": seconds, **result["seconds"]}
-        print(json.dumps(result, allow_nan=False))
+        print_json(result)
         return 1 if result["missing"] else 0
-    headline = result.pop("text", "")
-    print(replace_control_chars(headline))
-    for name, place in result["artifacts"].items():
-        print(replace_control_chars(f"{name}: {place}"))
-    print(f"{seconds} s")
+    print_lines(result.pop("text", "").split("\n"))
+    print_lines(f"{name}: {place}" for name, place in result["artifacts"].items())
+    print_lines([f"{seconds} s"])
     for cell in result["missing"]:
-        print(f"ssl-backdoor: missing, {to_printable_line(cell)}", file=sys.stderr)
+        print_error(f"missing, {cell}")
     return 1 if result["missing"] else 0
 
 
@@ -107,6 +107,7 @@ def _estimate(options: argparse.Namespace) -> int:
     from ssl_backdoor.store import open_store
 
     report = _plan(options, _parse_request(options), has_data=bool(options.data or options.images))
+    machine.check()
     store = open_store(options.store or settings.default_store())
     with reserve_stdout():
         from flows.estimate.command import EstimateOptions, estimate
@@ -143,6 +144,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
 
     asked = _parse_request(options)
     report = _plan_and_confirm(options, asked)
+    machine.check()
     store = open_store(options.store or settings.default_store())
     store.check()
 
@@ -205,7 +207,8 @@ def _confirm(num_runs: int) -> bool:
     """Ask for confirmation at a terminal; False without one."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    print(f"ssl-backdoor: this is {num_runs:,} runs. Continue? [y/N] ", end="", file=sys.stderr, flush=True)
+    sys.stderr.write(f"ssl-backdoor: this is {num_runs:,} runs. Continue? [y/N] ")
+    sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
@@ -226,7 +229,8 @@ def _recipes(_: argparse.Namespace) -> int:
         for recipe in one if isinstance(one, Sized) else (one,):
             data = "--data PATH" if recipe.needs_data else "embedded data"
             size = ", --size paper" if isinstance(one, Sized) and recipe is one.paper else ""
-            print(f"{name:<28}{recipe.summary} ({data}{size}; {recipe.pairs} pair(s), {recipe.seeds} seed(s))")
+            amount = f"{recipe.pairs} pair(s), {recipe.seeds} seed(s)"
+            print_lines([f"{name:<28}{recipe.summary} ({data}{size}; {amount})"])
     return 0
 
 
@@ -235,8 +239,9 @@ def _show(options: argparse.Namespace) -> int:
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     manifest = store.manifest(ref)
-    manifest.summary.get("performance", {}).pop("series", None)  # hundreds of lines; MLflow draws them
-    print(manifest.model_dump_json(indent=2))
+    if isinstance(performance := manifest.summary.get("performance"), dict):
+        performance.pop("series", None)  # hundreds of lines; MLflow draws them
+    print_json(manifest.model_dump(mode="json"), indent=2)
     return 0
 
 
@@ -244,15 +249,17 @@ def _export(options: argparse.Namespace) -> int:
     from flows.commands.results import resolve
     from ssl_backdoor.data.stored import open_dataset, open_overlay
     from ssl_backdoor.poison.export import export
+    from ssl_backdoor.store.base import explain_damage
 
     store, ref = resolve(options.ref, options.store or settings.default_store())
     if ref.stage not in ("ingest", "poison"):
         raise SpecError(f"export takes an ingest or a poison artifact, found {ref.stage}/{ref.key[:12]}")
     if options.out.exists():
         raise SpecError(f"--out must not exist yet, found {str(options.out)!r}")
-    base = ref if ref.stage == "ingest" else store.ref("ingest", store.manifest(ref).inputs["dataset"])
+    with explain_damage(ref):
+        base = ref if ref.stage == "ingest" else store.ref("ingest", store.manifest(ref).inputs["dataset"])
     overlay = open_overlay(store, ref) if ref.stage == "poison" else None
-    print(json.dumps(export(open_dataset(store, base), overlay, options.out)))
+    print_json(export(open_dataset(store, base), overlay, options.out))
     return 0
 
 
@@ -260,16 +267,18 @@ def _reindex(options: argparse.Namespace) -> int:
     from ssl_backdoor.store import open_store
     from tasks.tracking import reindex
 
-    for line in reindex(open_store(options.store or settings.default_store())):
-        print(replace_control_chars(line), flush=True)
-    return 0
+    failed: list[str] = []
+    print_lines(reindex(open_store(options.store or settings.default_store()), failed.append))
+    for reason in failed:
+        print_error(f"left out: {reason}")
+    return 1 if failed else 0
 
 
 def _status(options: argparse.Namespace) -> int:
     from flows.commands.gc import report_slow_progress
     from flows.commands.status import render, status
 
-    _print(status(_existing_store(options.store), report_slow_progress("ssl-backdoor status")), render, options.json)
+    _print(status(_existing_store(options.store), report_slow_progress("status")), render, options.json)
     return 0
 
 
@@ -277,9 +286,7 @@ def _gc(options: argparse.Namespace) -> int:
     from flows.commands.gc import GcOptions, collect, render, report_slow_progress
 
     asked = GcOptions(options.delete, options.unreached, options.older_than, options.forget)
-    _print(
-        collect(_existing_store(options.store), asked, report_slow_progress("ssl-backdoor gc")), render, options.json
-    )
+    _print(collect(_existing_store(options.store), asked, report_slow_progress("gc")), render, options.json)
     return 0
 
 
@@ -289,34 +296,41 @@ def _existing_store(uri: str | None) -> "ArtifactStore":
     Raises:
         SpecError: there is no folder at ``uri``.
     """
-    from ssl_backdoor.store import open_store
+    from ssl_backdoor.store import is_folder, open_store
     from ssl_backdoor.store.local import folder_of
 
-    is_folder = uri is not None and ("://" not in uri or uri.lower().startswith("file://"))
-    if uri is not None and is_folder and not folder_of(uri).is_dir():
+    if uri is not None and is_folder(uri) and not folder_of(uri).is_dir():
         raise SpecError(f"expected a store at {uri!r}, found no folder there; give another --store")
     return open_store(uri or settings.default_store())
 
 
 def _print(result: dict[str, Any], render: Callable[[Mapping[str, Any]], Iterator[str]], is_json: bool) -> None:
-    print(json.dumps(result, allow_nan=False) if is_json else replace_control_chars("\n".join(render(result))))
+    if is_json:
+        print_json(result)
+    else:
+        print_lines(render(result))
 
 
 def _env(options: argparse.Namespace) -> int:
     found = settings.of_stack()
     if options.logins:
-        print(f"Prefect  {found['PREFECT_API_URL'].removesuffix('/api')}  {found['PREFECT_API_AUTH_STRING']}")
         user, password = found["MLFLOW_TRACKING_USERNAME"], found["MLFLOW_TRACKING_PASSWORD"]
-        print(f"MLflow   {found['MLFLOW_TRACKING_URI']}  user {user}, password {password}")
+        print_lines(
+            [
+                f"Prefect  {found['PREFECT_API_URL'].removesuffix('/api')}  {found['PREFECT_API_AUTH_STRING']}",
+                f"MLflow   {found['MLFLOW_TRACKING_URI']}  user {user}, password {password}",
+            ]
+        )
         return 0
-    for name, value in found.items():
-        print(f"export {name}={shlex.quote(value)}")
+    shown = {**found, **around_proxies(os.environ)}
+    print_lines(f"export {name}={shlex.quote(value)}" for name, value in shown.items())
     return 0
 
 
 def _browse(_: argparse.Namespace) -> int:
     from flows.commands.browse import browse
 
+    machine.check()
     return browse()
 
 
@@ -324,8 +338,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from flows.commands.doctor import examine
 
     findings = examine(options.store or settings.default_store())
-    for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'FIX '} {finding.name:<10} {finding.text}")
+    print_lines(f"{'ok  ' if one.ok else 'FIX '} {one.name:<10} {one.text}" for one in findings)
     return 0 if all(finding.ok for finding in findings) else 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssl_backdoor.errors import StoreError
+from tasks.sqlite_urls import sqlite_url
 
 HOME = Path(os.environ.get("SSL_BACKDOOR_HOME", ".lab"))
 
@@ -52,8 +53,27 @@ def of_stack() -> dict[str, str]:
 
 
 def embed() -> None:
-    """Point every service at the home folder unless the environment names a server; turn telemetry off."""
-    home = HOME.resolve()
+    """Point every service at the home folder unless the environment names a server; turn telemetry off.
+
+    Raises:
+        StoreError: the home folder cannot be made, or the working folder is gone.
+    """
+    try:
+        Path.cwd()
+        home = HOME.resolve()
+        str(home).encode()
+    except OSError as error:
+        raise StoreError("the working folder was removed: change to another, and run again") from error
+    except UnicodeError as error:
+        raise StoreError(
+            f"the home folder {str(HOME)!r} lies where a name is not UTF-8: set SSL_BACKDOOR_HOME"
+        ) from error
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and a user without an entry, as in many containers: libraries look for both
+        os.environ["HOME"] = str(home)
+    if not {"LOGNAME", "USER", "LNAME", "USERNAME"} & os.environ.keys():
+        os.environ["USER"] = str(os.getuid())
     defaults = {
         "DO_NOT_TRACK": "1",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -63,8 +83,10 @@ def embed() -> None:
         "PREFECT_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
         "PREFECT_LOGGING_TO_API_ENABLED": "false",
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": sqlite_url(home / "mlflow.db"),
         "MLFLOW_LOGGING_LEVEL": "WARNING",
+        # Code that is compiled and loaded: not where torch keeps it, under a name in /tmp that anybody can foresee.
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "torchinductor"),
     }
     if "MLFLOW_TRACKING_URI" not in os.environ:
         os.environ.setdefault("SSL_BACKDOOR_MLFLOW_ARTIFACTS", (home / "mlruns").as_uri())

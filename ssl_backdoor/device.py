@@ -19,7 +19,8 @@ def pick_device(resources: Resources) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise SpecError("device cuda is asked for, but this PyTorch sees no CUDA device; use device auto or cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    index = int(os.environ.get("LOCAL_RANK", "0")) if resources.workers > 1 else 0  # batch systems set it for anybody
+    return torch.device("cuda", index % torch.cuda.device_count())
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

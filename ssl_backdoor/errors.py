@@ -31,7 +31,14 @@ _ADVICE = {
 
 
 class SslBackdoorError(Exception):
-    """Root of every error this project raises on purpose."""
+    """Root of every error this project raises on purpose.
+
+    Its text is one printable line without passwords in addresses, wherever it is shown: it may name any file or class.
+    """
+
+    def __str__(self) -> str:
+        """The message."""
+        return CREDENTIALS.sub("", replace_control_chars(super().__str__()))
 
 
 class UserError(SslBackdoorError):
@@ -93,6 +100,5 @@ def to_printable_line(text: str) -> str:
 
 
 def replace_control_chars(text: str) -> str:
-    """``text``, line by line, with every unprintable character, such as a terminal's escapes, replaced by a space."""
-    lines = text.splitlines()
-    return "\n".join("".join(each if each.isprintable() else " " for each in line) for line in lines)
+    """``text`` on one line, with every unprintable character, such as a terminal's escapes, replaced by a space."""
+    return "".join(each if each.isprintable() else " " for each in text)

@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from types import MappingProxyType
 from typing import Any
 
+from ssl_backdoor.errors import replace_control_chars
+
 LOG = logging.getLogger("ssl_backdoor")
 _context: ContextVar[Mapping[str, Any]] = ContextVar("about", default=MappingProxyType({}))
 
@@ -30,8 +32,8 @@ def context_ids() -> Mapping[str, Any]:
 
 
 def log_event(event: str, message: str, level: int = logging.INFO, **fields: Any) -> None:
-    """Log ``event`` (one word): ``message`` for people, ``fields`` for programs."""
-    LOG.log(level, "%s", message, extra={"event": event, "fields": {**_context.get(), **fields}})
+    """Log ``event`` (one word): ``message`` for people, on one printable line; ``fields`` for programs."""
+    LOG.log(level, "%s", replace_control_chars(message), extra={"event": event, "fields": {**_context.get(), **fields}})
 
 
 def fields_of(record: logging.LogRecord) -> Mapping[str, Any]:

@@ -205,11 +205,15 @@ def run_stage(
     """
     if (finished := find_finished(call, store)) is not None:
         return finished
-    started = time.perf_counter()
+    started, is_leader = time.perf_counter(), _is_leader(call, resources or Resources())
     room = translate_os_errors(f"the folder for temporary files {tempfile.gettempdir()} (TMPDIR)", only_full=True)
-    with _log_stage(call, store), room, tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch:
+    with (
+        _log_stage(call, store, is_leader),
+        room,
+        tempfile.TemporaryDirectory(prefix=f"ssl-backdoor-{call.stage}-") as scratch,
+    ):
         summary = _body(call, store, Path(scratch), resources or Resources(), on_progress)
-        if not _is_leader():
+        if not is_leader:
             return Finished(store.ref(call.stage, call.key), reused=False)
         ref = store.commit(
             call.stage,
@@ -226,22 +230,25 @@ def run_stage(
 
 
 @contextmanager
-def _log_stage(call: StageCall, store: ArtifactStore) -> Iterator[None]:
+def _log_stage(call: StageCall, store: ArtifactStore, is_leader: bool) -> Iterator[None]:
     """Log when the stage begins and when it is finished; of several replicas only the first does."""
     began_s = time.perf_counter()
     with log_context(**call.ids):
-        if _is_leader():
+        if is_leader:
             where: dict[str, Any] = {"host": platform.node(), "pid": os.getpid()}
             log_event("begins", f"begins on {where['host']}, process {where['pid']}", **where)
         yield
-        if _is_leader():
+        if is_leader:
             seconds, uri = round(time.perf_counter() - began_s, 3), store.ref(call.stage, call.key).uri
             log_event("finished", f"finished after {seconds:,.1f} s", seconds=seconds, uri=uri)
 
 
-def _is_leader() -> bool:
-    """Of several replicas (torchrun and Ray Train both set RANK) the first commits."""
-    return os.environ.get("RANK", "0") == "0"
+def _is_leader(call: StageCall, resources: Resources) -> bool:
+    """Of several replicas of a training (torchrun and Ray Train both set RANK) the first commits.
+
+    Nobody else looks at RANK: batch systems set it for every process.
+    """
+    return call.fit is None or resources.workers == 1 or os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

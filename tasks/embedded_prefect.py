@@ -110,12 +110,12 @@ def _check_answers(api: str) -> None:
         with get_client(sync_client=True) as client:
             client.raise_for_api_version_mismatch()
         return
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise
-        what, cure = "wants another password", "set PREFECT_API_AUTH_STRING (`ssl-backdoor env` has that of `make up`)"
-    except (RuntimeError, httpx.HTTPError):
+    except (RuntimeError, ValueError, TypeError, httpx.HTTPError) as error:  # another server's answers are no answers
         what, cure = "does not answer", "start it (`make up`), or fix or unset PREFECT_API_URL"
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            what = "wants another password"
+            cure = "set PREFECT_API_AUTH_STRING (`ssl-backdoor env` has that of `make up`)"
     raise UserError(f"the Prefect server at {to_printable_line(api)} {what}: {cure}") from None
 
 

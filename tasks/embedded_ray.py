@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,14 +22,24 @@ import ray
 from ray._private import ray_constants
 from ray._private.authentication.authentication_utils import is_token_auth_enabled
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled, without stubs
+from ray.job_config import JobConfig
 
-from ssl_backdoor.errors import TrainingError, UserError
-from tasks.ray_settings import RAY_CLOSED, RAYS
+from ssl_backdoor.errors import TrainingError
+from tasks.ray_settings import PREFIX, RAY_CLOSED, RAYS, folder_for_sockets
 
 LOOPBACK = "127.0.0.1"
-_PREFIX = "ssl-ray-"
-_MAX_FOLDER_BYTES = 107 - len("/r/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.0")
-"""Linux takes names of sockets of 107 bytes."""
+
+
+class OwnModules(JobConfig):
+    """Workers look for modules where this process does, and nowhere else.
+
+    Ray would put the working folder first, where anybody's ``tasks`` or ``torch.py`` may lie.
+    """
+
+    def _get_proto_job_config(self) -> Any:
+        known = {os.path.abspath(place) for place in sys.path}
+        self._py_driver_sys_path = [place for place in self._py_driver_sys_path if place in known]
+        return super()._get_proto_job_config()  # type: ignore[no-untyped-call]
 
 
 class _Cluster(NamedTuple):
@@ -49,7 +60,7 @@ def start(num_cpus: int, **options: Any) -> None:
         options: more of ``ray.init``.
 
     Raises:
-        UserError: the folder for temporary files has too long a name for Ray's sockets.
+        UserError: no folder for temporary files can hold Ray's sockets.
         TrainingError: the cluster could be reached from another machine, or without its token.
     """
     global _cluster
@@ -71,6 +82,7 @@ def start(num_cpus: int, **options: Any) -> None:
             object_store_memory=200 * 1024**2,
             _temp_dir=str(folder / RAYS),
             _node_ip_address=LOOPBACK,
+            job_config=OwnModules(),
             **options,
         )
         _check_closed()
@@ -118,13 +130,9 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 def _make_folder() -> tuple[Path, IO[bytes]]:
     """A new folder of this user alone, and the lock that tells others that somebody uses it."""
-    places = [tempfile.gettempdir(), "/tmp"]  # noqa: S108  mkdtemp makes a folder that was not there, for its user alone
-    suffix_bytes = len(os.sep + _PREFIX + "12345678")
-    place = next((one for one in places if len(os.fsencode(one)) + suffix_bytes <= _MAX_FOLDER_BYTES), None)
-    if place is None:
-        raise UserError(f"{places[0]!r} is too long a name for the sockets of Ray: set TMPDIR to a shorter one")
+    place = folder_for_sockets()
     _remove_abandoned(Path(place))
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=place))
     lock = (folder / "lock").open("wb")
     fcntl.flock(lock, fcntl.LOCK_EX)
     return folder, lock
@@ -132,7 +140,7 @@ def _make_folder() -> tuple[Path, IO[bytes]]:
 
 def _remove_abandoned(place: Path) -> None:
     """Remove folders of runs that were killed: nobody holds their locks."""
-    for folder in place.glob(f"{_PREFIX}*"):
+    for folder in place.glob(f"{PREFIX}*"):
         with suppress(OSError):  # somebody else's, or being removed
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():

@@ -55,8 +55,11 @@ class LineFormatter(logging.Formatter):
         level = f"{record.levelname} " if self._has_time and record.levelno >= logging.WARNING else ""
         place = f" ({fields['stage']}/{fields['key'][:12]})" if "key" in fields else ""
         title = f"{fields['title']}{place}: " if "title" in fields else ""
-        line = f"{time}{level}{title}{' '.join(replace_control_chars(redact(record.getMessage())).splitlines())}"
-        return f"{line}\n{redact(self.formatException(record.exc_info))}" if record.exc_info else line
+        line = f"{time}{level}{title}{replace_control_chars(redact(record.getMessage()))}"
+        if not record.exc_info:
+            return line
+        trace = redact(self.formatException(record.exc_info)).split("\n")
+        return "\n".join([line, *(f"  {replace_control_chars(one)}" for one in trace)])
 
 
 class JsonFormatter(logging.Formatter):
@@ -73,7 +76,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["traceback"] = redact(self.formatException(record.exc_info))
-        return json.dumps(entry, ensure_ascii=False, default=str)
+        return json.dumps(entry, default=str)  # ASCII: no control character of any kind reaches a terminal
 
 
 def stderr_handler() -> logging.Handler:

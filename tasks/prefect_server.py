@@ -14,8 +14,10 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tasks.guard import App, Guard, own_addresses
+from tasks.sqlite_urls import sqlite_url
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     addresses = own_addresses(port) | set(options.address)
     os.environ["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] = "true"
     os.environ["PREFECT_SERVER_CORS_ALLOWED_ORIGINS"] = ",".join(sorted(f"http://{one}" for one in addresses))
+    if "?" in (home := os.environ.get("PREFECT_HOME", "")):  # Prefect's own URL of its database would end there
+        url = sqlite_url(Path(home, "prefect.db"), "sqlite+aiosqlite")
+        os.environ.setdefault("PREFECT_API_DATABASE_CONNECTION_URL", url)
     gc.set_threshold(100_000)  # as in flows.cli.main
     import uvicorn
 

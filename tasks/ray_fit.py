@@ -54,7 +54,7 @@ def connect(resources: Resources) -> None:
         if address := os.environ.get("RAY_ADDRESS"):
             _check_answers(address)
             embedded_ray.read_token_anew()
-            ray.init(address=address, **quiet)
+            ray.init(address=address, job_config=embedded_ray.OwnModules(), **quiet)
             return
         asked = resources.parallel or resources.workers
         cpus = asked * resources.threads

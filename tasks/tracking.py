@@ -8,7 +8,7 @@ that MLflow's compare page is useful at once: ``facts/num_poisons`` against succ
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,10 +21,12 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from ssl_backdoor.errors import StoreError, to_printable_line
+from ssl_backdoor.errors import StoreAwayError, StoreError, to_printable_line
 from ssl_backdoor.report.frame import covariates, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
+from ssl_backdoor.store.base import explain_damage
+from tasks.sqlite_urls import file_of, sqlite_url
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait four minutes for a server that is down
@@ -52,12 +54,12 @@ def _translate_errors() -> Iterator[None]:
     """Turn MLflow's errors into one sentence: its own repeat the server's address with the password in it.
 
     Raises:
-        StoreError: the server does not answer, or refuses.
+        StoreAwayError: the server does not answer, or refuses.
     """
     try:
         yield
     except MlflowException as error:
-        raise StoreError(
+        raise StoreAwayError(
             f"MLflow cannot be written ({to_printable_line(str(error))[:300]}); "
             "check MLFLOW_TRACKING_URI and its server"
         ) from None
@@ -76,23 +78,30 @@ def record(report: ArtifactRef, store: ArtifactStore) -> str:
     return f"{to_printable_line(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
 
 
-def reindex(store: ArtifactStore) -> Iterator[str]:
+def reindex(store: ArtifactStore, on_damaged: Callable[[str], object]) -> Iterator[str]:
     """Write every report of ``store`` to MLflow unless it is there; one line for each as it is done.
 
+    Why one cannot be read is given to ``on_damaged``, and the rest goes on.
+
     Raises:
-        StoreError: MLflow's server does not answer, or refuses.
+        StoreAwayError: MLflow's server does not answer, or refuses.
     """
     client = mlflow.MlflowClient()
     for key in store.keys("report"):
         ref = store.ref("report", key)
-        yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {write(ref, store, client)}"
+        try:
+            with explain_damage(ref):
+                run = write(ref, store, client)
+                yield f"report/{key[:12]} {store.manifest(ref).spec['recipe']}: MLflow run {run}"
+        except StoreAwayError:
+            raise
+        except StoreError as error:
+            on_damaged(str(error))
 
 
 def open_database_ahead() -> None:
     """Open or create MLflow's database, which takes seconds, before ``record`` needs it; errors are left to that."""
-    uri = mlflow.get_tracking_uri()
-    if uri.startswith("sqlite:///"):
-        file = Path(uri.removeprefix("sqlite:///"))
+    if (file := file_of(mlflow.get_tracking_uri())) is not None:
         with suppress(Exception):
             if not file.exists():
                 _make_database(file)
@@ -103,7 +112,7 @@ def _make_database(file: Path) -> None:
     """Whole or not at all: a shell that is killed meanwhile leaves no half-made tables, and no other's are touched."""
     with TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as folder, suppress(FileExistsError):
         made = Path(folder) / file.name
-        mlflow.MlflowClient(f"sqlite:///{made}")
+        mlflow.MlflowClient(sqlite_url(made))
         os.link(made, file)
 
 
@@ -263,7 +272,9 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
         "model_key": evidence.model.key,
         "scores_key": evidence.scores.key,
     }
-    child = client.create_run(experiment, run_name=f"{evidence.arm.label}, {run.label}", tags=tags)
+    tags = {name: to_printable_line(value) for name, value in tags.items()}
+    name = to_printable_line(f"{evidence.arm.label}, {run.label}")
+    child = client.create_run(experiment, run_name=name, tags=tags)
     run_id = str(child.info.run_id)
     measured = {
         name: value
@@ -278,7 +289,7 @@ def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidenc
             metrics.append(Metric(_metric_name(f"{name}/{who}"), value, 0, 0))
     if "performance" in model.summary:  # not of artifacts made before it was measured
         metrics += system_metrics(model.summary["performance"])
-    params = [Param(name, str(value)[:500]) for name, value in flatten(run.model_dump(mode="json"))]
+    params = _params(run.model_dump(mode="json"))
     client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm.label)])
     for start in range(_BATCH, len(metrics), _BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
@@ -310,16 +321,17 @@ def _summary(
     params = [
         Param("recipe", spec.recipe),
         Param("num_runs", str(len(spec.runs))),
-        *(
-            Param(name, str(value)[:500])
-            for name, value in flatten(spec.runs[0].train.model_dump(mode="json"), "train.")
-        ),
+        *_params(spec.runs[0].train.model_dump(mode="json"), "train."),
     ]
-    client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", spec.question)])
+    client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", to_printable_line(spec.question))])
     for name in ("report.html", "report.md", "measurements.json"):
         client.log_artifact(run_id, str(folder / name), "report")
     for figure in sorted((folder / "figures").iterdir()):
         client.log_artifact(run_id, str(figure), "report/figures")
+
+
+def _params(value: Mapping[str, Any], prefix: str = "") -> list[Param]:
+    return [Param(name, to_printable_line(str(one))[:500]) for name, one in flatten(value, prefix)]
 
 
 def _metric_name(name: str) -> str:

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import httpx
 
 from flows import settings
+from flows.terminal.output import print_lines
 from ssl_backdoor.errors import SpecError, TrainingError
 from tasks.embedded_prefect import last_error, terminate
 from tasks.guard import own_addresses
@@ -45,9 +46,13 @@ def browse() -> int:
     with _serve(password) as servers:
         for name, server in servers.items():
             _wait_for_answer(name, server)
-        print(f"Prefect  http://127.0.0.1:{servers['Prefect'].port}  {USER}:{password}")
-        print(f"MLflow   http://127.0.0.1:{servers['MLflow'].port}  user {USER}, password {password}")
-        print(f"Runs under {str(settings.HOME)!r}. Ctrl-C ends both.", flush=True)
+        print_lines(
+            [
+                f"Prefect  http://127.0.0.1:{servers['Prefect'].port}  {USER}:{password}",
+                f"MLflow   http://127.0.0.1:{servers['MLflow'].port}  user {USER}, password {password}",
+                f"Runs under {str(settings.HOME)!r}. Ctrl-C ends both.",
+            ]
+        )
         with suppress(KeyboardInterrupt):
             while True:
                 for name, server in servers.items():

@@ -5,14 +5,16 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
 from flows import settings
-from flows.commands import servers
+from flows.commands import machine, servers
 from ssl_backdoor.errors import UserError
-from ssl_backdoor.store import open_store
+from ssl_backdoor.store import is_folder, open_store
 from ssl_backdoor.store.local import folder_of
 from ssl_backdoor.store.survey import contents_of
 
@@ -31,7 +33,15 @@ class Finding(NamedTuple):
 
 def examine(store_uri: str) -> list[Finding]:
     """Check everything a run needs."""
-    return [_python(), *_packages(), _devices(), *_store(store_uri), *_servers(), _disk(store_uri)]
+    return [
+        _python(),
+        *_packages(),
+        _devices(),
+        *_machine(),
+        *_store(store_uri),
+        *_servers(),
+        _disk(store_uri),
+    ]
 
 
 def _python() -> Finding:
@@ -58,6 +68,16 @@ def _devices() -> Finding:
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return Finding(True, "devices", f"{os.cpu_count()} CPUs, {', '.join(gpus) or 'no GPU (none is needed)'}")
+
+
+def _machine() -> Iterator[Finding]:
+    """What every run checks before it starts anything."""
+    for name, examine in machine.CHECKS:
+        try:
+            yield Finding(True, name, examine())
+        except UserError as error:
+            yield Finding(False, name, str(error))
+    yield Finding(True, "launcher", machine.describe_launcher())
 
 
 def _store(store_uri: str) -> list[Finding]:
@@ -91,9 +111,12 @@ def _servers() -> list[Finding]:
 
 def _disk(store_uri: str) -> Finding:
     """Room for artifacts (of a store in a bucket, for what is fetched and kept in the home) and for scratch files."""
-    is_remote = "://" in store_uri and not store_uri.lower().startswith("file://")
-    places = {"the home": settings.HOME} if is_remote else {"the store": folder_of(store_uri)}
-    places["temporary files"] = Path(tempfile.gettempdir())
+    try:
+        places = {"the store": folder_of(store_uri)} if is_folder(store_uri) else {"the home": settings.HOME}
+    except UserError:  # which is told above
+        places = {"the home": settings.HOME}
+    with suppress(OSError):  # none can be written, which is told above
+        places["temporary files"] = Path(tempfile.gettempdir())
     free = {name: shutil.disk_usage(_nearest_existing(place)).free for name, place in places.items()}
     text = ", ".join(f"{count / 1024**3:.1f} GiB free for {name}" for name, count in free.items())
     if min(free.values()) < _MIN_FREE_BYTES:

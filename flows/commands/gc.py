@@ -1,10 +1,10 @@
 """``ssl-backdoor gc``: what a store holds that nobody needs, and its removal where asked for."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from flows.terminal.output import print_error
 from flows.terminal.units import bytes_text, count_text, duration_text
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -86,7 +86,7 @@ def report_slow_progress(
         if clock() - reported_s >= every_s:
             reported_s = clock()
             of = f" of {progress.total:,}" if progress.total else ""
-            print(f"{what}: {progress.done:,}{of} {progress.unit}", file=sys.stderr, flush=True)
+            print_error(f"{what}: {progress.done:,}{of} {progress.unit}")
 
     return listen
 

@@ -32,7 +32,19 @@ def find_named() -> list[Server]:
     Raises:
         SpecError: a variable holds what is no address.
     """
-    found = []
+    return [
+        Server(name, _VARIABLES[name], f"{host}:{port}", _answers(host, port))
+        for name, (host, port) in read_addresses().items()
+    ]
+
+
+def read_addresses() -> dict[str, tuple[str, int]]:
+    """Host and port of each server that this shell names; none is asked.
+
+    Raises:
+        SpecError: a variable holds what is no address.
+    """
+    found = {}
     for name, variable in _VARIABLES.items():
         given = os.environ.get(variable, "")
         try:
@@ -41,7 +53,7 @@ def find_named() -> list[Server]:
         except ValueError as error:  # its value may hold a password
             raise SpecError(f"{variable} holds no address with a port of 1 to 65535: fix or unset it") from error
         if url.hostname and port:
-            found.append(Server(name, variable, f"{url.hostname}:{port}", _answers(url.hostname, port)))
+            found[name] = (url.hostname, port)
     return found
 
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, get_args
 
 from flows import settings
@@ -14,6 +13,7 @@ from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from ssl_backdoor.store.survey import Artifact, Survey, step_of, survey
+from tasks.sqlite_urls import file_of
 
 _SHOWN = 10
 
@@ -84,14 +84,17 @@ def _unfinished(found: Survey) -> Iterator[dict[str, Any]]:
 
 
 def _report(ref: ArtifactRef, one: Artifact) -> dict[str, Any]:
-    spec = one.manifest.spec
-    time = _time(one.finished_s)
+    runs = one.manifest.spec.get("runs")
     return {
         "ref": f"report/{ref.key}",
-        "recipe": spec.get("recipe", ""),
-        "runs": len(spec.get("runs", ())),
-        "time": time,
+        "recipe": _recipe(one),
+        "runs": len(runs) if isinstance(runs, list) else 0,
+        "time": _time(one.finished_s),
     }
+
+
+def _recipe(report: Artifact) -> str:
+    return str(report.manifest.spec.get("recipe", ""))
 
 
 def _mlflow(reports: Sequence[tuple[ArtifactRef, Artifact]], named: Sequence[servers.Server]) -> dict[str, Any]:
@@ -99,14 +102,13 @@ def _mlflow(reports: Sequence[tuple[ArtifactRef, Artifact]], named: Sequence[ser
     uri = os.environ["MLFLOW_TRACKING_URI"]
     if any(one.name == "MLflow" and not one.is_up for one in named):
         return {"missing": None, "reason": "it does not answer"}
-    is_new = uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
-    if is_new or not reports:
+    file = file_of(uri)
+    if (file is not None and not file.exists()) or not reports:
         return {"missing": len(reports)}
     from tasks.tracking import find_recorded  # takes seconds to import
 
-    recipes = {str(one.manifest.spec.get("recipe", "")) for _, one in reports}
     try:
-        in_mlflow = find_recorded(recipes)
+        in_mlflow = find_recorded({_recipe(one) for _, one in reports} - {""})
     except StoreError as error:
         return {"missing": None, "reason": str(error)}
     return {"missing": sum(ref.key not in in_mlflow for ref, _ in reports)}

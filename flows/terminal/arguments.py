@@ -1,10 +1,13 @@
 """Command-line arguments of ``ssl-backdoor``."""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias, get_args
+from typing import Any, NoReturn, TypeAlias, get_args
 
+from flows.terminal.output import print_lines
+from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import Stage
 
 MANY_RUNS = 1000
@@ -16,9 +19,23 @@ _DESCRIPTION = (
 )
 
 
+class _Parser(argparse.ArgumentParser):
+    """One whose mistakes are told in one printable sentence, and that notices that nobody reads its help."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print_lines(message.rstrip("\n").split("\n"))
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print below the usage."""
+        raise SpecError(f"{message}; `{self.prog} --help` lists what there is")
+
+
 def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argparse.Namespace:
     """Parse ``arguments`` (default: this process's); ``command`` is the function of ``do`` to call."""
-    parser = argparse.ArgumentParser(prog="ssl-backdoor", description=_DESCRIPTION)
+    for text in sys.argv[1:] if arguments is None else arguments:
+        if any("\ud800" <= each <= "\udfff" for each in text):
+            raise SpecError(f"expected arguments in UTF-8, found {text[:200]!r}; rename that file, or type it anew")
+    parser = _Parser(prog="ssl-backdoor", description=_DESCRIPTION)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
     for stage in get_args(Stage):
@@ -54,7 +71,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     return found
 
 
-def _add_housekeeping(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def _add_housekeeping(commands: "argparse._SubParsersAction[_Parser]") -> None:
     status = commands.add_parser(
         "status", help="show what the store holds, what is unfinished and what runs; read-only"
     )

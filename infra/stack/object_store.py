@@ -85,6 +85,7 @@ def _command(config: Config) -> list[str]:
     ]
     command = [program("weed"), "-logtostderr=true", "mini", f"-dir={config.folder / 'seaweed'}"]
     command += [f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}", *listeners, f"-s3.config={config.folder / 's3.json'}"]
+    command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]  # in the folder where it runs, not in /tmp
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
     return [*command, "-webdav=false", "-admin.ui=false", "-disableHttp", "-master.telemetry=false"]
 

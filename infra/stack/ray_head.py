@@ -9,7 +9,6 @@ import os
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from infra.stack.config import Config, ray_environment, s3_environment
 from infra.stack.ports import LOOPBACK, answers
 from infra.stack.service import Service, program, run_tool
 from ssl_backdoor.errors import UserError
-from tasks.ray_settings import RAYS
+from tasks.ray_settings import RAYS, folder_for_sockets
 
 _OBJECT_STORE_BYTES = 200 * 1024**2
 _PROBE_S = 20.0
@@ -26,7 +25,7 @@ _PROBE_S = 20.0
 def temp_folder(config: Config) -> Path:
     """A folder for Ray, this user's alone: short, because sockets may have paths of 107 bytes at most."""
     name = hashlib.sha256(str(config.folder).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"ssl-backdoor-{name}"
+    return Path(folder_for_sockets()) / f"ssl-up-{name}"
 
 
 def clear(config: Config) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from infra.stack.config import ROOT, TELEMETRY_OFF, Config, write_private
 from infra.stack.processes import Process, alive, facts, mark
 from ssl_backdoor.errors import UserError
+from tasks.loopback import around_proxies
 from tasks.process_identity import boot_id
 
 # A setting of the shell that runs `up` must not bend a server: what a server needs, it is given.
@@ -58,9 +59,14 @@ def program(name: str) -> str:
 def environment_for(config: Config, service: str, own: Mapping[str, str]) -> dict[str, str]:
     """The environment of a child: the shell's without other servers' settings, ``own``, and the stack's mark."""
     kept = {n: v for n, v in os.environ.items() if n in _KEPT or not n.startswith(_DROPPED)}
-    for name in ("NO_PROXY", "no_proxy"):
-        kept[name] = ",".join(filter(None, (kept.get(name), "127.0.0.1", "localhost")))
-    return {**kept, "PYTHONUNBUFFERED": "1", **TELEMETRY_OFF, **own, **mark(config.folder, service)}
+    return {
+        **kept,
+        **around_proxies(kept),
+        "PYTHONUNBUFFERED": "1",
+        **TELEMETRY_OFF,
+        **own,
+        **mark(config.folder, service),
+    }
 
 
 def start(service: Service, config: Config) -> subprocess.Popen[bytes]:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
 from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from ssl_backdoor.store.base import explain_damage
 
 
 def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
@@ -21,18 +22,22 @@ def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
 def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
     """The ingested dataset behind ``ref``."""
     folder = store.fetch(ref)
-    return Dataset(folder, pq.read_table(folder / "samples.parquet"), *_read_classes_and_spec(store, ref))
+    with explain_damage(ref):
+        samples = pq.read_table(folder / "samples.parquet")
+    return Dataset(folder, samples, *_read_classes_and_spec(store, ref))
 
 
 def _read_classes_and_spec(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:
     """The classes of an ingested dataset, and its spec."""
     manifest = store.manifest(ref)
-    return tuple(manifest.summary["classes"]), DatasetSpec.model_validate(manifest.spec["dataset"])
+    with explain_damage(ref):
+        return tuple(manifest.summary["classes"]), DatasetSpec.model_validate(manifest.spec["dataset"])
 
 
 def open_overlay(store: ArtifactStore, ref: ArtifactRef) -> Overlay:
     """The poison overlay behind ``ref``."""
-    return Overlay(folder := store.fetch(ref), pq.read_table(folder / "overlay.parquet"))
+    with explain_damage(ref):
+        return Overlay(folder := store.fetch(ref), pq.read_table(folder / "overlay.parquet"))
 
 
 def open_training_data(store: ArtifactStore, inputs: Mapping[str, ArtifactRef]) -> tuple[Dataset, Overlay | None]:

@@ -375,7 +375,8 @@ def _numbers(report: _Report) -> list[Section]:
 
 
 def _spec(report: _Report) -> list[Section]:
-    text = json.dumps(canonical(report.spec), indent=1, sort_keys=True, ensure_ascii=False)
+    lines = json.dumps(canonical(report.spec), indent=1, sort_keys=True, ensure_ascii=False).split("\n")
+    text = "\n".join(map(replace_control_chars, lines))
     fold = "Canonical JSON (fields equal to their default are left out)"
     return [Section("Spec", "spec", nav="Spec", fold=fold, code=text)]
 

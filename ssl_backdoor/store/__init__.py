@@ -6,9 +6,29 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.store.base import ArtifactRef, ArtifactStore, FileEntry, Manifest, Range
 from ssl_backdoor.store.local import LocalStore, folder_of
 
-__all__ = ["ArtifactRef", "ArtifactStore", "FileEntry", "LocalStore", "Manifest", "Range", "open_store"]
+__all__ = ["ArtifactRef", "ArtifactStore", "FileEntry", "LocalStore", "Manifest", "Range", "is_folder", "open_store"]
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_SCHEME = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/")
+_MEANS_S3 = re.compile(r"\s*(?:s3[an]?|minio|arn)(?::|//)|.*\bamazonaws\.com\b", re.IGNORECASE)
+"""Spellings of a bucket in other tools."""
+
+
+def is_folder(uri: str) -> bool:
+    """Whether ``uri`` names a folder of this machine: a plain path or ``file://``.
+
+    Raises:
+        SpecError: it has another scheme, or means a bucket and does not say so as ``s3://bucket/prefix``.
+    """
+    if uri.lower().startswith(("file://", "s3://")):
+        return uri.lower().startswith("file://")
+    if _MEANS_S3.match(uri):
+        raise SpecError(
+            "expected s3://bucket/prefix for a store on S3, found another spelling; write it so, and set the server's "
+            "address in AWS_ENDPOINT_URL"
+        )
+    if scheme := _SCHEME.match(uri):
+        raise SpecError(f"expected a path, file:// or s3:// for the store, found {scheme[1]}:; choose one of those")
+    return True
 
 
 def open_store(uri: str) -> ArtifactStore:
@@ -21,13 +41,8 @@ def open_store(uri: str) -> ArtifactStore:
         SpecError: the URI has another scheme, no bucket, or credentials in it.
         StoreError: the local folder cannot be made, or the AWS settings cannot be used.
     """
-    scheme = _SCHEME.match(uri)
-    match scheme.group(1).lower() if scheme else "file":
-        case "file":
-            return LocalStore(folder_of(uri))
-        case "s3":
-            from ssl_backdoor.store.s3 import S3Store  # boto3 takes a third of a second to import
+    if is_folder(uri):
+        return LocalStore(folder_of(uri))
+    from ssl_backdoor.store.s3 import S3Store  # boto3 takes a third of a second to import
 
-            return S3Store(uri)
-        case other:
-            raise SpecError(f"expected a path, file:// or s3:// for the store, found {other}://; choose one of those")
+    return S3Store(uri)

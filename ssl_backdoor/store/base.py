@@ -6,8 +6,10 @@ other run adopts it.
 """
 
 import abc
+import contextlib
 import functools
 import hashlib
+import json
 import logging
 import math
 import os
@@ -18,9 +20,10 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import from_json
 
-from ssl_backdoor.errors import SpecError, StoreError
+from ssl_backdoor.errors import SpecError, SslBackdoorError, StoreError
 from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import Spec, Stage
 
@@ -30,6 +33,7 @@ KEPT_CHECKPOINTS = 2
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _CHECKPOINT = re.compile(r"step-(\d+)\.([0-9a-f]{64})\.ckpt")
 _CHUNK_BYTES = 1 << 20
+_MAX_MANIFEST_BYTES = 1 << 26
 REQUESTS = 8
 """At a time: a client of S3 keeps ten connections."""
 
@@ -49,7 +53,7 @@ class FileEntry(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, lt=2**63)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -68,7 +72,7 @@ class Manifest(BaseModel):
     summary: dict[str, Any]
     """Small results of the stage, plain JSON; a number that is not finite is ``null``."""
     versions: dict[str, str]
-    seconds: float
+    seconds: float = Field(ge=0, lt=1e10)
     parts: str = ""
     """Folder of the files, relative to the artifact: empty on a file system, the winning attempt's on S3."""
 
@@ -318,11 +322,27 @@ def manifest_bytes(
     return manifest.model_dump_json(indent=1).encode()
 
 
+def is_key(name: str) -> bool:
+    """Whether a folder of this name may be an artifact's."""
+    return _KEY.fullmatch(name) is not None
+
+
+def check_manifest_size(ref: ArtifactRef, size: int) -> None:
+    """Refuse to read what is too large for a manifest; StoreError naming it."""
+    if size > _MAX_MANIFEST_BYTES:
+        raise StoreError(
+            f"expected a manifest of at most {_MAX_MANIFEST_BYTES:,} bytes of {ref.uri}, found {size:,}; "
+            "delete that artifact and run again"
+        )
+
+
 def parse_manifest(data: bytes, ref: ArtifactRef) -> Manifest:
-    """The manifest in ``data``; StoreError unless it is whole and that of ``ref``."""
+    """The manifest in ``data``; StoreError unless it is whole, finite, and that of ``ref``."""
     try:
-        manifest = Manifest.model_validate_json(data)
-    except ValidationError as error:
+        content = from_json(data, allow_inf_nan=False)
+        json.dumps(content, allow_nan=False)  # a number may be out of range as well
+        manifest = Manifest.model_validate(content)
+    except (ValueError, StoreError) as error:
         raise StoreError(
             f"expected a whole manifest of {ref.uri}, found {len(data)} bytes that are not one; "
             "delete that artifact and run again"
@@ -333,6 +353,20 @@ def parse_manifest(data: bytes, ref: ArtifactRef) -> Manifest:
             "delete that artifact and run again"
         )
     return manifest
+
+
+@contextlib.contextmanager
+def explain_damage(ref: ArtifactRef) -> Iterator[None]:
+    """Read in the block what is in ``ref``; StoreError naming it where that is not what its stage writes."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, FileNotFoundError) as error:
+        if isinstance(error, SslBackdoorError):
+            raise
+        raise StoreError(
+            f"{ref.uri} does not hold what a {ref.stage} artifact holds ({type(error).__name__}): it was damaged or "
+            "altered; delete that artifact and run again"
+        ) from error
 
 
 def missing_artifact(ref: ArtifactRef) -> StoreError:

@@ -24,9 +24,11 @@ from ssl_backdoor.store.base import (
     Checkpoint,
     Manifest,
     Range,
+    check_manifest_size,
     check_name,
     copy_file,
     digest_file,
+    is_key,
     list_files,
     manifest_bytes,
     matches_checksum,
@@ -39,15 +41,23 @@ from ssl_backdoor.store.base import (
 
 
 def folder_of(uri: str) -> Path:
-    """The folder that a plain path or a ``file://`` URI names; SpecError for another host's."""
-    if not uri.lower().startswith("file://"):
-        if not uri:
-            raise SpecError("expected a path or URI for the store, found an empty one; name a folder")
-        return Path(uri).expanduser().absolute()
-    path = unquote(uri[len("file://") :].removeprefix("localhost"))
-    if not path.startswith("/"):
+    """The folder that a plain path or a ``file://`` URI names; SpecError for another host's, and for no path at all."""
+    is_plain = not uri.lower().startswith("file://")
+    path = uri if is_plain else unquote(uri[len("file://") :].removeprefix("localhost"))
+    if not path or "\0" in path:
+        raise SpecError(f"expected a path or URI for the store, found {uri!r}; name a folder")
+    if not is_plain and not path.startswith("/"):
         raise SpecError(f"expected file:///absolute/path for the store, found {uri}; write three slashes")
-    return Path(path)
+    try:
+        return Path(path).expanduser().absolute() if is_plain else Path(path)
+    except RuntimeError as error:
+        raise SpecError(
+            f"expected a path for the store, found {uri!r} of a user without a home; write it in full"
+        ) from error
+    except OSError as error:
+        raise SpecError(
+            "the working folder was removed: change to another, or write the store's path in full"
+        ) from error
 
 
 @final
@@ -69,15 +79,17 @@ class LocalStore(ArtifactStore):
     @override
     def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
         with self._translate_os_errors():
-            found = (file.parent.name for file in (self._folder / stage).glob(f"*/{MANIFEST}"))
-            return tuple(sorted(key for key in found if key.startswith(prefix) and not key.startswith(".")))
+            found = (file.parent.name for file in (self._folder / stage).glob(f"*/{MANIFEST}") if file.is_file())
+            return tuple(sorted(key for key in found if key.startswith(prefix) and is_key(key)))
 
     @override
     def manifest(self, ref: ArtifactRef) -> Manifest:
         ref = self.ref(ref.stage, ref.key)
         try:
             with self._translate_os_errors():
-                data = (self._place(ref) / MANIFEST).read_bytes()
+                file = self._place(ref) / MANIFEST
+                check_manifest_size(ref, file.stat().st_size)
+                data = file.read_bytes() if file.is_file() else b""  # a pipe would be waited for
         except StoreError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise missing_artifact(ref) from error

@@ -45,7 +45,9 @@ from ssl_backdoor.store.base import (
     Checkpoint,
     Manifest,
     Range,
+    check_manifest_size,
     digest_file,
+    is_key,
     list_files,
     manifest_bytes,
     matches_checksum,
@@ -65,6 +67,15 @@ _TRANSFER = TransferConfig(  # objects of 8 MiB or more are transferred in parts
     multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, num_download_attempts=_BODY_TRIES
 )
 _CONFLICT_TRIES = 5
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+"""Asked directly, whatever proxy the environment names."""
+_RIGHTS = {
+    "PutObject": "s3:PutObject",
+    "GetObject": "s3:GetObject (and s3:ListBucket: without it a missing object is refused too)",
+    "HeadObject": "s3:GetObject",
+    "DeleteObject": "s3:DeleteObject",
+    "ListObjectsV2": "s3:ListBucket",
+}
 _NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
 _NO_ANSWER = (EndpointError, HTTPClientError)
 _FAILURES = (BotoCoreError, ClientError, Boto3Error)
@@ -107,13 +118,13 @@ class S3Store(ArtifactStore):
 
     @override
     def keys(self, stage: Stage, prefix: str = "") -> tuple[str, ...]:
-        parts = (name.split("/") for name in self._list(f"{self._prefix}{stage}/{prefix}"))
-        return tuple(sorted(part[-2] for part in parts if part[-1] == MANIFEST))
+        names = (name.removeprefix(self._prefix).split("/") for name in self._list(f"{self._prefix}{stage}/{prefix}"))
+        return tuple(sorted(part[1] for part in names if part[2:] == [MANIFEST] and is_key(part[1])))
 
     @override
     def manifest(self, ref: ArtifactRef) -> Manifest:
         ref = self.ref(ref.stage, ref.key)
-        data = self._read(self._key(ref, MANIFEST))
+        data = self._read(self._key(ref, MANIFEST), lambda size: check_manifest_size(ref, size))
         if data is None:
             raise missing_artifact(ref)
         return parse_manifest(data, ref)
@@ -206,18 +217,37 @@ class S3Store(ArtifactStore):
     @override
     def check(self) -> None:
         key, client = f"{self._prefix}.probe-{uuid.uuid4().hex}", _client(_PROBE_TRIES)
+        try:
+            with self._translate_errors():
+                self._put_first(key, b"probe", client)
+        except StoreError as error:
+            if isinstance(error.__cause__, ClientError) and self._takes_without_checksums(key):
+                raise StoreError(
+                    f"{self.root} refuses the checksums that new clients of S3 send: "
+                    "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+                ) from error
+            raise
         with self._translate_errors():
-            self._put_first(key, b"probe", client)
             try:
                 read = client.get_object(Bucket=self._bucket, Key=key)["Body"].read()
                 conditional = not self._put_first(key, b"probe", client)
+                client.list_objects_v2(Bucket=self._bucket, Prefix=key, MaxKeys=1)
+                missing = self._read(f"{key}-that-is-not-there", client=client)
             finally:
                 client.delete_object(Bucket=self._bucket, Key=key)
-        if read != b"probe" or not conditional:
+        if read != b"probe" or not conditional or missing is not None:
             raise StoreError(
                 f"expected {self.root} to give back what was put and to honour If-None-Match, found that it does not; "
                 "use an object store that does (AWS S3, SeaweedFS, MinIO, Ceph)"
             )
+
+    def _takes_without_checksums(self, key: str) -> bool:
+        with contextlib.suppress(StoreError), self._translate_errors():
+            client = _client(1, request_checksum_calculation="when_required")
+            self._put_first(key, b"probe", client)
+            client.delete_object(Bucket=self._bucket, Key=key)
+            return True
+        return False
 
     # ------------------------------------------------------------------------------------------- objects
 
@@ -237,14 +267,24 @@ class S3Store(ArtifactStore):
         store = hashlib.sha256(f"{self._client.meta.endpoint_url} {self.root}".encode()).hexdigest()[:16]
         return cache_folder() / CHECKPOINTS / store / stage / key
 
-    def _read(self, key: str, **more: str) -> bytes | None:
+    def _read(
+        self, key: str, check_size: Callable[[int], None] | None = None, client: Any = None, **more: str
+    ) -> bytes | None:
         """The object's bytes, or None where there is no such object (a missing bucket is an error)."""
-        wanted = {"Bucket": self._bucket, "Key": key, **more}
+
+        def read() -> bytes:
+            answer = (client or self._client).get_object(Bucket=self._bucket, Key=key, **more)
+            if check_size is not None:
+                check_size(answer["ContentLength"])
+            return cast(bytes, answer["Body"].read())
+
         with self._translate_errors():
             try:
-                return _whole(lambda: cast(bytes, self._client.get_object(**wanted)["Body"].read()))
-            except self._client.exceptions.NoSuchKey:
-                return None
+                return _whole(read)
+            except ClientError as error:
+                if _code(error) in ("NoSuchKey", "404"):  # some servers and proxies send no body
+                    return None
+                raise
 
     def _upload(self, file: Path, key: str) -> None:
         # In this order: boto3's timeouts are OSErrors too.
@@ -331,7 +371,7 @@ class S3Store(ArtifactStore):
             return f"cannot reach {place}; check AWS_ENDPOINT_URL and that the object store runs"
         if not isinstance(error, ClientError):
             return f"cannot use {place} ({type(error).__name__}); check the AWS settings and try again"
-        code, status = error.response.get("Error", {}).get("Code", "no code"), _status(error)
+        code, status = _code(error), _status(error)
         if code == "NoSuchBucket":
             return f"expected the bucket of {place}, found none; create it or name another"
         if code == "RequestTimeTooSkewed":
@@ -340,29 +380,39 @@ class S3Store(ArtifactStore):
                 "set the clock and run again"
             )
         # Other servers name nothing: without a body the code is the status. Of object stores a 403 may have none.
-        if code == "401" or (error.operation_name == "PutObject" and code in ("404", "405", "501")):
+        if code == "401" or (error.operation_name == "PutObject" and code in ("404", "405")):
             return f"{place} answers {code}, as no object store does; check AWS_ENDPOINT_URL"
-        if status in (401, 403):
+        if status == 501:
             return (
-                f"{place} refuses these credentials ({code}); "
-                f"check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their rights on the bucket"
+                f"{place} does not know what {error.operation_name} asks for ({code}): it is no object store (check "
+                "AWS_ENDPOINT_URL), or has no conditional writes (If-None-Match; AWS S3, SeaweedFS, MinIO and Ceph do)"
+            )
+        if status in (401, 403):
+            right = _RIGHTS.get(error.operation_name, error.operation_name)
+            return (
+                f"{place} refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their "
+                f"right to {right} on the bucket"
             )
         if status == 404:
             return f"expected an object in {place}, found it gone; delete the artifact it belongs to and run again"
         return f"{place} answered {code} ({status}); try again, or look at the object store's log"
 
 
-def _client(tries: int) -> Any:
+def _client(tries: int, **more: Any) -> Any:
     """A boto3 client from the standard AWS chain that makes each request up to ``tries`` times."""
     config = Config(
         retries={"mode": "standard", "total_max_attempts": tries},
         s3={"addressing_style": "path"},
         connect_timeout=5,
         read_timeout=_TIMEOUT_S,
+        **more,
     )
     try:
         session = boto3.session.Session()
-        return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+        client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+        if "proxies" not in more and urlsplit(client.meta.endpoint_url).hostname in _LOOPBACK:
+            return _client(tries, **more, proxies={})
+        return client
     except (BotoCoreError, ValueError) as error:
         raise StoreError(
             f"cannot set up S3 access ({type(error).__name__}); "
@@ -388,8 +438,13 @@ def _root_cause(error: BaseException) -> BaseException:
 def _is_away(error: BaseException) -> bool:
     """Whether the same may succeed later: no answer, one cut short, or one that asks for patience."""
     if isinstance(error, ClientError):
-        return _status(error) == 429 or _status(error) >= 500
+        return _status(error) == 429 or (_status(error) >= 500 and _status(error) != 501)
     return isinstance(error, (*_NO_ANSWER, IncompleteReadError, ResponseStreamingError))
+
+
+def _code(error: ClientError) -> str:
+    """The name of what went wrong; the status where the answer had no body."""
+    return str(error.response.get("Error", {}).get("Code", "no code"))
 
 
 def _status(error: ClientError) -> int:

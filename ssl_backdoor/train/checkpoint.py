@@ -78,15 +78,17 @@ class Restored(NamedTuple):
     extra: dict[str, Tensor]
 
 
-def restore(data: bytes, method: SSLMethod, optimizer: torch.optim.Optimizer) -> Restored:
-    """Put the state in ``data`` back into ``method`` and ``optimizer``.
+def restore(data: bytes, method: SSLMethod, optimizer: torch.optim.Optimizer, num_steps: int) -> Restored:
+    """Put the state in ``data`` back into ``method`` and ``optimizer`` of a training of ``num_steps`` steps.
 
     Raises:
-        CheckpointError: ``data`` is not such a state, or it belongs to another method or architecture.
+        CheckpointError: ``data`` is not such a state, or it belongs to another method, architecture or optimiser, or
+            to a step that this training does not have.
     """
     origin = "the training checkpoint"
     parts: dict[str, dict[str, Tensor]] = {"method": {}, "optimizer": {}, "extra": {}}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    every = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    parameters = dict(enumerate(every))
     state: dict[int, dict[str, Tensor]] = {}
     tensors = _parse(data, origin)
     try:
@@ -101,11 +103,36 @@ def restore(data: bytes, method: SSLMethod, optimizer: torch.optim.Optimizer) ->
             state.setdefault(int(index), {})[key] = torch.empty_like(parameter).copy_(value) if fits else value
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         step = int(header["__metadata__"]["step"])
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, ValueError) as error:
         raise CheckpointError(f"{origin} is a safetensors file of another kind; remove it and train anew") from error
+    if not 0 <= step <= num_steps:
+        raise CheckpointError(
+            f"expected {origin} after 0 to {num_steps:,} steps, found {str(step)[:40]}; remove it and train anew"
+        )
+    for number, values in state.items():
+        _check_optimizer_state(optimizer, values, parameters[number], f"{origin}, optimiser state {number}")
     _load_weights(method, parts["method"], origin)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return Restored(step, parts["extra"])
+
+
+def _check_optimizer_state(
+    optimizer: torch.optim.Optimizer, values: Mapping[str, Tensor], parameter: Tensor, origin: str
+) -> None:
+    """Refuse what the optimiser would fail on at its next step, or take for numbers of its own."""
+    expected = {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    if values.keys() != expected:
+        raise CheckpointError(
+            f"{origin}: expected {', '.join(sorted(expected))}, found {', '.join(sorted(values))[:200]}; remove it and "
+            "train anew"
+        )
+    for name, value in values.items():
+        shape = torch.Size() if name == "step" else parameter.shape
+        if value.shape != shape or not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise CheckpointError(
+                f"{origin}: expected finite numbers of shape {tuple(shape)} for {name}, found {value.dtype} "
+                f"{tuple(value.shape)}; remove it and train anew"
+            )
 
 
 # ------------------------------------------------------------------------------------------- backbone and text tower

@@ -97,12 +97,14 @@ def connect(resources: Resources, device: torch.device) -> Replicas:
     """The replicas of this training.
 
     A process group that is there (Ray Train) is used; under ``torchrun`` one is opened (gloo, or nccl on CUDA) and
-    stays open for the process's life, since torch cannot safely open a second one there; a plain process is alone.
+    stays open for the process's life, since torch cannot safely open a second one there; a plain process is alone, and
+    so is one that asks for no other, whatever a batch system has left in its environment.
 
     Raises:
         SpecError: ``resources.workers`` is not the number of processes that are really there.
     """
-    if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    is_launched = resources.workers > 1 and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if is_launched and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(minutes=10))
         atexit.register(dist.destroy_process_group)
     together = dist.is_initialized() and dist.get_world_size() > 1

@@ -6,6 +6,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from ssl_backdoor.errors import CheckpointError
 from ssl_backdoor.tables import CURVES
 from ssl_backdoor.train.fit import StepLog
 
@@ -48,6 +49,13 @@ class Curves:
         return {"steps": torch.tensor(self.steps, dtype=torch.int64), **values}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Take up the record of ``tensors``."""
+        """Take up the record of ``tensors``.
+
+        Raises:
+            CheckpointError: they are no record.
+        """
+        lengths = {tuple(kept.shape) for kept in tensors.values()}
+        if "steps" not in tensors or len(lengths) != 1 or len(*lengths) != 1:
+            raise CheckpointError("the curves in the training checkpoint are no curves; remove it and train anew")
         self.steps = [int(step) for step in tensors["steps"].tolist()]
         self.values = {name.removeprefix("curve."): kept.tolist() for name, kept in tensors.items() if name != "steps"}

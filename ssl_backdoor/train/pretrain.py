@@ -207,7 +207,7 @@ class _Session:
         data = self.replicas.broadcast_bytes(found[1].read_bytes() if found else b"")
         if not data:
             return 0
-        restored = restore(data, self.method, self.optimizer)
+        restored = restore(data, self.method, self.optimizer, self.num_steps)
         self.curves.restore(restored.extra)
         if self.replicas.index == 0:
             log_event("resumes", f"resumes after step {restored.step:,} of {self.num_steps:,}", step=restored.step)

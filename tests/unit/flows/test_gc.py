@@ -327,4 +327,7 @@ def test_progress_is_told_only_where_it_takes_long(capsys):
     listen(Progress(3, 9, "manifests"))
     now_s = 105.0
     listen(Progress(4, 9, "manifests"))
-    assert capsys.readouterr().err.splitlines() == ["looking: 2,000 files", "looking: 4 of 9 manifests"]
+    assert capsys.readouterr().err.splitlines() == [
+        "ssl-backdoor: looking: 2,000 files",
+        "ssl-backdoor: looking: 4 of 9 manifests",
+    ]

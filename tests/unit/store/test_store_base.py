@@ -89,18 +89,46 @@ def test_checkpoints_are_ordered_by_step_and_the_oldest_go():
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("ftp://host/x", "found ftp://"),
-        ("", "empty"),
+        ("ftp://host/x", "found ftp:"),
+        ("", "found ''; name a folder"),
+        ("file:///x%00", "name a folder"),
+        ("a\0b", "name a folder"),
+        ("~nosuch/x", "a user without a home"),
+        ("file://me:hunter2@host/x", "three slashes"),
+        ("file:/x", "found file:"),
+        ("https://host/x", "found https:"),
+        ("gs://bucket/x", "found gs:"),
+        ("s3:/bucket/x", "s3://bucket/prefix"),
+        ("s3:bucket/x", "s3://bucket/prefix"),
+        ("S3A://bucket/x", "s3://bucket/prefix"),
+        ("s3n://AKIA:hunter2@bucket/x", "s3://bucket/prefix"),
+        ("s3//bucket/x", "s3://bucket/prefix"),
+        (" s3://bucket/x", "s3://bucket/prefix"),
+        ("minio://host:9000/bucket", "s3://bucket/prefix"),
+        ("arn:aws:s3:::bucket/x", "s3://bucket/prefix"),
+        ("https://bucket.s3.eu-central-1.amazonaws.com/x", "AWS_ENDPOINT_URL"),
+        ("https://AKIA:hunter2@s3.amazonaws.com/bucket", "AWS_ENDPOINT_URL"),
+        ("s3.amazonaws.com/bucket", "AWS_ENDPOINT_URL"),
         ("file://host/x", "three slashes"),
         ("s3://", "no bucket"),
         ("s3:///x", "no bucket"),
         ("s3://AKIA:hunter2@bucket/x", "AWS_SECRET_ACCESS_KEY"),
     ],
 )
-def test_an_impossible_uri_is_refused_without_repeating_secrets(uri, sentence):
+def test_an_impossible_uri_is_refused_without_repeating_secrets(uri, sentence, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SpecError, match=sentence) as caught:
         open_store(uri)
     assert "hunter2" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["s3/store", "a:b", "minio", "file", "what? 100% #1 é"])
+def test_folders_with_odd_names_are_folders(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = open_store(name)
+    store.check()
+    assert folder_of(store.root) == tmp_path / name
 
 
 def test_plain_paths_and_file_uris_name_the_same_folder(tmp_path, monkeypatch):

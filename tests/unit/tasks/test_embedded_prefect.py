@@ -100,7 +100,7 @@ def test_a_server_takes_no_module_from_the_working_folder(monkeypatch, tmp_path)
         ("exit(3)", "code 3, without output"),
         ("exit(1)", "code 1, without output"),
         ("exit('a line\\n\\nand the last')", "code 1, its last error is 'and the last'"),
-        (_SCOLDS, r"code 3, its last error is 'sqlalchemy.*database is locked at a://\*\*\*@b/c'"),
+        (_SCOLDS, r"code 3, its last error is 'sqlalchemy.*database is locked at a://b/c'"),
     ],
 )
 def test_a_server_that_cannot_run_is_told_in_a_sentence(monkeypatch, capfd, program, said):
@@ -131,7 +131,12 @@ def test_each_server_has_a_secret_of_its_own_that_no_command_line_holds(began):
 
 @pytest.mark.parametrize(
     ("answer", "said"),
-    [(401, "wants another password: set PREFECT_API_AUTH_STRING"), (None, r"does not answer: start it \(`make up`\)")],
+    [
+        (401, "wants another password: set PREFECT_API_AUTH_STRING"),
+        (404, r"does not answer: start it \(`make up`\), or fix or unset PREFECT_API_URL"),
+        (200, r"does not answer: start it \(`make up`\)"),  # with a page of something else
+        (None, r"does not answer: start it \(`make up`\)"),
+    ],
 )
 def test_a_server_that_was_named_and_refuses_or_is_away_is_told_in_one_sentence(answer, said):
     class Refuses(BaseHTTPRequestHandler):

@@ -1,18 +1,19 @@
 import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
 from ssl_backdoor.errors import UserError
-from tasks import embedded_ray
+from tasks import embedded_ray, ray_settings
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """The folder for temporary files; short, as a test's own may not be."""
-    monkeypatch.setattr(embedded_ray, "_MAX_FOLDER_BYTES", 200)
-    monkeypatch.setattr(embedded_ray.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ray_settings, "_MAX_FOLDER_BYTES", 200)
+    monkeypatch.setattr(ray_settings.tempfile, "gettempdir", lambda: str(tmp_path))
     return tmp_path
 
 
@@ -65,10 +66,17 @@ def test_a_folder_of_another_user_stays(place):
 
 
 def test_a_long_name_gives_way_to_a_short_one_or_is_told(monkeypatch):
-    monkeypatch.setattr(embedded_ray.tempfile, "gettempdir", lambda: "/" + "long" * 30)
+    monkeypatch.setattr(ray_settings.tempfile, "gettempdir", lambda: "/" + "long" * 30)
     folder, lock = embedded_ray._make_folder()
     assert folder.parent == Path("/tmp")
     embedded_ray._remove(folder, lock)
-    monkeypatch.setattr(embedded_ray, "_MAX_FOLDER_BYTES", 10)
-    with pytest.raises(UserError, match=r"too long a name .* set TMPDIR to a shorter one"):
+    monkeypatch.setattr(ray_settings, "_MAX_FOLDER_BYTES", 20)
+    with pytest.raises(UserError, match=r"too long a name .* set TMPDIR to a folder of at most 3 bytes"):
         embedded_ray._make_folder()
+
+
+def test_workers_look_for_modules_where_the_driver_does(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "of-the-driver"), *sys.path])
+    config = embedded_ray.OwnModules()
+    config._py_driver_sys_path.extend([str(tmp_path / "of-the-driver"), str(tmp_path)])  # as ray.init does
+    assert list(config._get_proto_job_config().py_driver_sys_path) == [str(tmp_path / "of-the-driver")]

@@ -43,7 +43,7 @@ def test_json_has_the_ids_the_fields_and_utc() -> None:
         "event": "finished",
         **IDS,
         "seconds": 93.125,
-        "message": "finished after 93.1 s\nand more",
+        "message": "finished after 93.1 s and more",
     }
 
 

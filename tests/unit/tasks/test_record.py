@@ -176,3 +176,8 @@ def test_a_database_is_made_ahead_and_one_that_another_shell_made_meanwhile_is_k
     tracking._make_database(file)
     assert {one.name for one in mlflow.MlflowClient().search_experiments()} == {"Default", "somebody's"}
     assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_names_that_steer_a_terminal_are_written_as_clean_lines():
+    (one,) = tracking._params({"attack": {"trigger": "x\x1b[2J\n y at http://me:pa55@host/x"}}, "runs.")
+    assert (one.key, one.value) == ("runs.attack.trigger", "x [2J y at http://host/x")

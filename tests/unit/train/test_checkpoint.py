@@ -1,9 +1,11 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
+from torch import Tensor
 
 from ssl_backdoor.errors import CheckpointError
 from ssl_backdoor.methods.base import SSLMethod
@@ -18,6 +20,7 @@ from ssl_backdoor.train.checkpoint import (
     save_text_tower,
     training_state,
 )
+from ssl_backdoor.train.curves import Curves
 from ssl_backdoor.train.optim import build_optimizer
 from tests.support.tiny_training import TOWERS, objective, random_batch
 
@@ -159,7 +162,7 @@ def test_training_state_restores_weights_queue_and_optimizer(spec: SGDSpec | Ada
         optimizers.append(build_optimizer(spec, [p for p in methods[-1].parameters() if p.requires_grad]))
     stepped(methods[0], optimizers[0], range(3))
     state = training_state(methods[0], optimizers[0], 3, {"steps": torch.tensor([1, 2])})
-    restored = restore(state, methods[1], optimizers[1])
+    restored = restore(state, methods[1], optimizers[1], num_steps=6)
     assert restored.step == 3
     assert restored.extra["steps"].tolist() == [1, 2]
     for method, optimizer in zip(methods, optimizers, strict=True):
@@ -172,8 +175,55 @@ def test_a_state_of_another_kind(folder: Path) -> None:
     method = objective("byol")
     optimizer = build_optimizer(SGDSpec(), [p for p in method.parameters() if p.requires_grad])
     with pytest.raises(CheckpointError, match="of another kind"):
-        restore((folder / "backbone.safetensors").read_bytes(), method, optimizer)
+        restore((folder / "backbone.safetensors").read_bytes(), method, optimizer, 9)
     other = objective("moco_v2")
     state = training_state(other, torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))]), 1, {})
     with pytest.raises(CheckpointError, match="does not fit the network"):
-        restore(state, method, optimizer)
+        restore(state, method, optimizer, 9)
+
+
+TAMPERED: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
+    "shape": (
+        r"expected finite numbers of shape \(.+\) for exp_avg",
+        lambda t: t.update({"optimizer.0.exp_avg": torch.zeros(2)}),
+    ),
+    "endless": ("expected finite numbers", lambda t: t["optimizer.1.exp_avg_sq"].fill_(torch.inf)),
+    "kind": ("expected finite numbers", lambda t: t.update({"optimizer.0.step": torch.tensor(3)})),
+    "missing": ("expected exp_avg, exp_avg_sq, step, found exp_avg_sq, step", lambda t: t.pop("optimizer.0.exp_avg")),
+    "unknown": ("expected exp_avg, exp_avg_sq, step, found", lambda t: t.update({"optimizer.0.extra": torch.zeros(2)})),
+    "index": ("of another kind", lambda t: t.update({"optimizer.-1.step": torch.tensor(3.0)})),
+    "far index": ("of another kind", lambda t: t.update({f"optimizer.{10**30}.step": torch.tensor(3.0)})),
+    "no number": ("of another kind", lambda t: t.update({"optimizer.first.step": torch.tensor(3.0)})),
+}
+
+
+@pytest.mark.parametrize("step", ["-5", "10", f"1{'0' * 30}", f"1{'0' * 5000}", "NaN", ""])
+def test_a_step_that_the_training_does_not_have(step: str) -> None:
+    method, optimizer, state = stepped_state()
+    with pytest.raises(CheckpointError, match=r"after 0 to 9 steps|of another kind"):
+        restore(save(state, {"step": step}), method, optimizer, 9)
+
+
+@pytest.mark.parametrize("case", TAMPERED)
+def test_an_optimiser_state_that_was_altered(case: str) -> None:
+    method, optimizer, state = stepped_state()
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    words, alter = TAMPERED[case]
+    alter(state)
+    with pytest.raises(CheckpointError, match=words):
+        restore(save(state, {"step": "3"}), method, optimizer, 9)
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_curves_that_were_altered() -> None:
+    for tensors in ({}, {"steps": torch.zeros(2, 2)}, {"steps": torch.zeros(2), "curve.loss": torch.zeros(3)}):
+        with pytest.raises(CheckpointError, match="are no curves"):
+            Curves(9, 3).restore(tensors)
+
+
+def stepped_state() -> tuple[SSLMethod, torch.optim.Optimizer, dict[str, Tensor]]:
+    """A training of Adam, and the tensors of its state after three steps."""
+    method = objective("simsiam")
+    optimizer = build_optimizer(AdamSpec(), [p for p in method.parameters() if p.requires_grad])
+    stepped(method, optimizer, range(3))
+    return method, optimizer, load(training_state(method, optimizer, 3, {"x": torch.zeros(2)}))
