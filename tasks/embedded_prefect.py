@@ -31,11 +31,14 @@ _EPHEMERAL_SETTINGS = {
     "PREFECT_UI_ENABLED": "0",
     "PREFECT__SERVER_EPHEMERAL": "1",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "0",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "0",
     "PYTHONSAFEPATH": "1",
 }
 """Settings of Prefect's own ephemeral server: no pages, no schedules. Its errors go to a temporary file.
 
-Python does not look for modules in the working folder, where anybody's data may be.
+Blocks and automations are left out: no run has any, and registering blocks takes a CPU second in a new home. Python
+does not look for modules in the working folder, where anybody's data may be.
 """
 _EXCEPTION_LINE = re.compile(r"[\w.]+(?:Error|Exception)\b")
 """Start of the line of a traceback that names the exception."""

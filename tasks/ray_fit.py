@@ -91,7 +91,6 @@ def _connect_and_warm(resources: Resources) -> None:
 def _import_stages() -> None:
     importlib.import_module("ssl_backdoor.train.pretrain")
     importlib.import_module("ssl_backdoor.evaluate.evaluate")
-    importlib.import_module("torch._dynamo")  # which every optimiser imports when it is made
 
 
 def disconnect() -> None:

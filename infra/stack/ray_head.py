@@ -9,6 +9,7 @@ import os
 import shutil
 import stat
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tasks.ray_settings import RAYS, folder_for_sockets
 
 _OBJECT_STORE_BYTES = 200 * 1024**2
 _PROBE_S = 20.0
+_ALIVE_S = 5.0  # the node comes some seconds after the port, and each probe imports Ray for most of a CPU second
 
 
 def temp_folder(config: Config) -> Path:
@@ -73,12 +75,16 @@ def _probe(address: str) -> int:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]  # a compiled module, without stubs
     from ray.exceptions import RayError
 
+    alive, deadline = 0, time.monotonic() + _ALIVE_S  # GcsNodeInfo.GcsNodeState
     try:
-        nodes = GcsClient(address=address).get_all_node_info(timeout=5)
+        client = GcsClient(address=address)
+        while not any(node.state == alive for node in client.get_all_node_info(timeout=5).values()):
+            if time.monotonic() > deadline:
+                return 1
+            time.sleep(0.1)
     except RayError:
         return 1
-    alive = 0  # GcsNodeInfo.GcsNodeState
-    return 0 if any(node.state == alive for node in nodes.values()) else 1
+    return 0
 
 
 SERVICE = Service(

@@ -1,8 +1,11 @@
 """The servers and the worker that speak HTTP: Prefect, MLflow, and Prefect's worker of the pool ``lab``."""
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 
 from infra.stack import http, postgres
 from infra.stack.config import (
@@ -13,6 +16,7 @@ from infra.stack.config import (
     mlflow_login,
     prefect_login,
     s3_environment,
+    write_private,
 )
 from infra.stack.errors import ServiceError
 from infra.stack.ports import LOOPBACK
@@ -25,6 +29,7 @@ MLFLOW_APP = "ssl-backdoor"
 _POOL_LIMIT = 2
 _WORKER = "stack"
 _DEPLOYMENTS = "infra/prefect.yaml"
+_CODE = ("flows", "ssl_backdoor", "tasks")
 _DEPLOY_S = 180.0
 
 
@@ -92,18 +97,37 @@ def _worker_healthy(config: Config) -> bool:
 
 
 def deploy(config: Config) -> str | None:
-    """Register the flows of ``infra/prefect.yaml``, where that file is there.
+    """Register the flows of ``infra/prefect.yaml``, where that file is there, unless Prefect has them as they are now.
 
     Returns:
         What went wrong; None where nothing did.
     """
     if not (ROOT / _DEPLOYMENTS).is_file():
         return None
+    record, code_digest = config.folder / "deployed.json", _digest_code()
+    if record.exists() and http.parse_json(record.read_text()) == [code_digest, *_known_deployments(config)]:
+        return _end_departed(config)  # registering them again takes seven CPU seconds
     command = [program("prefect"), "--no-prompt", "deploy", "--all", "--prefect-file", _DEPLOYMENTS]
     code, text = run_tool(command, config, client_environment(config), _DEPLOY_S)
-    if code == 0:
-        return _close_forms(config) or _end_departed(config)
-    return f"deploying {_DEPLOYMENTS} failed with exit code {code}:\n{text.strip()[-1500:]}"
+    if code != 0:
+        return f"deploying {_DEPLOYMENTS} failed with exit code {code}:\n{text.strip()[-1500:]}"
+    if (problem := _close_forms(config)) is None and config.folder.is_dir():  # a container has none
+        write_private(record, json.dumps([code_digest, *_known_deployments(config)]) + "\n")
+    return problem or _end_departed(config)
+
+
+def _digest_code() -> str:
+    """Of all that says what the deployments are, and what their forms ask for."""
+    files = [ROOT / _DEPLOYMENTS, *(file for folder in _CODE for file in sorted((ROOT / folder).rglob("*.py")))]
+    digests = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    return hashlib.sha256(f"{version('prefect')} {digests}".encode()).hexdigest()
+
+
+def _known_deployments(config: Config) -> list[str]:
+    """Ids of the pool's deployments."""
+    asked = {"work_pools": {"name": {"any_": [POOL]}}}
+    status, text = http.ask_prefect(config, "deployments/filter", asked, timeout_s=15.0)
+    return sorted(each["id"] for each in http.parse_json(text)) if status == 200 else []
 
 
 def _close_forms(config: Config) -> str | None:

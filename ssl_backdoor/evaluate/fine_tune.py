@@ -31,7 +31,7 @@ from ssl_backdoor.methods.vit import ViT
 from ssl_backdoor.progress import OnProgress, Progress
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import CosineSpec, EvaluationSpec, ViewsSpec
-from ssl_backdoor.train.optim import build_schedule
+from ssl_backdoor.train.optim import build_schedule, without_compiler
 
 EPOCHS = 100
 BATCH = 256
@@ -99,7 +99,7 @@ def fine_tune(
     head = nn.Linear(backbone.feature_dim, num_classes, device=device)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    optimizer = torch.optim.AdamW(_groups(backbone, head), weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = without_compiler(torch.optim.AdamW)(_groups(backbone, head), weight_decay=WEIGHT_DECAY, fused=True)
     steps_per_epoch = -(-n // batch_size)
     schedule = build_schedule(CosineSpec(per="step", warmup_epochs=WARMUP_EPOCHS), LR, EPOCHS, steps_per_epoch)
     generator = torch_generator(seed, "fine_tune")

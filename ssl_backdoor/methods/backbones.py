@@ -171,6 +171,12 @@ class ResNet(nn.Module):
         return x.mean((2, 3))
 
 
+def allocate_on_cpu(module: nn.Module) -> None:
+    """``module.to_empty(device="cpu")`` of a module on "meta", without SymPy, which that imports for half a second."""
+    allocate: Callable[[Callable[[Tensor], Tensor]], nn.Module] = module._apply
+    allocate(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+
+
 def build_with_torchvision_init(build: Callable[[], ModuleT], generator: torch.Generator) -> ModuleT:
     """``build()`` with weights drawn from ``generator`` alone; the global generator is neither read nor moved.
 
@@ -178,7 +184,7 @@ def build_with_torchvision_init(build: Callable[[], ModuleT], generator: torch.G
     """
     with torch.device("meta"):
         module = build()
-    module.to_empty(device="cpu")
+    allocate_on_cpu(module)
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu", generator=generator)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.methods.backbones import allocate_on_cpu
 from ssl_backdoor.specs import ViTSpec
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
@@ -122,7 +123,7 @@ def build_with_mae_init(build: Callable[[], ModuleT], generator: torch.Generator
     """
     with torch.device("meta"):
         module = build()
-    module.to_empty(device="cpu")
+    allocate_on_cpu(module)
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight, generator=generator)

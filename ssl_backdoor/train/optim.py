@@ -1,8 +1,9 @@
 """Optimisers and learning-rate schedules from their specs."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, assert_never
+from typing import Any, TypeVar, assert_never
 
 import torch
 from torch import nn
@@ -11,6 +12,18 @@ from ssl_backdoor.specs import AdamSpec, AdamWSpec, CosineSpec, MilestonesSpec, 
 
 Schedule = Callable[[int], float]
 """Step (from 0) to learning rate; pure."""
+_Optimizer = TypeVar("_Optimizer", bound=torch.optim.Optimizer)
+_WRAPPED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+
+
+def without_compiler(optimizer: type[_Optimizer]) -> type[_Optimizer]:
+    """``optimizer`` without what torch wraps around its methods for ``torch.compile``, which nothing here uses.
+
+    The wrappers import torch's compiler when the first optimiser of a process is made: 2 s of CPU in every worker.
+    """
+    plain = {name: inspect.unwrap(getattr(optimizer, name)) for name in _WRAPPED}
+    step = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), {**plain, "step": step})
 
 
 def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -24,7 +37,7 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> 
     parameters = list(parameters)
     match spec:
         case SGDSpec():
-            return torch.optim.SGD(
+            return without_compiler(torch.optim.SGD)(
                 parameters if spec.decays == "all" else _split(parameters, spec.weight_decay),
                 lr=spec.lr,
                 momentum=spec.sgd_momentum,
@@ -33,10 +46,12 @@ def build_optimizer(spec: OptimizerSpec, parameters: Iterable[nn.Parameter]) -> 
                 fused=True,
             )
         case AdamSpec():
-            return torch.optim.Adam(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+            return without_compiler(torch.optim.Adam)(
+                parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True
+            )
         case AdamWSpec():
             groups = _split(parameters, spec.weight_decay)
-            return torch.optim.AdamW(groups, lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
+            return without_compiler(torch.optim.AdamW)(groups, lr=spec.lr, betas=(0.9, spec.beta2), fused=True)
         case _:
             assert_never(spec)
 

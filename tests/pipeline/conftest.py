@@ -9,7 +9,7 @@ from tests.support.command_server import TINY, Outcome, Shell, shell
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Shell, Path]]:
     folder = tmp_path_factory.mktemp("lab")
-    with shell(folder) as run:
+    with shell(folder, is_new=True) as run:
         yield run, folder
 
 

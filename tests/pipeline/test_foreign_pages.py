@@ -22,6 +22,7 @@ from infra.stack import http as requests
 from tests.support.chromium import chromium, logged_in
 from tests.support.command_server import TINY
 from tests.support.listening_sockets import listening
+from tests.support.prefect_home import give_database
 from tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -165,6 +166,7 @@ def test_no_page_shows_one_of_ours_inside_itself(stack):
 def test_a_strange_page_gets_nothing_of_a_shells_own_server(stack, tmp_path):
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "RAY_", "MLFLOW_"))}
     env["SSL_BACKDOOR_HOME"] = str(tmp_path / "home")
+    give_database(tmp_path / "home")
     command = [sys.executable, "-m", "flows.cli", "train", "demo", "--methods", "byol", *TINY]
     shell = subprocess.Popen([*command, "--set", "train.fit.epochs=500"], env=env, start_new_session=True)
 

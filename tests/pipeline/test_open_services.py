@@ -19,6 +19,7 @@ def test_the_services_and_a_run_that_starts_its_own_ray_refuse_strangers(stack):
     while not is_over(stack.api(f"flow_runs/{run}")):
         seen.look(each.process.pid for each in stack.members())
         time.sleep(1)
+    seen.close()
     assert stack.ended(run, timeout_s=1)[0]["state"]["type"] == "COMPLETED"
     assert seen.outside == set()
     rays = [title for title in seen.listened.values() if title.startswith("gcs_server")]

@@ -69,12 +69,14 @@ def leaders(stack: Stack) -> dict[str, int]:
 
 def test_a_second_up_changes_nothing(stack):
     before, kept = leaders(stack), (stack.folder / "config.json").read_bytes()
+    deployed = (stack.folder / "deployed.json").stat().st_mtime_ns
     code, out, err = stack("up")
     assert code == 0, err
     assert out.count("runs already") == len(NAMES)
     assert leaders(stack) == before
     assert len(before) == len(NAMES)
     assert (stack.folder / "config.json").read_bytes() == kept
+    assert (stack.folder / "deployed.json").stat().st_mtime_ns == deployed
 
 
 def test_status_says_all_run_within_the_memory_budget(stack):

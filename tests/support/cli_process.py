@@ -9,14 +9,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from tests.support.prefect_home import give_database
+
 PROGRAM = Path(sys.executable).parent / "ssl-backdoor"
 
 
 def begin(folder: Path, *arguments: str | Path, program: Path | None = None, **environment: str) -> subprocess.Popen:
     """Start a command with its home in ``folder``, in a process group of its own as at a terminal.
 
-    ``program`` is a Python file to run in its place.
+    The home has Prefect's database. ``program`` is a Python file to run in its place.
     """
+    give_database(folder / "home")
     command = [PROGRAM] if program is None else [sys.executable, program]
     return subprocess.Popen(
         [*map(str, command), *map(str, arguments)],

@@ -62,7 +62,12 @@ def refused_input(outcome: Outcome, store: Path) -> str:
 
 
 @contextlib.contextmanager
-def shell(folder: Path, **environment: str) -> Iterator[Shell]:
+def shell(folder: Path, *, is_new: bool = False, **environment: str) -> Iterator[Shell]:
+    """A ``Shell``; a new one's first run has to make Prefect's database."""
+    from tests.support.prefect_home import give_database  # not of the process, which runs this file alone
+
+    if not is_new:
+        give_database(folder / "home")
     env = {**os.environ, "SSL_BACKDOOR_HOME": str(folder / "home"), **environment}
     with subprocess.Popen(
         [sys.executable, __file__], cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import cache
 from typing import Any
 
 from psycopg2 import sql
@@ -24,9 +25,14 @@ def small(seed: int, *settings: str) -> dict[str, Any]:
     return {"methods": "byol", "defences": [], "settings": [*of_training, *longer, *settings]}
 
 
+@cache
+def _reader(stack) -> Any:
+    return object_store.client(stack.config, "reader")  # takes a seventh of a second to make
+
+
 def kept(stack, prefix: str) -> set[str]:
     """Keys of the store under ``prefix``."""
-    pages = object_store.client(stack.config, "reader").get_paginator("list_objects_v2")
+    pages = _reader(stack).get_paginator("list_objects_v2")
     found = pages.paginate(Bucket="artifacts", Prefix=f"lab/{prefix}")
     return {entry["Key"] for page in found for entry in page.get("Contents", ())}
 

@@ -39,4 +39,9 @@ def _address(text: str) -> str:
 
 def outside_loopback(pids: Iterable[int]) -> set[tuple[str, int]]:
     """Those of ``listening`` that another machine could reach."""
-    return {(address, port) for address, port in listening(pids) if not ipaddress.ip_address(address).is_loopback}
+    return {(address, port) for address, port in listening(pids) if not is_loopback(address)}
+
+
+def is_loopback(address: str) -> bool:
+    """Whether nobody but this machine can reach ``address``."""
+    return ipaddress.ip_address(address).is_loopback

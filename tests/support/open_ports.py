@@ -1,8 +1,8 @@
 """What a stranger on this machine or another finds open while a command runs.
 
 `python -m tests.support.open_ports watch COMMAND...` runs the command in this network, looks at all that it starts and
-prints one JSON object. `... knock PORT...` asks there without a token or a password, as another user where this one is
-root.
+prints one JSON object. `... knock` reads lists of ports from stdin, one a line, and asks there without a token or a
+password, as another user where this one is root.
 
 A stranger speaks HTTP and gRPC, and knows what each kind of server here is asked for.
 """
@@ -18,10 +18,11 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flows.terminal.reaper import descendants
 from tests.support import ROOT
-from tests.support.listening_sockets import listening, outside_loopback
+from tests.support.listening_sockets import is_loopback, listening
 
 STRANGER = 65534
 _PROGRAM = (sys.executable, "-m", "tests.support.open_ports")
@@ -95,25 +96,37 @@ class Seen:
         self.answers: dict[int, list[str]] = {}
         """Port -> what a stranger was answered, where he was."""
         self._known: set[tuple[int, int]] = set()
+        self._stranger: subprocess.Popen[str] | None = None
 
     def look(self, pids: Iterable[int]) -> None:
         """See where ``pids`` listen now, and knock where nobody did."""
         new = []
         for pid in pids:
             with suppress(OSError):
-                title = _title(pid)
-                self.outside |= {f"{title}: {address}:{port}" for address, port in outside_loopback([pid])}
-                for _, port in listening([pid]):
+                title, found = _title(pid), listening([pid])
+                self.outside |= {f"{title}: {address}:{port}" for address, port in found if not is_loopback(address)}
+                for _, port in found:
                     if (pid, port) not in self._known:
                         self._known.add((pid, port))
                         self.listened[port] = title
                         new.append(port)
         if new:
-            command = [*_PROGRAM, "knock", *map(str, new)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400)
-            if done.returncode != 0:
-                raise RuntimeError(done.stderr)
-            self.answers |= {int(port): answers for port, answers in json.loads(done.stdout).items()}
+            self.answers |= {int(port): answers for port, answers in json.loads(self._ask(new)).items()}
+
+    def _ask(self, ports: list[int]) -> str:
+        if self._stranger is None:  # one for all: gRPC takes a second to import
+            piped: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self._stranger = subprocess.Popen([*_PROGRAM, "knock"], cwd=ROOT, **piped)
+        assert self._stranger.stdin is not None
+        assert self._stranger.stdout is not None
+        self._stranger.stdin.write(f"{json.dumps(ports)}\n")
+        self._stranger.stdin.flush()
+        return self._stranger.stdout.readline()
+
+    def close(self) -> None:
+        """Send the stranger away."""
+        if self._stranger is not None:
+            self._stranger.communicate(timeout=60)
 
 
 def readable(folder: Path) -> list[str]:
@@ -164,6 +177,7 @@ def watch(command: Sequence[str]) -> dict[str, object]:
                     told = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
                     folders[str(folder)] = json.loads(told.stdout)
             time.sleep(_POLL_S)
+        seen.close()
         said.seek(0)
         text = said.read()
     return {
@@ -185,7 +199,8 @@ def main(action: str, *arguments: str) -> None:
         each(1)  # what this imports a stranger may not read
     _become_stranger()
     if action == "knock":
-        print(json.dumps({port: answers for port in arguments if (answers := knock(int(port)))}))
+        for line in sys.stdin:
+            print(json.dumps({port: answers for port in json.loads(line) if (answers := knock(port))}), flush=True)
     else:
         print(json.dumps(readable(Path(arguments[0]))))
 

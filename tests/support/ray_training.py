@@ -35,7 +35,7 @@ def byol(epochs: int, bn_groups: int = 1) -> TrainSpec:
     )
 
 
-def training(store: ArtifactStore, bn_groups: int, epochs: int = 30) -> StageCall:
+def training(store: ArtifactStore, bn_groups: int, epochs: int = 15) -> StageCall:
     """BYOL on 128 drawn images, four steps an epoch."""
     source = ScenesSourceSpec(num_classes=2, train_per_class=64, test_per_class=0, side_px=16)
     images = run_stage(StageCall(IngestStage(dataset=DatasetSpec(source=source)), source="scenes"), store).ref

@@ -32,13 +32,16 @@ def run_all(stack: Stack, runs: Mapping[str, Mapping[str, str]], timeout_s: floa
 
 
 def main() -> None:
-    from prefect.flow_engine import flow_run_logger, load_flow_and_flow_run, run_flow
+    from prefect.flow_engine import flow_run_logger, load_flow, load_flow_run, run_flow
 
+    flows = {}
     for run, environment in json.load(sys.stdin):
         with patch.dict(os.environ, {**environment, "PREFECT__FLOW_RUN_ID": run}):
-            flow_run, flow = load_flow_and_flow_run(UUID(run))
+            flow_run = load_flow_run(UUID(run))
+            if flow_run.deployment_id not in flows:
+                flows[flow_run.deployment_id] = load_flow(flow_run)
             try:
-                run_flow(flow, flow_run=flow_run, error_logger=flow_run_logger(flow_run))
+                run_flow(flows[flow_run.deployment_id], flow_run=flow_run, error_logger=flow_run_logger(flow_run))
             except Exception:
                 traceback.print_exc()
 

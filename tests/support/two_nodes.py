@@ -23,7 +23,7 @@ NAMESPACES = (
     *("unshare", "--user", "--map-root-user", "--net", "--mount", "--pid"),
     *("--fork", "--kill-child", "--mount-proc"),
 )
-EPOCHS = 60
+EPOCHS = 30
 NOTICED_SOON = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_timeout_ms": "2000",

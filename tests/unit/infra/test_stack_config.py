@@ -214,3 +214,31 @@ def test_the_folder_is_under_the_home(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert configuration.folder_of({}) == tmp_path.resolve() / ".lab" / "stack"
     assert configuration.folder_of({"SSL_BACKDOOR_HOME": "other"}) == tmp_path.resolve() / "other" / "stack"
+
+
+def test_flows_are_deployed_again_only_where_something_changed(config, monkeypatch):
+    known, commands = ["a", "b"], []
+
+    def ask(_, page, body=None, *__, **___):
+        assert page == "deployments/filter" or page.startswith("deployments/")
+        return (204, "") if page != "deployments/filter" else (200, json.dumps(answers()))
+
+    def answers():
+        return [{"id": name, "parameter_openapi_schema": {}} for name in known]
+
+    def deployed() -> int:
+        commands.clear()
+        assert web.deploy(config) is None
+        return sum("deploy" in command for command in commands)
+
+    monkeypatch.setattr(web.http, "ask_prefect", ask)
+    monkeypatch.setattr(web, "run_tool", lambda command, *_: commands.append(command) or (0, ""))
+    assert [deployed(), deployed()] == [1, 0]
+    known[:] = ["c"]  # another database
+    assert [deployed(), deployed()] == [1, 0]
+    monkeypatch.setattr(web, "version", lambda _: "another")
+    assert [deployed(), deployed()] == [1, 0]
+    monkeypatch.setattr(web, "_CODE", ("flows",))  # other files
+    assert [deployed(), deployed()] == [1, 0]
+    (config.folder / "deployed.json").write_text("[")
+    assert [deployed(), deployed()] == [1, 0]

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -137,3 +139,25 @@ def test_all_reach_a_minimum() -> None:
             ((weight - goal) ** 2).sum().backward()
             optimizer.step()
         torch.testing.assert_close(weight.detach(), goal, atol=1e-2, rtol=0)
+
+
+TRAINING = """
+import sys, torch
+from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
+from ssl_backdoor.specs import AdamWSpec, ResNetSpec
+from ssl_backdoor.train import fit, pretrain
+from ssl_backdoor.train.optim import build_optimizer
+
+backbone = build_with_torchvision_init(lambda: ResNet(ResNetSpec(depth=8, width=4), 1), torch.Generator())
+optimizer = build_optimizer(AdamWSpec(lr=0.1), backbone.parameters())
+optimizer.zero_grad()
+torch.autograd.backward(backbone(torch.ones(2, 3, 16, 16)).sum())
+optimizer.step()
+optimizer.load_state_dict(optimizer.state_dict())
+print(sorted({"torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+
+
+def test_training_leaves_the_compiler_unimported() -> None:
+    done = subprocess.run([sys.executable, "-c", TRAINING], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
