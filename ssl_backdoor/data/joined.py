@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import Iterator
 
-from ssl_backdoor.data.items import Found, Item, Source
+from ssl_backdoor.data.items import Found, Ignored, Item, Source
 from ssl_backdoor.data.splits import HELD_OUT, IGNORED, choose_test_split
 
 PREFIX = "test//"
@@ -41,6 +41,9 @@ class Joined:
         is_marked = splits.index(chosen) in codes
         self._tests = array("b", (splits[code] == (chosen if is_marked else "train") for code in codes))
         self._describe()
+        for code, split in enumerate(splits):
+            if (num := codes.count(code)) and split != (chosen if is_marked else "train"):
+                self.found.ignored[f"test data: images of the split {split}"] = Ignored(num, (split,))
         for item, is_used in zip(self._test.listing(), self._tests, strict=False):
             if is_used:
                 yield _as_test(item)

@@ -50,6 +50,7 @@ class PairTable:
     def __init__(self, table: Path, spec: FilesSourceSpec, words: SplitWords | None = None) -> None:
         self.found = Found("table of image paths and captions")
         self._words = words
+        self._word = ""  # for the split in the row read last
         self._table = table
         self._folder = str(table.absolute().parent)
         self._is_last: Sequence[bool] = ()
@@ -72,8 +73,8 @@ class PairTable:
         self.found.splits.clear()
         for item, last in zip(self._rows(), self._is_last, strict=False):
             if last:
-                if item.split != "train" or self._columns.split:
-                    self.found.count_split("table", item.split, item.split)
+                if self._word:
+                    self.found.count_split("table", self._word, item.split)
                 yield item
 
     def read(self, keep: Iterator[bool]) -> Iterator[Item]:
@@ -137,6 +138,7 @@ class PairTable:
     def _item(self, number: int, path: object, caption: object, class_name: object, split: object) -> Item:
         path = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else path
         name, problem = self._place(path)
+        self._word = printable(str(_text(split) or ""))[:100]
         return Item(
             name if not problem else f"row {number}, {str(path)[:100]!r}",
             (self._words and self._words.of_field(split, f"row {number}")) or "train",

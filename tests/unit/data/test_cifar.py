@@ -102,3 +102,23 @@ def test_a_hostile_pickle_is_not_run(tmp_path: Path, batch: bytes) -> None:
     files["cifar-10-batches-py/data_batch_2"] = batch
     with pytest.raises(DataError, match="data_batch_2 is not a CIFAR batch"):
         read_source(write_folder(tmp_path / "c", files))
+
+
+def test_two_archives_under_one_root_are_not_chosen_between(tmp_path: Path) -> None:
+    files, _ = cifar10()
+    more = dict.fromkeys(("cifar-100-python/train", "cifar-100-python/test", "cifar-100-python/meta"), b"x")
+    with pytest.raises(DataError, match="hold CIFAR-10 in cifar-10-batches-py and CIFAR-100 in cifar-100-python: give"):
+        read_source(write_folder(tmp_path / "c", files | more))
+
+
+@pytest.mark.parametrize("missing", ["test_batch", "data_batch_3", "batches.meta"])
+def test_half_an_archive_is_refused(tmp_path: Path, missing: str) -> None:
+    files, _ = cifar10()
+    del files[f"cifar-10-batches-py/{missing}"]
+    with pytest.raises(DataError, match=f"not whole: {missing} is missing|expected {missing} or meta"):
+        read_source(write_folder(tmp_path / "c", files))
+
+
+def test_torchvisions_root_with_the_archive_beside_the_batches(tmp_path: Path) -> None:
+    files, _ = cifar10()
+    assert len(read_source(write_folder(tmp_path / "c", files | {"cifar-10-python.tar.gz": b"packed"}))) == 18

@@ -440,3 +440,10 @@ def test_labels(value: object, expected: str | None) -> None:
 )
 def test_words_in_names(name: str, expected: str | None) -> None:
     assert SplitWords().of_name(name) == expected
+
+
+def test_a_single_class_is_questioned(tmp_path: Path) -> None:
+    listing = survey(DatasetSpec(), str(write_folder(tmp_path / "set", tree("train/cat/1.png", "test/cat/2.png"))))
+    assert [question for question in listing.questions if "all images are of one class" in question]
+    assert any("read as folders split/class" in sentence for sentence in listing.sentences())
+    assert not survey(DatasetSpec(), str(write_folder(tmp_path / "other", tree(*below("train"))))).questions
