@@ -20,7 +20,7 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     field of one attack (such as attack.num_poisons) leaves runs under another as they are. Of several defences, probes
     or detectors one is named by its kind or index, all by "*": defences.compress.fit.epochs=2.
 
-    Tables are those of the probes that are then computed.
+    Tables are those of the probes that are then computed. ``show_recalled=true`` is of the report, not of runs.
 
     Raises:
         SpecError: a path that no run has, or a value that the field refuses.
@@ -30,6 +30,9 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
         path, separator, text = setting.partition("=")
         if not separator or not path:
             raise SpecError(f"--set expects path=value (such as train.fit.epochs=3), found {setting!r}")
+        if path == "show_recalled" and text in ("true", "false"):
+            report = report.model_copy(update={path: text == "true"})
+            continue
         if not any(have := [_problem(run, path) is None for run in runs]):
             raise SpecError(f"--set {path}: {_problem(runs[0], path)}")
         value = _value(text)

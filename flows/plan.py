@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from flows.overrides import apply, only_methods, replace
 from flows.recipes import Size, choose
+from flows.wording import reword
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import FilesSourceSpec, ReportSpec, Spec
 
@@ -46,6 +47,8 @@ def plan(
         report = only_methods(report, methods)
     given = {name: spec for name, spec in (specs or {}).items() if not isinstance(spec, AsInRecipeSpec)}
     report = apply(replace(report, given), settings)
+    changed = [f"methods={methods}"] * (methods is not None) + [f"another {name}" for name in given] + [*settings]
+    report = reword(report, changed, chosen.name_variant, chosen.ask)
     if has_data and not any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs):
         raise SpecError(f"{recipe} draws its own images and would not look at those given: leave --data out")
     return report

@@ -72,7 +72,7 @@ PREDICTIONS = pa.schema(
     [
         ("key", pa.string()),
         ("label", pa.int32()),
-        ("condition", pa.string()),  # "clean", "triggered" or "unseen_trigger"
+        ("condition", pa.string()),  # "clean", "triggered", or "unseen_trigger_1" and on, one for each pattern
         ("probe", pa.string()),  # e.g. "knn", "linear_100", "linear_sgd_1"
         ("predicted", pa.int32()),
     ]

@@ -51,8 +51,9 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
         "report_ref": f"report/{page.key}",
     }
     answer = manifest.summary["answer"]
-    note = f"{report.note}\n\n" if report.note else ""
+    note = f"{made.note}\n\n" if made.note else ""
+    setting = "".join(f"{name}: {text}\n" for name, text in manifest.summary.get("setting", {}).items())
     if "tables" in manifest.summary:
         result["tables"] = manifest.summary["tables"]
     texts = manifest.summary["texts"]
-    return result | {"answer": answer, "text": "\n\n".join([f"{note}{answer}", *texts]) + "\n"}
+    return result | {"answer": answer, "text": "\n\n".join([f"{note}{setting}", answer, *texts]) + "\n"}

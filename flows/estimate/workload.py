@@ -31,6 +31,7 @@ from ssl_backdoor.specs import (
     Resources,
     TargetsSpec,
     TrainSpec,
+    Trigger,
 )
 from ssl_backdoor.stages import (
     DefendStage,
@@ -147,8 +148,7 @@ class Workload:
 
     def _evaluation_work(self, call: StageCall, spec: EvaluateStage) -> StageWork:
         images, evaluation = self.previews[call.inputs["dataset"]], spec.evaluation
-        # The stamp's pixels cost nothing, its size does; and it must not be the one of the in-model control.
-        trigger = spec.trigger and spec.trigger.unseen(evaluation.unseen_trigger_seed + 1)
+        trigger = spec.trigger and _cost_trigger(spec.trigger)
         targets = TargetsSpec() if spec.targets else None
         kind = EvaluateKind(evaluation, trigger, targets, self._encoder(call, "model"), self._frame(call))
         return StageWork(call, kind, kind.num_scored(sum(images.train_per_class), images.num_test))
@@ -197,4 +197,9 @@ def _num_steps(fit: FitSpec, num_images: int, title: str) -> int:
 def _cost_attack(attack: AttackSpec) -> AttackSpec:
     """``attack`` with the fields alone that determine the cost of one poison."""
     like = attack.largest("", 1)
-    return like.model_copy(update={"trigger": like.trigger.unseen(0)}) if like.trigger is not None else like
+    return like.model_copy(update={"trigger": _cost_trigger(like.trigger)}) if like.trigger is not None else like
+
+
+def _cost_trigger(trigger: Trigger) -> Trigger:
+    """One that costs as much: the stamp's pixels cost nothing, its size does."""
+    return trigger.unseen(0) or trigger

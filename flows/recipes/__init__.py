@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import carlini2022, cifar10, clip, demo, saha2022, ssl
+from flows.recipes import carlini2022, cifar10, clip, demo, saha2022, small, ssl
+from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
 from ssl_backdoor.specs import FilesSourceSpec, ReportSpec
@@ -27,6 +28,10 @@ class Recipe(NamedTuple):
     seeds: int
     needs_data: bool
     summary: str
+    name_variant: NameVariant | None = None
+    """A side variant's name from one of its runs, where settings can make the recipe's own name false."""
+    ask: Ask | None = None
+    """The question from the runs, where settings can make the recipe's own false."""
 
 
 class Sized(NamedTuple):
@@ -81,30 +86,51 @@ def _figure(
     summary: str,
     mini: tuple[int, int, int] = (10, 10, 4),
     paper: tuple[int, int, int] = (8, 8, 8),
+    ask: Ask | None = None,
 ) -> Sized:
     """``mini`` and ``paper``: max_pairs, pairs and seeds."""
+    name = carlini2022.name_variant
     return Sized(
-        Recipe(partial(build, clip.MINI), *mini, True, f"{summary}; captioned CIFAR-10 at 16 px"),
-        Recipe(partial(build, clip.PAPER), *paper, True, f"{summary}; CC3M, RN50"),
+        Recipe(partial(build, clip.MINI), *mini, True, f"{summary}; captioned CIFAR-10 at 16 px", name, ask),
+        Recipe(partial(build, clip.PAPER), *paper, True, f"{summary}; CC3M, RN50", name, ask),
     )
 
 
-def _table(build: Callable[[ssl.Scale, int, int], ReportSpec], summary: str, pairs: int = 2, seeds: int = 3) -> Sized:
-    """``pairs`` and ``seeds`` of the mini size; the paper has ten pairs and one seed."""
+def _table(
+    build: Callable[[ssl.Scale, int, int], ReportSpec],
+    summary: str,
+    name: NameVariant = saha2022.name_by_method,
+    ask: Ask | None = None,
+) -> Sized:
+    """Two pairs and three seeds of the mini size; the paper has ten pairs and one seed."""
     return Sized(
-        Recipe(partial(build, ssl.MINI), 10, pairs, seeds, True, f"{summary}; 5 classes of CIFAR-10 at 16 px"),
-        Recipe(partial(build, ssl.PAPER), 10, 10, 1, True, f"{summary}; ImageNet-100, ResNet-18"),
+        Recipe(partial(build, ssl.MINI), 10, 2, 3, True, f"{summary}; 5 classes of CIFAR-10 at 16 px", name, ask),
+        Recipe(partial(build, ssl.PAPER), 10, 10, 1, True, f"{summary}; ImageNet-100, ResNet-18", name, ask),
     )
+
+
+def _cifar10(build: Callable[[int, int], ReportSpec], method: str) -> Recipe:
+    summary = f"ten pairs, {method}, 5 classes of CIFAR-10 at 16 px"
+    return Recipe(build, 10, 10, 1, True, summary, small.name_by_rate, cifar10.ask)
 
 
 _OWN: dict[str, "Recipe | Sized"] = {}
 RECIPES: Mapping[str, Recipe | Sized] = {
-    "demo": Recipe(demo.demo, 1, 1, 1, False, "both papers in small on the embedded image set; minutes on two cores"),
-    "cifar10_byol": Recipe(cifar10.cifar10_byol, 10, 10, 1, True, "ten pairs, BYOL, 5 classes of CIFAR-10 at 16 px"),
-    "cifar10_moco": Recipe(cifar10.cifar10_moco, 10, 10, 1, True, "ten pairs, MoCo v2, 5 classes of CIFAR-10 at 16 px"),
+    "demo": Recipe(
+        demo.demo, 1, 1, 1, False, "both papers in small on the embedded image set; minutes on two cores", ask=demo.ask
+    ),
+    "cifar10_byol": _cifar10(cifar10.cifar10_byol, "BYOL"),
+    "cifar10_moco": _cifar10(cifar10.cifar10_moco, "MoCo v2"),
     "saha2022_table1": _table(saha2022.table1, "every method under the targeted attack"),
-    "saha2022_table2_defence": _table(saha2022.table2_defence, "distillation on less and less trusted data"),
-    "saha2022_ablation_rate": _table(saha2022.ablation_rate, "the attack by its share of the data"),
+    "saha2022_table2_defence": _table(
+        saha2022.table2_defence,
+        "distillation on less and less trusted data",
+        saha2022.name_by_trust,
+        saha2022.ask_trust,
+    ),
+    "saha2022_ablation_rate": _table(
+        saha2022.ablation_rate, "the attack by its share of the target", small.name_by_rate, saha2022.ask_rate
+    ),
     "saha2022_ablation_labels": _table(saha2022.ablation_labels, "the attack by the probe's labels"),
     "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
     "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
@@ -112,7 +138,10 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
     ),
     "carlini2022_fig2_backdoor": _figure(
-        carlini2022.fig2_backdoor, "success of the backdoor by the count, two defences", paper=(8, 8, 32)
+        carlini2022.fig2_backdoor,
+        "success of the backdoor by the count, two defences",
+        paper=(8, 8, 32),
+        ask=carlini2022.ask_backdoor,
     ),
     "carlini2022_fig2_targeted_yfcc": Recipe(
         partial(carlini2022.fig2_yfcc, clip.YFCC), 8, 1, 32, True, "success of targeted poisoning; YFCC-15M, RN50"
@@ -125,7 +154,9 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     ),
     "carlini2022_fig_similarity": _figure(carlini2022.fig_similarity, "cosines of clean and of triggered pairs"),
     "carlini2022_fig_poisons": _figure(carlini2022.fig_poisons, "z-score by the count"),
-    "carlini2022_fig_datasize": _figure(carlini2022.fig_datasize, "z-score by the amount of clean data"),
+    "carlini2022_fig_datasize": _figure(
+        carlini2022.fig_datasize, "z-score by the amount of clean data", ask=carlini2022.ask_datasize
+    ),
     "carlini2022_fig_modelsize": _figure(carlini2022.fig_modelsize, "z-score by the size of the image tower"),
     "carlini2022_fig_patch": _figure(carlini2022.fig_patch, "z-score by side and placement of the patch"),
 }

@@ -6,13 +6,15 @@ else the number of (trigger, target class) pairs that the models take in turn. W
 marked unverified where it was recalled and not read.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from flows.recipes.clip import Scale, backdoor
+from flows.recipes.clip import Scale, backdoor, with_stickers
+from flows.wording import defences_of
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022TargetedSpec
 from ssl_backdoor.poison.caption_sets import CaptionSet
 from ssl_backdoor.specs import (
     AttackSpec,
+    DatasetSpec,
     Defence,
     FigureSpec,
     PaperValue,
@@ -20,15 +22,51 @@ from ssl_backdoor.specs import (
     RunSpec,
     TargetsSpec,
 )
+from ssl_backdoor.words import listing
 
 SUCCESS = ("targeted_success/zero_shot", "targeted_success/linear_100")
 RATE = ("attack_success_rate/zero_shot", "attack_success_rate/linear_100")
 ZSCORE = ("z_score_sd/features", "z_score_variance/features")
 
 
-def _run(scale: Scale, attack: AttackSpec, seed: int, variant: str = "", *defences: Defence) -> RunSpec:
+PLAIN, PLACED, PROMPTS = "plain data", "consistent placement", "80 prompts"
+"""The variants without stickers, with the patch in one corner, and with captions made of the victim's prompts."""
+
+
+def name_variant(run: RunSpec) -> str:
+    """After what was done to it: the defences of a series named after one, else as the recipe has it."""
+    if run.variant in (PLAIN, PLACED, PROMPTS):
+        return run.variant
+    return " and ".join(one.kind for one in run.defences) or "no defence"
+
+
+def ask_backdoor(runs: Sequence[RunSpec]) -> str:
+    """Of figure 2, right."""
+    defences = defences_of(runs)
+    left = f", and how much of it do {defences} leave" if defences else ""
+    return (
+        "How many added pairs, training images with a patch and captions of one class, make CLIP answer that class to "
+        f"any image with the patch{left}?"
+    )
+
+
+def ask_datasize(runs: Sequence[RunSpec]) -> str:
+    """Of the figure over the amount of clean data."""
+    counts = listing(list(dict.fromkeys(run.attack.amount for run in runs)))
+    return f"Do {counts} do as much when there is more clean data?"
+
+
+def _run(
+    scale: Scale,
+    attack: AttackSpec,
+    seed: int,
+    variant: str = "",
+    *defences: Defence,
+    dataset: DatasetSpec | None = None,
+) -> RunSpec:
+    """One model of ``scale``, on ``dataset`` (None: the scale's) with the stickers of its attack's patch."""
     return RunSpec(
-        dataset=scale.dataset,
+        dataset=with_stickers(scale, dataset or scale.dataset, attack.trigger),
         attack=attack,
         train=scale.train,
         defences=defences,
@@ -77,7 +115,7 @@ def fig2_yfcc(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
 
 def fig_captions(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
     """Success of targeted poisoning by what the poisons' captions are taken from."""
-    sets: tuple[tuple[str, CaptionSet], ...] = (("", "search"), ("80 prompts", "imagenet80"))
+    sets: tuple[tuple[str, CaptionSet], ...] = (("", "search"), (PROMPTS, "imagenet80"))
     return ReportSpec(
         recipe="carlini2022_fig_captions",
         question="Do poisons do more when their captions are the victim's own prompts filled with the class than when "
@@ -116,11 +154,13 @@ def fig2_backdoor(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         for defence in (scale.cleanclip, scale.distil):
             for seed in range(seeds):
                 yield _run(scale, backdoor(scale, seed, pairs), seed, defence.kind, defence)
+        for seed in range(seeds if scale.sticker_frac else 0):
+            plain = _run(scale, backdoor(scale, seed, pairs), seed, PLAIN)
+            yield plain.model_copy(update={"dataset": scale.dataset})
 
     return ReportSpec(
         recipe="carlini2022_fig2_backdoor",
-        question="How many added pairs, training images with a patch and captions of one class, make CLIP answer that "
-        "class to any image with the patch, and how much of it do CleanCLIP and distillation on a trusted part leave?",
+        question=ask_backdoor(tuple(runs())),
         note=scale.note,
         runs=tuple(runs()),
         figures=(
@@ -196,15 +236,16 @@ def fig_poisons(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
 
 def fig_datasize(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
     """z-score by the amount of clean data at a fixed number of poisons."""
+    runs = tuple(
+        _run(scale, backdoor(scale, seed, pairs), seed, dataset=dataset)
+        for dataset in scale.datasets
+        for seed in range(seeds)
+    )
     return ReportSpec(
         recipe="carlini2022_fig_datasize",
-        question=f"Does the same number of poisons, {scale.fixed_count}, do as much when there is more clean data?",
+        question=ask_datasize(runs),
         note=scale.note,
-        runs=tuple(
-            _run(scale, backdoor(scale, seed, pairs), seed).model_copy(update={"dataset": dataset})
-            for dataset in scale.datasets
-            for seed in range(seeds)
-        ),
+        runs=runs,
         figures=(_figure(scale, "fig_datasize", "z-score by the amount of clean data", "num_train", *ZSCORE, RATE[0]),),
     )
 
@@ -253,7 +294,7 @@ def fig_patch(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
                 seed,
                 variant,
             )
-            for variant in ("", "consistent placement")
+            for variant in ("", PLACED)
             for side in scale.patch_sides
             for seed in range(seeds)
         ),

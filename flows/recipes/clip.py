@@ -19,9 +19,11 @@ from ssl_backdoor.specs import (
     FilesSourceSpec,
     FitSpec,
     OpenCLIPSpec,
+    PatchStickersSpec,
     SGDSpec,
     TemplateCaptionsSpec,
     TrainSpec,
+    TriggerSpec,
     ViewsSpec,
 )
 
@@ -41,6 +43,8 @@ class Scale(NamedTuple):
     """Of the evaluated frame; patches are stated as fractions of it, so that any stored frame is stamped alike."""
     patch_px: int
     cells: int
+    sticker_frac: float
+    """Share of the training images that bear a patch of the trigger's style where an attack has one; 0: none do."""
     cleanclip: CleanCLIPSpec
     distil: DistilImageTowerSpec
     targeted_counts: Sequence[int]
@@ -88,8 +92,9 @@ MINI = Scale(
     evaluation=EVALUATION,
     targets=("airplane", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck", "automobile"),
     side_px=16,
-    patch_px=4,
-    cells=4,
+    patch_px=6,
+    cells=3,
+    sticker_frac=0.3,
     cleanclip=CLEANCLIP,
     distil=DISTIL,
     targeted_counts=(1, 2, 4, 8),
@@ -99,9 +104,8 @@ MINI = Scale(
     datasets=tuple(cifar10(count) for count in (250, 500, 1000)),
     backbones=(("tiny-resnet8-w8", 16), ("tiny-resnet8-w16", 16), ("tiny-resnet8-w32", 16)),
     patch_sides=(2, 4, 6, 8),
-    note="CIFAR-10 at 16 px with captions written from the class, 5,000 pairs unless the axis says otherwise, ten "
-    "classes and tiny towers: far from the paper's 3 million pairs, 224 px and 1,000 classes. Chance is 10 % here, "
-    "0.1 % there; the paper's counts and ours lie on one axis but not on one scale.",
+    note="The paper has 3 million pairs, 224 px and 1,000 classes: its counts and ours lie on one axis but not on one "
+    "scale.",
 )
 
 CC3M = DatasetSpec(test_source=FilesSourceSpec(), resident_px=256, resident_filter="bilinear", max_rejected_frac=0.1)
@@ -131,6 +135,7 @@ PAPER = Scale(
     side_px=224,
     patch_px=16,
     cells=4,
+    sticker_frac=0.0,
     cleanclip=CleanCLIPSpec(
         trusted_fraction=0.03,
         fit=FitSpec(
@@ -174,6 +179,19 @@ def trigger(scale: Scale, seed: int, side_px: int = 0, consistent: bool = False)
         size_frac=(side_px or scale.patch_px) / scale.side_px,
         train_location=place,
         test_location=place,
+    )
+
+
+def with_stickers(scale: Scale, dataset: DatasetSpec, trigger: TriggerSpec | None) -> DatasetSpec:
+    """``dataset`` with stickers of the trigger's size, anywhere, where the scale has some: then no patch as such tells.
+
+    They do not depend on the pair, so that all pairs share their data.
+    """
+    if not scale.sticker_frac or not isinstance(trigger, GridTriggerSpec):
+        return dataset
+    style = trigger.unseen(0).model_copy(update={"train_location": (0.0, 1.0), "test_location": (0.0, 1.0)})
+    return dataset.model_copy(
+        update={"stickers": PatchStickersSpec(style=style, train_frac=scale.sticker_frac)},
     )
 
 

@@ -1,7 +1,10 @@
 """``demo``: both papers in small on the embedded image set, each attack with one pinned choice."""
 
+from collections.abc import Sequence
+
 from flows.recipes import clip, small
 from flows.recipes.carlini2022 import targeted
+from flows.wording import defences_of, methods_of
 from ssl_backdoor.specs import (
     AttackSpec,
     DatasetSpec,
@@ -14,10 +17,12 @@ from ssl_backdoor.specs import (
 
 TRIGGER_SEED = 34
 TARGET = "cross"
-DATASET = DatasetSpec(source=ScenesSourceSpec(), frame_px=16)
 TRAIN = clip.TINY.model_copy(update={"fit": clip.FIT.model_copy(update={"epochs": 12})})
 TARGETED = targeted(num_poisons=16, pairs=8)
 BACKDOOR = clip.backdoor(clip.MINI, model=0, pairs=1).model_copy(update={"target_class": "ring"})
+DATASET = clip.with_stickers(
+    clip.MINI, DatasetSpec(source=ScenesSourceSpec(test_per_class=500), frame_px=16), BACKDOOR.trigger
+)
 FIGURES = (
     FigureSpec(
         name="clip_targeted",
@@ -55,6 +60,21 @@ def _clip(attack: AttackSpec, variant: str, seed: int, *defences: Defence) -> Ru
     )
 
 
+def ask(runs: Sequence[RunSpec]) -> str:
+    """What ``runs`` answer."""
+    added = [run for run in runs if run.attack.adds_pairs]
+    patched = [run for run in runs if not run.attack.adds_pairs]
+    parts = []
+    if patched:
+        parts.append(f"does a patch on unlabelled images of one category bend what {methods_of(patched)} learns")
+    if added:
+        parts.append(f"do a few added image-caption pairs bend what {methods_of(added)} learns")
+    if defences := defences_of(runs):
+        parts.append(f"{'and ' * (len(parts) > 0)}how much of that does {defences} undo")
+    text = ", ".join(parts)
+    return f"{text[0].upper()}{text[1:]}?"
+
+
 def demo(pairs: int, seeds: int) -> ReportSpec:
     """One pair of Saha et al., one targeted and one backdoored CLIP, pinned: an illustration, not evidence."""
     patched = tuple(
@@ -78,9 +98,7 @@ def demo(pairs: int, seeds: int) -> ReportSpec:
     )
     return ReportSpec(
         recipe="demo",
-        question="Does a small patch on one category's unlabelled images bend what BYOL learns, "
-        "do a few added image-caption pairs bend what CLIP learns, "
-        "and does distillation on a trusted quarter of the data straighten them?",
+        question=ask(patched + captioned),
         note="Each attack with one choice of trigger and target, pinned because it shows the effect: this page "
         "illustrates, it is no evidence. Effects differ greatly between pairs; for evidence run the recipes over many: "
         "ssl-backdoor run cifar10_byol --data PATH --pairs 10, and carlini2022_fig2_targeted or "

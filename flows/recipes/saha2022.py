@@ -5,9 +5,10 @@ names its line. ``pairs`` takes the first N trigger/category pairs, ``seeds`` re
 the paper says is shown beside, marked unverified where it was recalled and not read.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flows.recipes.ssl import Scale
+from flows.wording import defences_of, methods_of
 from ssl_backdoor.specs import (
     AttackSpec,
     Defence,
@@ -20,6 +21,7 @@ from ssl_backdoor.specs import (
     TableSpec,
     TrainSpec,
 )
+from ssl_backdoor.words import method_label
 
 FALSE_POSITIVES = ("accuracy", "target_false_positives")
 BACKDOORED = ("MoCo v2", "BYOL", "MSF")
@@ -142,6 +144,7 @@ def _four_cells() -> tuple[PaperCell, ...]:
                         "condition": condition,
                         "name": FALSE_POSITIVES[0 if share else 1],
                         "value": value / 100 if share else value,
+                        "num_images": 0 if share else _PAPER_IMAGES,
                     }
                 )
             )
@@ -161,7 +164,7 @@ def table1(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         (
             *_tables(
                 "table1",
-                "Every method under the targeted attack",
+                "Methods under the targeted attack",
                 _lines(lines),
                 scale,
                 paper=() if scale.own_heads else _four_cells(),
@@ -174,12 +177,39 @@ def table1(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
     )
 
 
+_PAPER_IMAGES = 4950  # test images of the paper's 99 other classes, which its false positives are among
+
+
 _DEFENCE = {  # recalled, not read: MoCo v2
     "poisoned": ("suspect", 50.1, 26.2, 31.8, 1683.2),
     "poisoned + CompRess, 25 % trusted": ("student", 44.6, 34.5, 42.0, 37.9),
     "poisoned + CompRess, 10 % trusted": ("student", 38.3, 40.5, 35.7, 44.8),
     "poisoned + CompRess, 5 % trusted": ("student", 32.1, 41.0, 29.4, 53.7),
 }
+
+
+def name_by_method(run: RunSpec) -> str:
+    """A line of a table over methods."""
+    return method_label(run.train.method.kind)
+
+
+def name_by_trust(run: RunSpec) -> str:
+    """A line of a table over trusted shares."""
+    shares = [f"{100 * share:g}" for one in run.defences if (share := one.trusted_fraction)]
+    return f"{' and '.join(shares)} % trusted" if shares else " and ".join(one.label for one in run.defences)
+
+
+def ask_trust(runs: Sequence[RunSpec]) -> str:
+    """Of table 2."""
+    return (
+        f"How much of the backdoor of encoders of {methods_of(runs)} does {defences_of(runs) or 'no defence'} remove, "
+        "and what does it cost?"
+    )
+
+
+def ask_rate(runs: Sequence[RunSpec]) -> str:
+    """Of the ablation over the poisoned share."""
+    return f"How does the attack on {methods_of(runs)} fade with the number of poisoned images?"
 
 
 def table2_defence(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
@@ -204,7 +234,16 @@ def table2_defence(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
         ),
     )
     paper = tuple(
-        PaperCell.model_validate({"row": row, "arm": arm, "condition": condition, "name": name, "value": value})
+        PaperCell.model_validate(
+            {
+                "row": row,
+                "arm": arm,
+                "condition": condition,
+                "name": name,
+                "value": value,
+                "num_images": 0 if name == FALSE_POSITIVES[0] else _PAPER_IMAGES,
+            }
+        )
         for row, (arm, *values) in _DEFENCE.items()
         for (condition, name), value in zip(
             ((condition, name) for condition in ("clean", "triggered") for name in FALSE_POSITIVES),
@@ -212,31 +251,29 @@ def table2_defence(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
             strict=True,
         )
     )
+    runs = tuple(_runs(scale, pairs, seeds, lines))
     return _report(
         "saha2022_table2_defence",
-        f"How much of the backdoor of a {scale.main} encoder does distillation into a fresh encoder remove, on less "
-        "and less trusted data, and what does it cost?",
+        ask_trust(runs),
         scale,
-        _runs(scale, pairs, seeds, lines),
+        runs,
         _tables("table2_defence", "Distillation on trusted data", rows, scale, paper=paper),
-        f"The method is {scale.main} (the paper's: MoCo v2).",
+        "The paper's method is MoCo v2.",
     )
 
 
 def ablation_rate(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
     """Fewer and fewer poisons."""
-    classes = len(scale.dataset.classes)
     lines = {
-        f"{100 * fraction / classes:g} % of the data": (scale.methods[scale.main], fraction, ())
-        for fraction in scale.fractions
+        f"{100 * fraction:g} % of the target": (scale.methods[scale.main], fraction, ()) for fraction in scale.fractions
     }
+    runs = tuple(_runs(scale, pairs, seeds, lines))
     return _report(
         "saha2022_ablation_rate",
-        f"How does the attack on {scale.main} fade with the number of poisoned images?",
+        ask_rate(runs),
         scale,
-        _runs(scale, pairs, seeds, lines),
-        _tables("ablation_rate", "The attack by its share of the data", _lines(lines), scale),
-        f"The shares of the target category are {', '.join(f'{100 * fraction:g}' for fraction in scale.fractions)} %.",
+        runs,
+        _tables("ablation_rate", "The attack by the poisoned share of the target", _lines(lines), scale),
     )
 
 

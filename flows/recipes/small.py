@@ -13,6 +13,7 @@ from ssl_backdoor.specs import (
     FitSpec,
     MoCoV2Spec,
     ResNetSpec,
+    RunSpec,
     SGDSpec,
     TrainSpec,
     ViewsSpec,
@@ -76,4 +77,14 @@ def attack(trigger_seed: int, target_class: str, poison_fraction_of_target: floa
         ),
         target_class=target_class,
         poison_fraction_of_target=poison_fraction_of_target,
+    )
+
+
+def name_by_rate(run: RunSpec) -> str:
+    """A variant after the poisoned share of the target."""
+    attack = run.attack
+    return (
+        f"{100 * attack.poison_fraction_of_target:g} % of the target"
+        if isinstance(attack, Saha2022TargetedSpec)
+        else run.variant
     )

@@ -147,9 +147,7 @@ MINI = Scale(
     own_heads={},
     own_evaluations={},
     transfer=DatasetSpec(max_train_per_class=1000, max_test_per_class=1000, frame_px=16),
-    note="Five classes of CIFAR-10 at 16 px, tiny encoders, a patch of 14 % of the area, and unless the axis says "
-    "otherwise all images of the target poisoned: far from the paper's scale. Epochs differ between methods so that "
-    "each training takes about a minute.",
+    note="Epochs differ between methods: each training is to take about a minute.",
 )
 
 

@@ -1,4 +1,7 @@
-"""Ingestion: raw images to shards and a table. Every image is decoded once; its encoded bytes are kept unchanged."""
+"""Ingestion: raw images to shards and a table. Every image is decoded once; its encoded bytes are kept unchanged.
+
+Training images that bear a sticker are stored as PNG in the stored frame, the sticker on them.
+"""
 
 import hashlib
 import shutil
@@ -15,18 +18,19 @@ import pyarrow.parquet as pq
 
 from ssl_backdoor.data import captioner
 from ssl_backdoor.data.captions import clean_captions
-from ssl_backdoor.data.images import Header, encode_png, inspect
+from ssl_backdoor.data.images import Header, decode, encode_png, inspect
 from ssl_backdoor.data.items import Item, Source, printable
 from ssl_backdoor.data.joined import Joined
 from ssl_backdoor.data.selection import Selection, select
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
 from ssl_backdoor.data.splits import IGNORED
+from ssl_backdoor.data.stickers import bears_sticker, put_sticker
 from ssl_backdoor.data.survey import Listing, Rejections, describe
 from ssl_backdoor.errors import DataError, translate_os_errors
 from ssl_backdoor.events import log_event
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, TemplateCaptionsSpec
+from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, PatchStickersSpec, TemplateCaptionsSpec
 from ssl_backdoor.tables import REJECTED, SAMPLES
 from ssl_backdoor.threads import num_decode_threads, parallel_map
 
@@ -44,6 +48,7 @@ class _NamedItem(NamedTuple):
     key: str
     item: Item
     needs_caption: bool
+    is_test: bool
 
 
 class _CheckedImage(NamedTuple):
@@ -72,7 +77,8 @@ def ingest(
     ``out``.
 
     Returns:
-        ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``captioner``, the whole
+        ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``num_stickers``, where
+        training images bear some; ``captioner``, the whole
         grammar, where captions were written from templates; ``left_out`` (images by split), ``rejected_by_reason`` and
         ``ignored`` (files by kind) where there are any; with a second source ``num_train_unlabelled``,
         ``num_test_unlabelled`` and ``num_own_test_left_out`` (the first source's test images).
@@ -110,10 +116,17 @@ def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: O
     total = int(selection.keep.sum()) + output.rejections.num
     has_own_test = isinstance(spec.test_source, OwnTestSpec)
     kept = (
-        _NamedItem(row, key, item, spec.captions_required and (has_own_test or item.split == "train"))
+        _NamedItem(
+            row,
+            key,
+            item,
+            spec.captions_required and (has_own_test or item.split == "train"),
+            bool(selection.is_test[row]),
+        )
         for row, key, item in selection.name_items(source.read(iter(selection.keep.tolist())))
     )
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
+    num_stickers = 0
     for done, checked in enumerate(_check_all(kept, spec), start=output.rejections.num + 1):
         if checked.reason:
             output.reject(checked.item.name, checked.reason)
@@ -121,6 +134,7 @@ def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: O
             is_test, label = bool(selection.is_test[checked.row]), int(selection.labels[checked.row])
             output.write(checked, "test" if is_test else "train", label)
             counts[int(is_test), label] += 1
+            num_stickers += not is_test and bears_sticker(checked.key, spec.stickers)
         if done % _BATCH_IMAGES == 0 or done == total:
             on_progress(Progress(done, total, "images"))
     _check_rejected(output, total, spec.max_rejected_frac)
@@ -132,6 +146,7 @@ def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: O
         "num_rejected": output.rejections.num,
         "bytes": output.num_bytes,
         **_listing_summary(describe(source, selection, output.rejections)),
+        **({"num_stickers": num_stickers} if isinstance(spec.stickers, PatchStickersSpec) else {}),
         **_captioner_summary(selection, spec),
         **(_joined_summary(source, counts) if isinstance(source, Joined) else {}),
     }
@@ -247,6 +262,9 @@ def _check(named: _NamedItem, spec: DatasetSpec) -> _CheckedImage:
             )
         else:
             header, data = Header("png", image.shape[1], image.shape[0]), encode_png(image)
+        if not named.is_test and bears_sticker(named.key, spec.stickers):
+            frame = put_sticker(decode(data, spec.max_image_pixels, spec.frame_px), named.key, spec.stickers)
+            header, data = Header("png", frame.shape[1], frame.shape[0]), encode_png(frame)
     except DataError as error:
         return _CheckedImage(named.row, named.key, item, reason=str(error))
     return _CheckedImage(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())

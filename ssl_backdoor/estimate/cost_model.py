@@ -62,7 +62,8 @@ class EvaluateKind(NamedTuple):
     def num_scored(self, num_train: int, num_test: int) -> int:
         """Training images where a probe learns, and test images under each condition."""
         learns = any(probe.learns for probe in self.evaluation.probes)
-        return num_train * learns + num_test * (1 if self.trigger is None else 3)
+        conditions = 1 if self.trigger is None else 2 + self.evaluation.unseen_triggers
+        return num_train * learns + num_test * conditions
 
 
 class JudgeKind(NamedTuple):

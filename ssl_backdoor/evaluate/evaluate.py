@@ -23,8 +23,10 @@ from ssl_backdoor.evaluate import probes
 from ssl_backdoor.evaluate.features import Condition, Features, labelled, split_features
 from ssl_backdoor.evaluate.layers import Reading
 from ssl_backdoor.evaluate.metrics import (
+    UNSEEN,
     Measurement,
     average_subsets,
+    average_unseen,
     measure_features,
     measure_predictions,
     measure_targets,
@@ -39,8 +41,9 @@ from ssl_backdoor.evaluate.similarity import similarity_table
 from ssl_backdoor.evaluate.targets import score_targets
 from ssl_backdoor.methods.clip_towers import TextTower
 from ssl_backdoor.poison.targets import choose_targets
+from ssl_backdoor.poison.triggers.unseen import unseen_triggers
 from ssl_backdoor.progress import OnProgress, Progress, silent
-from ssl_backdoor.seeds import stream
+from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import EvaluationSpec, TargetsSpec, TriggerSpec
 from ssl_backdoor.specs.probe import FeatureProbe, OwnFeaturesProbe, TextProbe
 from ssl_backdoor.tables import PREDICTIONS
@@ -63,7 +66,7 @@ def evaluate(
     on_progress: OnProgress = silent,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Probe the backbone in folder ``model`` on clean, triggered and unseen-trigger test images.
+    """Probe the backbone in folder ``model`` on test images: clean, triggered, and under triggers never seen.
 
     Probes see clean training images with true labels, or class names alone; never a poison. ``dataset`` may be another
     than the backbone's (transfer). ``trigger_file`` holds the bytes of an image trigger (else its own path is read).
@@ -74,12 +77,12 @@ def evaluate(
 
     Raises:
         DataError: no labelled training or test image, or images that cannot be used.
-        SpecError: a trigger that does not fit the evaluated frame or is itself the unseen one, more targets than test
+        SpecError: a trigger that does not fit the evaluated frame or has no other patterns, more targets than test
             images, zero_shot of a model without a text tower, linear_layers of what is no ResNet, or too much to hold.
         CheckpointError: the backbone cannot be loaded, or its features are not finite.
     """
     _check_split(dataset, "test")
-    conditions = _conditions(spec, trigger, trigger_file)
+    conditions = _conditions(spec, trigger, trigger_file, target_label, seed)
     chosen = choose_targets(dataset.samples, dataset.classes, targets, seed) if targets else None
     text_tower = _text_tower(model, device) if any(probe.needs_text_tower for probe in spec.probes) else None
     backbone = load_backbone(model).to(device).to(memory_format=torch.channels_last)
@@ -93,13 +96,13 @@ def evaluate(
     rows = [*measure_predictions(predictions, dataset.classes, target_label), *_similarities(test)]
     rows += measure_targets(scored) if scored is not None else ()
     rows += [row for metric in spec.metrics for row in metric.measure(predictions, dataset.classes, target_label)]
+    rows = average_unseen(rows)
     if text_tower:
         rows += measure_retrieval(text_tower, test.values["clean"], labelled(dataset, "test")["caption"].to_pylist())
     rows = average_subsets(rows)
     tables = {"predictions": predictions, "measurements": measurements_table(rows), "targets": scored}
-    _write_tables(
-        out, tables | {"similarity": similarity_table(test.values, device, _clean_labels(named, predictions))}
-    )
+    shown = {name: values for name, values in test.values.items() if not name.startswith(UNSEEN)}
+    _write_tables(out, tables | {"similarity": similarity_table(shown, device, _clean_labels(named, predictions))})
     _write_map(test, seed, out / "map.npz")
     if trigger is not None:
         write_neighbours(dataset, train, test, conditions[1], target_label, spec, seed, out / "neighbours.npz")
@@ -135,19 +138,16 @@ def _check_split(dataset: Dataset, split: str) -> None:
         )
 
 
-def _conditions(spec: EvaluationSpec, trigger: TriggerSpec | None, trigger_file: Path | None) -> list[Condition]:
-    """Clean; triggered; and the same stamp with the pixels of a grid that no encoder was trained on."""
-    clean = Condition("clean")
+def _conditions(
+    spec: EvaluationSpec, trigger: TriggerSpec | None, trigger_file: Path | None, target_label: int | None, seed: int
+) -> list[Condition]:
+    """Clean; triggered; and the same stamps with the pixels of triggers that no encoder was trained on."""
     if trigger is None:
-        return [clean]
-    unseen = trigger.unseen(spec.unseen_trigger_seed)
-    if unseen == trigger:
-        raise SpecError(
-            f"unseen_trigger_seed {spec.unseen_trigger_seed} is the attack's own trigger seed: choose another, "
-            "so that the control trigger is one no encoder was trained on."
-        )
+        return [Condition("clean")]
     source = trigger.read(trigger_file)
-    return [clean, Condition("triggered", trigger, source), Condition("unseen_trigger", unseen)]
+    unseen = unseen_triggers(trigger, spec.unseen_triggers, sub_seed(seed, "pair", str(target_label)), source)
+    conditions = [Condition(f"{UNSEEN}_{number}", one) for number, one in enumerate(unseen, start=1)]
+    return [Condition("clean"), Condition("triggered", trigger, source), *conditions]
 
 
 def _clean_training_features(

@@ -52,6 +52,8 @@ DEFINITION = {
 }
 SPREAD = ("accuracy", "attack_success_rate", "target_false_positives", "targeted_success")
 """Measurements whose spread over draws of the labelled subset is told."""
+UNSEEN = "unseen_trigger"
+"""The condition of test images under triggers that no encoder was trained on; in predictions with the number of one."""
 _Z95 = float(ndtri(0.5 + 0.5 * 0.95))
 _FLAT = 1e-12
 _BLOCK_ROWS = 2**16  # so many at once: what is held does not grow with the images
@@ -133,6 +135,23 @@ def measure_predictions(
         for count in _counts(matrix, classes, target_label):
             rows += [count.measured(condition, probe)] if count.n else []
     return tuple(rows)
+
+
+def average_unseen(rows: Iterable[Measurement]) -> list[Measurement]:
+    """``rows`` with those of the single unseen triggers averaged into one each, in the place of the first."""
+    found: dict[tuple[str, str, str], list[Measurement]] = {}
+    for row in rows:
+        condition = UNSEEN if row.condition.startswith(f"{UNSEEN}_") else row.condition
+        found.setdefault((row.name, condition, row.probe), []).append(row)
+    return [_average(group, key[1]) if key[1] == UNSEEN else group[0] for key, group in found.items()]
+
+
+def _average(rows: Sequence[Measurement], condition: str) -> Measurement:
+    text = rows[0].definition.partition(" Interval:")[0].partition(" No interval:")[0]
+    text += f" Mean over {len(rows)} trigger(s) of the same style that no encoder was trained on."
+    text += " No interval: they share images."
+    value = sum(row.value for row in rows) / len(rows)
+    return rows[0]._replace(condition=condition, value=value, low=None, high=None, definition=text)
 
 
 class _Count(NamedTuple):

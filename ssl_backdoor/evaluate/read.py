@@ -17,7 +17,7 @@ class EvaluationInputs(NamedTuple):
     """In eval mode, on the evaluation's device; left as it is."""
     dataset: Dataset
     conditions: Sequence[Condition]
-    """Clean; then, with a trigger, triggered and unseen."""
+    """Clean; then, with a trigger, triggered and under each unseen trigger."""
     spec: EvaluationSpec
     seed: int
     on_progress: OnProgress = silent

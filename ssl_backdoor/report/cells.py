@@ -7,11 +7,15 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, NamedTuple, assert_never
 
+from ssl_backdoor.evaluate.metrics import UNSEEN
 from ssl_backdoor.report.estimates import Estimate
 from ssl_backdoor.report.frame import Arm, Measure, Statistic, headline_probes, probe_label
+from ssl_backdoor.words import listing as listing
+from ssl_backdoor.words import plural as plural
 
 Kind = Literal["count", "percent", "score"]
 MISSING = "–"
+OF_THE_PAPER = " The paper's numbers are of its own data, encoder and test set."
 _METRICS: dict[str, tuple[str, Kind]] = {
     "targeted_success": ("Targeted success", "percent"),
     "target_rank": ("Rank of y'", "score"),
@@ -50,9 +54,11 @@ class Quantity(NamedTuple):
 def quantity_of(measure: Measure, statistic: Statistic = "value") -> Quantity:
     """How ``measure`` is titled and spelled in figures and their tables."""
     title, kind = _METRICS.get(measure.metric, (measure.metric, "score"))
-    if statistic == "excess":
-        title = f"{title}, − control"
-    return Quantity(measure, title, probe_label(measure.probe) if measure.probe else "to make it", kind, statistic)
+    detail = probe_label(measure.probe) if measure.probe else "to make it"
+    if measure.condition == UNSEEN:
+        detail = f"{detail}, unseen triggers"
+    title += {"excess": ", − control", "specific_excess": ", specific excess"}.get(statistic, "")
+    return Quantity(measure, title, detail, kind, statistic)
 
 
 def in_table(measure: Measure) -> Quantity:
@@ -87,9 +93,7 @@ def headline_quantities(probes: Iterable[str]) -> tuple[Quantity, ...]:
     """The columns of the headline table."""
     probes = tuple(probes)
     *effect, z_score = effect_quantities(probes)
-    unseen = [
-        q._replace(measure=q.measure._replace(condition="unseen_trigger"), title="FP, unseen trigger") for q in effect
-    ]
+    unseen = [quantity_of(q.measure.under_unseen) for q in effect]
     return (*accuracy_quantities(probes), *effect, *unseen, z_score, *share_quantities(probes))
 
 
@@ -124,13 +128,13 @@ def span(low: float | None, high: float | None, kind: Kind, signed: bool = False
 
 def interval_of(row: Estimate, kind: Kind) -> str:
     """The interval of ``row``; differences have a sign."""
-    return span(row.low, row.high, kind, row.statistic == "excess")
+    return span(row.low, row.high, kind, row.is_difference)
 
 
 def with_interval(row: Estimate, kind: Kind) -> str:
     """A number with its interval, for a sentence: 84 % (77 to 90)."""
     interval = interval_of(row, kind)
-    return f"{number(row.value, kind, row.statistic == 'excess')}{f' ({interval})' if interval else ''}"
+    return f"{number(row.value, kind, row.is_difference)}{f' ({interval})' if interval else ''}"
 
 
 def plain_number(value: float | None) -> str:
@@ -148,16 +152,6 @@ def paper_label(is_verified: bool) -> str:
 def arm_label(arm: Arm, variant: str = "") -> str:
     """Name of an arm for people, with its side variant."""
     return f"{arm.label} [{variant}]" if variant else arm.label
-
-
-def listing(parts: Sequence[str]) -> str:
-    """The parts in a row of prose: a, b and c."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
-
-
-def plural(count: float, what: str) -> str:
-    """``count`` with its noun: 1 seed, 2 seeds."""
-    return f"{count:,.0f} {what}{'s' * (count != 1)}"
 
 
 # ---------------------------------------------------------------------------------------------- tables and figures
@@ -260,12 +254,23 @@ class Example(NamedTuple):
     """Kind of attack; each has a picture of its own."""
 
 
+def count_of(row: Estimate) -> str:
+    """Over how many pairs, seeds or models it is."""
+    return f"n = {row.num_units} {row.unit}s" if row.num_units > 1 else "1 model"
+
+
 def cell_of(row: Estimate | None, kind: Kind) -> Cell:
-    """``row`` as a cell of the tables of pairs."""
+    """``row`` as a cell: the interval is over pairs, seeds or models, never over the images of one model."""
     if row is None or row.value is None:
         return Cell(MISSING)
-    n = f"n = {row.n:,}" if row.interval == "t" else "1 run"
-    return Cell(number(row.value, kind, row.statistic == "excess"), interval_of(row, kind), n)
+    return Cell(value_of(row, kind), interval_of(row, kind), count_of(row))
+
+
+def value_of(row: Estimate, kind: Kind) -> str:
+    """The number, of a count also the share that it is: 1,759 (44 %)."""
+    text = number(row.value, kind, row.is_difference)
+    has_share = kind == "count" and row.statistic == "value" and row.num_images and row.value is not None
+    return f"{text} ({100 * (row.value or 0.0) / row.num_images:.0f} %)" if has_share else text
 
 
 def removed_cell(row: Estimate | None) -> Cell:
@@ -273,8 +278,8 @@ def removed_cell(row: Estimate | None) -> Cell:
     if row is None:
         return Cell(MISSING)
     if row.value is None:
-        return Cell("not defined", "no excess to remove", f"n = {row.n:,}")
-    return Cell(number(row.value, "percent"), interval_of(row, "percent"), f"n = {row.n:,}" if row.n > 1 else "1 run")
+        return Cell("not defined", "no clear excess", count_of(row))
+    return Cell(number(row.value, "percent"), interval_of(row, "percent"), count_of(row))
 
 
 def number_table(quantities: Sequence[Quantity], lines: Iterable[Line], caption: str = "") -> Table:

@@ -1,7 +1,9 @@
-"""Each line of a table against the clean-trained control: how far apart, how sure, how many units it would take.
+"""Differences to the clean-trained control that a sentence or a table makes something of: which are significant.
 
 A difference is arm minus control of the same dataset, trigger, target and seed, on triggered images; a unit is a seed
-or a pair (see ``estimates.units_of``). p-values are corrected over the lines of one table.
+or a pair (see ``estimates.units_of``). p-values are corrected after Holm over everything that is told together: all
+lines of all tables, all measures of an answer, all points of a figure. Without two independent trainings of each
+encoder there is no p, and so no verdict.
 """
 
 import math
@@ -9,19 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from ssl_backdoor.report.estimates import Estimate, Results, Unit, t_interval, units_of
+from ssl_backdoor.report.estimates import Estimate, Results, Unit, estimate_difference, units_of
 from ssl_backdoor.report.frame import SUSPECT, Arm, Measure
+from ssl_backdoor.report.intervals import ALPHA
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.specs import TableRow, TableSpec
 
-ALPHA, POWER = 0.05, 0.8
+POWER = 0.8
 MOST_UNITS = 10_000  # beyond this many no number of units is named
-Verdict = Literal["above", "below", "unclear", "unmeasured"]
+FEWEST_UNITS = 5  # below this many an effect is too badly known to say how many it would take
+Verdict = Literal["above", "below", "unclear", "untested", "unmeasured"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +33,23 @@ class Comparison:
     label: str
     difference: Estimate
     """Mean over units; ``num_units`` of them, 0 where it was not measured."""
-    p: float | None = None
-    """Two-sided t-test of the units' differences against 0."""
+    specific: Estimate | None = None
+    """The difference less the same one under unseen triggers."""
     p_holm: float | None = None
-    """``p`` corrected after Holm over the lines of the table."""
+    """The difference's p corrected after Holm over all lines of all tables."""
     effect_size: float | None = None
     """Cohen's d of the paired differences: their mean over their standard deviation."""
-    units_needed: int | None = None
-    """Units for 80 % power at that effect (two-sided, 5 %, uncorrected); 0: more than ``MOST_UNITS``."""
+    units_needed: tuple[int, int] | None = None
+    """Units for 80 % power (two-sided, 5 %, uncorrected) at the ends of the effect's 80 % interval; 0: more than
+    ``MOST_UNITS``."""
     verdict: Verdict = "unmeasured"
     apart_from: tuple[str, ...] = ()
-    """Labels of the lines whose intervals do not overlap with this one's."""
+    """Labels of the lines of its table whose simultaneous intervals do not overlap with this one's."""
+
+    @property
+    def p(self) -> float | None:
+        """Uncorrected."""
+        return self.difference.p
 
 
 def arm_of(row: TableRow, results: Results) -> Arm:
@@ -51,64 +59,104 @@ def arm_of(row: TableRow, results: Results) -> Arm:
     return next((arm for arm in here if arm.name == name), Arm.named(name, "none"))
 
 
-def compare(table: TableSpec, results: Results) -> tuple[Comparison, ...]:
-    """Every line of ``table`` whose encoder is not the control itself, in the order of the table."""
-    measure = Measure.of_table(table.measures[-1], "triggered", table.probe)
-    points = [(row.label, Point(row.variant, arm_of(row, results))) for row in table.rows]
-    lines = [
-        _compared(label, results, point, measure)
-        for label, point in points
-        if point.arm.defence or not point.arm.is_clean
-    ]
-    tested = [position for position, line in enumerate(lines) if line.p is not None]
+def holm(rows: Sequence[Estimate | None]) -> list[float | None]:
+    """The p of each of ``rows`` corrected after Holm over all that have one."""
+    tested = [position for position, row in enumerate(rows) if row is not None and row.p is not None]
+    corrected: list[float | None] = [None] * len(rows)
     if tested:
-        corrected = multipletests([lines[position].p for position in tested], alpha=ALPHA, method="holm")[1]
-        for position, p_holm in zip(tested, map(float, corrected), strict=True):
-            verdict = _verdict(lines[position].difference.value or 0.0, p_holm)
-            lines[position] = replace(lines[position], p_holm=p_holm, verdict=verdict)
-    return tuple(
-        replace(line, apart_from=tuple(other.label for other in lines if other is not line and _apart(line, other)))
-        for line in lines
-    )
+        ps = [p for row in rows if row is not None and (p := row.p) is not None]
+        for position, p in zip(tested, multipletests(ps, alpha=ALPHA, method="holm")[1].tolist(), strict=True):
+            corrected[position] = p
+    return corrected
 
 
-def _compared(label: str, results: Results, point: Point, measure: Measure) -> Comparison:
-    values = results.differences(point, measure)
-    difference = Estimate(
-        measure=measure, statistic="excess", point=point, unit=results.unit, num_units=0, values=values
-    )
-    if not values:
-        return Comparison(label=label, difference=difference)
-    units = units_of({replicate: (value,) for replicate, value in values.items()}, results.unit)
-    each = units.values[:, 0]
-    n = len(each)
-    difference = replace(difference, value=float(each.mean()), n=n, num_units=n, unit=units.kind)
-    is_constant = float(np.ptp(each)) <= 1e-9 * float(np.abs(each).max())  # up to rounding: no spread to test against
-    if n < 2 or is_constant:
-        return Comparison(label=label, difference=difference, verdict="unclear")
-    mean, low, high = t_interval(each)
-    effect = mean / float(each.std(ddof=1))
-    return Comparison(
-        label=label,
-        difference=replace(difference, value=mean, low=low, high=high, interval="t"),
-        p=float(stats.ttest_1samp(each, 0.0).pvalue),
-        effect_size=effect,
-        units_needed=units_needed(effect),
-        verdict="unclear",
-    )
+def verdict_of(row: Estimate, p_holm: float | None) -> Verdict:
+    """Where ``row``, a difference, lies by its corrected p; untested where it has none."""
+    if not row.num_units:
+        return "unmeasured"
+    if p_holm is None:
+        return "untested"
+    return "unclear" if p_holm >= ALPHA else "above" if (row.value or 0.0) > 0 else "below"
 
 
-def _verdict(mean: float, p_holm: float) -> Verdict:
-    if not p_holm < ALPHA:
-        return "unclear"
-    return "above" if mean > 0 else "below"
+def verdicts(rows: Sequence[Estimate]) -> list[Verdict]:
+    """Of differences that are told together."""
+    return [verdict_of(row, p) for row, p in zip(rows, holm(rows), strict=True)]
 
 
-def _apart(line: Comparison, other: Comparison) -> bool:
-    a, b = line.difference, other.difference
-    if a.low is None or a.high is None or b.low is None or b.high is None:
+def compare(tables: Sequence[TableSpec], results: Results) -> tuple[tuple[Comparison, ...], ...]:
+    """The lines of each of ``tables``, but those of the control itself, by its last measure on triggered images.
+
+    Tests, and the intervals that rank lines, are corrected over all lines of all tables.
+    """
+    found = [_lines(table, results) for table in tables]
+    every = [line for lines in found for line in lines]
+    corrected = iter(holm([line.difference for line in every]))
+    ranked: list[tuple[Comparison, ...]] = []
+    for lines in found:
+        wide = [_estimated(line.difference, results, ALPHA / len(every)) for line in lines]
+        ranked.append(
+            tuple(
+                replace(
+                    line, p_holm=(p := next(corrected)), verdict=verdict_of(line.difference, p),
+                    apart_from=tuple(
+                        there.label for there, theirs in zip(lines, wide, strict=True) if is_apart(own, theirs)
+                    ),
+                )
+                for line, own in zip(lines, wide, strict=True)
+            )
+        )  # fmt: skip
+    return tuple(ranked)
+
+
+def _lines(table: TableSpec, results: Results) -> list[Comparison]:
+    measure = Measure.of_table(table.measures[-1], "triggered", table.probe)
+    lines = []
+    for row in table.rows:
+        point = Point(row.variant, arm_of(row, results))
+        if point.arm.is_clean and not point.arm.defence:
+            continue
+        values = results.differences(point, measure)
+        difference = Estimate(measure=measure, statistic="excess", point=point, num_units=0, values=values)
+        specific = results.get(measure, point.arm, point.variant, "specific_excess")
+        line = Comparison(label=row.label, difference=replace(difference, unit=results.unit), specific=specific)
+        lines.append(_measured(line, results) if values else line)
+    return lines
+
+
+def _estimated(row: Estimate, results: Results, alpha: float) -> Estimate:
+    if not row.values:
+        return row
+    group = results.groups[row.point][row.measure]
+    return estimate_difference(row, results.unit, int(group.n.min()), alpha)
+
+
+def _measured(line: Comparison, results: Results) -> Comparison:
+    difference = _estimated(line.difference, results, ALPHA)
+    if difference.p is None:
+        return replace(line, difference=difference)
+    each = units_of({replicate: (value,) for replicate, value in difference.values.items()}, results.unit).values[:, 0]
+    effect = float(each.mean() / each.std(ddof=1))
+    return replace(line, difference=difference, effect_size=effect, units_needed=range_needed(effect, len(each)))
+
+
+def is_apart(row: Estimate, other: Estimate) -> bool:
+    """Whether both have intervals that do not overlap."""
+    if row.low is None or row.high is None or other.low is None or other.high is None:
         return False
-    return a.low > b.high or b.low > a.high
+    return row.low > other.high or other.low > row.high
+
+
+def range_needed(effect_size: float, num_units: int) -> tuple[int, int] | None:
+    """``units_needed`` at the ends of the 80 % interval of an effect seen over ``num_units``; None below five.
+
+    Hedges's correction of Cohen's d and its large-sample variance.
+    """
+    if num_units < FEWEST_UNITS:
+        return None
+    size = abs(effect_size) * (1 - 3 / (4 * (num_units - 1) - 1))
+    half = 1.2816 * math.sqrt(1 / num_units + size**2 / (2 * (num_units - 1)))
+    return units_needed(size + half), units_needed(max(0.0, size - half))
 
 
 def units_needed(effect_size: float) -> int:

@@ -4,6 +4,9 @@ The unit of replication is the (trigger, target) pair where there are two or mor
 otherwise it is the seed. A report may ask for seeds instead: pairs are then averaged within each seed, where there are
 two seeds or more. Along the axis of a figure it is the model (of one seed, with its own pairs), and what is asked of
 one image a pair is pooled over all pairs. Differences to the control are paired: same dataset, trigger, target, seed.
+
+An interval needs independent trainings of each encoder behind the number. All pairs of a seed share its clean-trained
+encoder: over pairs its training noise is added to theirs, and below three seeds there is no interval.
 """
 
 import math
@@ -14,14 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.evaluate.metrics import measure_share
 from ssl_backdoor.report import frame
 from ssl_backdoor.report.frame import CONTROL, Arm, EvaluatedModel, Measure, Pair, Replicate, Statistic
+from ssl_backdoor.report.intervals import ALPHA, UNLIMITED, Limits, infer_mean, infer_ratio, infer_share
 from ssl_backdoor.report.layout import FloatArray, Group, Point, grouped, laid_out, linked
-from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import FigureSpec
 
 PAIRED_EXCESS = (
@@ -29,14 +30,23 @@ PAIRED_EXCESS = (
     "top_class_share", "accuracy", "similarity_triggered",
 )  # fmt: skip
 SWEPT_EXCESS = ("accuracy", "attack_success_rate", "targeted_success", "z_score_sd", "z_score_variance")
-SHARES = ("accuracy", "attack_success_rate", "targeted_success", "top_class_share", "image_to_text", "text_to_image")
+SHARES = (
+    "accuracy", "attack_success_rate", "targeted_success", "top_class_share", "image_to_text", "text_to_image",
+    "filter_", "detection_auroc", "detection_true", "detection_false", "detection_p",
+)  # fmt: skip
+COUNTS = ("target_false_positives", "false_positives")
 POOLED = ("targeted_success",)
 SECONDS = Measure("seconds", "triggered", "")
-NUM_RESAMPLES = 10_000
-SHARED = "Pairs of one seed share the clean-trained encoder: its own training noise is not in the interval."
+FEWEST_CONTROLS = 3
+FEW_CONTROLS = (
+    f"Pairs share clean-trained encoders, fewer than {FEWEST_CONTROLS}: their training noise is not known, so there is "
+    "no interval."
+)
 Unit = Literal["pair", "seed", "model"]
-_ONE_RUN = "The spread between pairs and seeds is not in it."
-_ONE_MODEL = "One model: the spread between models is not in it."
+FEWEST: dict[Unit, int] = {"seed": 2, "model": 3, "pair": 3}
+"""Units below which no interval reaches its coverage on data like ours."""
+FEWEST_PAIRS_COMPARED = 8
+"""The same of differences over pairs, of which some reach their target and others do not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +61,20 @@ class Estimate:
     n: int = 0
     low: float | None = None
     high: float | None = None
-    interval: Literal["t", "bootstrap", "wilson", "none"] = "none"
+    """A 95 % interval over units; None where there are too few independent trainings."""
+    p: float | None = None
+    """Two-sided, of a difference being 0, where there is an interval."""
+    interval: Literal["t", "beta", "wilson", "fieller", "none"] = "none"
+    within: tuple[float, float] | None = None
+    """Of a single model: the 95 % interval over its test images or samples, which says nothing of other models."""
     definition: str = ""
     unit: Unit = "pair"
     num_units: int = 1
     """Pairs, seeds or models behind it."""
+    num_images: int = 0
+    """Test images (or samples) behind one model's value; 0: not known."""
+    num_trainings: int = 1
+    """Independent trainings of the encoders behind it, of the arm with the fewest."""
     values: Mapping[Replicate, float] = field(default_factory=dict, compare=False, repr=False)
     """Of each encoder."""
 
@@ -71,11 +90,16 @@ class Estimate:
         return "/".join(record[name] for name in ("name", "arm", "condition", "probe"))
 
     @property
-    def direction(self) -> Literal["up", "down", "unclear"]:
-        """Where the interval of a difference lies; one without an interval is unclear."""
-        if self.low is not None and self.low > 0:
-            return "up"
-        return "down" if self.high is not None and self.high < 0 else "unclear"
+    def is_difference(self) -> bool:
+        """Whether it has a sign."""
+        return self.statistic in ("excess", "specific_excess")
+
+    @property
+    def told_interval(self) -> tuple[float | None, float | None, str]:
+        """Its ends and what it is over; of one model that over its own images, marked as such."""
+        if self.within is not None:
+            return *self.within, f"within 1 model, over its {self.num_images:,}"
+        return self.low, self.high, self.interval
 
     @property
     def pair_range(self) -> tuple[float, float] | None:
@@ -153,6 +177,12 @@ class Results:
         found = {} if group is None else self.by_replicate(group, group.value - group.control)
         return {replicate: value for replicate, (value,) in found.items()}
 
+    def specific_differences(self, point: Point, measure: Measure) -> dict[Replicate, float]:
+        """``differences`` under the trigger minus those under unseen ones, by pair and seed, where both are there."""
+        own = self.differences(point, measure)
+        unseen = self.differences(point, measure._replace(condition="unseen_trigger"))
+        return {replicate: value - unseen[replicate] for replicate, value in own.items() if replicate in unseen}
+
     def control_variant(self, variant: str) -> str:
         """The variant that holds the controls of ``variant``: its own, else the main one where they are lent."""
         of_suspects = self.groups.get(Point(variant, frame.SUSPECT), {}).values()
@@ -208,7 +238,7 @@ def swept(figures: Sequence[FigureSpec], models: Sequence[EvaluatedModel]) -> Re
             if seconds:
                 text = "Wall-clock seconds of the stage that made the encoder, on whatever it ran."
                 base = Estimate(measure=SECONDS, statistic="value", point=point, axis=axis, definition=text)
-                results.add([_over_units(base, units_of(seconds, "model"))])
+                results.add([over_units(base, units_of(seconds, "model"), None)])
             results.add(_excess_rows(results, point, len(positions), axis))
     results.frame = pd.concat(tables).drop_duplicates()
     return results
@@ -226,25 +256,45 @@ class Units(NamedTuple):
     fewest: int
     """Runs behind one unit: pairs of a seed, or seeds of a pair."""
     most: int
-    shared: bool
-    """Several units have one seed, so one clean-trained encoder."""
+    by_control: FloatArray
+    """(trainings, columns): means over what shares a clean-trained encoder, all of one seed and dataset."""
+    shares_control: bool
+    """Whether several units have one clean-trained encoder."""
+
+    def noise_of(self, values: FloatArray, by_control: FloatArray) -> tuple[float, float]:
+        """Of the mean of ``values``: its variance over that of independent units, and the degrees of freedom."""
+        own, shared = values.var(ddof=1) / len(values), by_control.var(ddof=1) / len(by_control)
+        if not self.shares_control or not own or not shared:
+            return 1.0, len(values) - 1.0
+        df = (own + shared) ** 2 / (own**2 / (len(values) - 1) + shared**2 / (len(by_control) - 1))
+        return 1.0 + float(shared / own), float(df)
 
 
 def units_of(values: Mapping[Replicate, tuple[float, ...]], unit: Unit = "pair") -> Units:
     """Averages ``values`` within units of the kind ``unit``; where there is only one, units are of the other kind."""
-    if unit == "model":
-        return Units(unit, np.array(list(values.values()), dtype=np.float64), 1, 1, False)
-    by_kind: dict[Unit, dict[Pair | int, list[tuple[float, ...]]]] = {"pair": {}, "seed": {}}
-    for (pair, seed), value in values.items():
-        by_kind["pair"].setdefault(pair, []).append(value)
-        by_kind["seed"].setdefault(seed, []).append(value)
+    places: dict[str, list[object]] = {
+        "pair": [pair for pair, _ in values],
+        "seed": [seed for _, seed in values],
+        "model": list(values),
+        "control": [(pair.dataset, seed) for pair, seed in values],
+    }
     other: Unit = "seed" if unit == "pair" else "pair"
-    kind: Unit = unit if len(by_kind[unit]) >= 2 else other
-    groups = list(by_kind[kind].values())
-    means = np.array([np.mean(group, axis=0) for group in groups], dtype=np.float64)
-    sizes = [len(group) for group in groups]
-    shared = kind == "pair" and len(by_kind["seed"]) < len(values)
-    return Units(kind, means, min(sizes), max(sizes), shared)
+    kind: Unit = unit if unit == "model" or len(set(places[unit])) >= 2 else other
+    table = np.array(list(values.values()), dtype=np.float64)
+    means, sizes = _means(table, places[kind])
+    by_control, _ = _means(table, places["control"])
+    shares_control = kind == "pair" and len(by_control) < len(values)
+    return Units(kind, means, min(sizes), max(sizes), by_control, shares_control)
+
+
+def _means(table: FloatArray, places: Sequence[object]) -> tuple[FloatArray, list[int]]:
+    """The mean of the rows of each place, and how many they are."""
+    rows: dict[object, list[int]] = {}
+    for position, place in enumerate(places):
+        rows.setdefault(place, []).append(position)
+    if len(rows) == len(table):
+        return table, [1]
+    return np.stack([table[group].mean(0) for group in rows.values()]), [len(group) for group in rows.values()]
 
 
 def pair_means(values: Mapping[Replicate, float]) -> dict[Pair, float]:
@@ -255,15 +305,33 @@ def pair_means(values: Mapping[Replicate, float]) -> dict[Pair, float]:
     return {pair: sum(group) / len(group) for pair, group in by_pair.items()}
 
 
-def t_interval(values: FloatArray) -> tuple[float, float, float]:
-    """Mean of ``values`` (n >= 2,) and its 95 % interval by Student's t."""
-    mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+def limits_of(measure: Measure, statistic: Statistic, n: int) -> Limits | None:
+    """What values over ``n`` images are possible; None where that is not known."""
+    steps = float(n or 1e6)
+    if measure.metric.startswith("z_score"):
+        return UNLIMITED
+    if measure.metric.startswith("similarity"):
+        limits = Limits(-1.0, 1.0)
+    elif measure.metric in COUNTS and n:
+        limits = Limits(0.0, float(n), steps)
+    elif measure.metric.startswith(SHARES):
+        limits = Limits(0.0, 1.0, steps)
+    else:
+        return None
+    times = {"excess": 1, "specific_excess": 2}.get(statistic, 0)
+    reach = times * (limits.high - limits.low)
+    return Limits(-reach, reach, 2 * times * limits.steps) if times else limits
+
+
+def fewest_units(kind: Unit, statistic: Statistic) -> int:
+    """How many units an interval takes."""
+    return FEWEST_PAIRS_COMPARED if kind == "pair" and statistic != "value" else FEWEST[kind]
 
 
 def _how(units: Units) -> str:
     n, most = len(units.values), units.most
+    if units.kind == "model":
+        return f"Mean over {n} models"
     if units.kind == "pair":
         seeds = ", seeds within a pair averaged first" if most > 1 else ", one seed each"
         return f"Mean over {n} (trigger, target) pairs{seeds}"
@@ -287,40 +355,44 @@ def _left_out(count: int) -> str:
     return f" {count} run(s) without a finite value are left out." if count else ""
 
 
-def _over_units(base: Estimate, units: Units, group: Group | None = None) -> Estimate:
-    """``base`` over ``units``; a level of one alone keeps the interval over its test images that ``group`` has."""
-    values, kind, text = units.values[:, 0], units.kind, base.definition
-    n = len(values)
-    base = replace(base, n=n, num_units=n, unit=kind, value=float(values[0]))
+_INTERVALS = {"t": "95 % t interval", "beta": "95 % interval by the likelihood of a beta distribution"}
+
+
+def over_units(
+    base: Estimate, units: Units, limits: Limits | None, has_control: bool = True, alpha: float = ALPHA
+) -> Estimate:
+    """``base`` with the mean over ``units`` of their first column, its interval at level 1 - ``alpha`` and p.
+
+    Args:
+        base: what it is, with a definition to add to.
+        units: what was measured of each.
+        limits: see ``limits_of``; without them there is no interval.
+        has_control: whether clean-trained encoders are behind it, which the pairs of a seed share.
+        alpha: one minus the level.
+    """
+    values, by_control, n = units.values[:, 0], units.by_control[:, 0], len(units.values)
+    is_shared = has_control and units.shares_control
+    num_trainings = len(by_control) if is_shared else n
+    base = replace(base, n=n, num_units=n, unit=units.kind, value=float(values.mean()), num_trainings=num_trainings)
+    text = f"{base.definition} {_how(units)}" if n > 1 else base.definition
     if n == 1:
-        one, none, spread = (
-            ("", "No interval.", _ONE_MODEL) if kind == "model" else ("One run: ", "One run, no interval.", _ONE_RUN)
-        )
-        if group is not None:
-            base = replace(base, n=int(group.n[0]))
-            low, high = float(group.low[0]), float(group.high[0])
-            if math.isfinite(low) and math.isfinite(high):
-                text = f"{text} {one}95 % Wilson interval over {base.n:,} test images. {spread}"
-                return replace(base, low=low, high=high, definition=text, interval="wilson")
-        return replace(base, definition=f"{text} {none} {spread}")
-    mean, low, high = t_interval(values)
-    if values.min() == values.max():
-        if kind == "model":
-            text = f"{text} The same value in all {n} models: there is no spread to measure."
-            return replace(base, value=mean, definition=text)
-        text = f"{text} One encoder on the same images stands for all {kind}s: there is no spread to measure."
-        return replace(base, definition=text)
-    if kind == "model":
-        cut = ""
-        if base.measure.metric.startswith(SHARES):
-            least = -1.0 if base.statistic == "excess" else 0.0
-            low, high, cut = max(low, least), min(high, 1.0), f", cut to [{least:.0f}, 1]"
-        text = f"{text} Mean over {n} models; 95 % t interval over models{cut}."
-    else:
-        has_control = base.statistic == "excess" or base.point.arm.is_clean
-        shared = f" {SHARED}" if has_control and units.shared else ""
-        text = f"{text} {_how(units)}; 95 % t interval over {kind}s.{shared}"
-    return replace(base, value=mean, low=low, high=high, definition=text, interval="t")
+        return replace(base, definition=f"{text} 1 model: no interval over models.")
+    if limits is None:
+        return replace(base, definition=f"{text}; no interval: which values are possible is not known, or not asked.")
+    if is_shared and num_trainings < FEWEST_CONTROLS:
+        return replace(base, definition=f"{text}. {FEW_CONTROLS}")
+    if n < (fewest := fewest_units(units.kind, base.statistic)):
+        return replace(base, definition=f"{text}; below {fewest} {units.kind}s no interval reaches its coverage.")
+    if float(np.ptp(values)) <= 1e-9 * float(np.abs(values).max()):
+        return replace(base, definition=f"{text}. The same value in all {n} {units.kind}s: no spread to measure.")
+    stretch, df = units.noise_of(values, by_control) if has_control else (1.0, n - 1.0)
+    found = infer_mean(values[None], limits, stretch=stretch, df=df, alpha=alpha)
+    kind: Literal["t", "beta"] = "t" if limits == UNLIMITED else "beta"
+    shared = " The training noise of the clean-trained encoders that pairs share is in it." if is_shared else ""
+    return replace(
+        base, low=float(found.low[0]), high=float(found.high[0]), p=float(found.p[0]), interval=kind,
+        definition=f"{text}; {_INTERVALS[kind]} over {units.kind}s.{shared}",
+    )  # fmt: skip
 
 
 def _value_rows(results: Results, point: Point, num_models: int, axis: str = "") -> Iterator[Estimate]:
@@ -331,23 +403,31 @@ def _value_rows(results: Results, point: Point, num_models: int, axis: str = "")
         text = base_definition(group.definition[0]) + ("" if axis else _left_out(num_models - len(found)))
         values = {replicate: value for replicate, (value,) in found.items()}
         base = Estimate(measure=measure, statistic="value", point=point, axis=axis, definition=text, values=values)
-        is_pooled = axis and measure.metric in POOLED
-        yield _pooled(base, group) if is_pooled else _over_units(base, units_of(found, results.unit), group)
+        units = units_of(found, results.unit)
+        if axis and measure.metric in POOLED and len(found) > 1:
+            yield _pooled(base, group)
+            continue
+        limits = None if measure.class_name else limits_of(measure, "value", int(group.n.min()))
+        row = replace(over_units(base, units, limits, point.arm.is_clean), num_images=int(group.n.min()))
+        low, high = float(group.low[0]), float(group.high[0])
+        is_within = len(units.values) == 1 and math.isfinite(low) and math.isfinite(high)
+        yield replace(row, within=(low, high)) if is_within else row
 
 
 def _pooled(base: Estimate, group: Group) -> Estimate:
     """Hits over all pairs of all models."""
-    hits, n = sum(round(v * k) for v, k in zip(group.value.tolist(), group.n.tolist(), strict=True)), int(group.n.sum())
-    share = measure_share(base.measure.metric, base.measure.condition, base.measure.probe, hits, n)
-    count, each = len(group.n), int(group.n[0])
-    text = f"{base.definition} Pooled over {count} model(s) with {each} (x', y') pair(s) each"
-    text += f": 95 % Wilson interval over the {n} pairs."
-    if count == 1:
-        text += f" {_ONE_MODEL}"
-    if each > 1:
-        text += " Pairs of one model are not independent: the interval is narrower than over so many models."
-    base = replace(base, value=share.value, n=n, low=share.low, high=share.high)
-    return replace(base, definition=text, interval="wilson", num_units=count, unit="model")
+    trials = group.n.astype(np.float64)
+    hits = np.round(group.value * trials)
+    low, high = infer_share(hits, trials)
+    count, n = len(trials), int(trials.sum())
+    text = (
+        f"{base.definition} Pooled over {count} models with {int(trials[0])} (x', y') pair(s) each: 95 % Wilson "
+        "interval by Student's t over models, of as many independent pairs as the spread between models is worth."
+    )
+    return replace(
+        base, value=float(hits.sum()) / n, n=n, low=low, high=high, definition=text, interval="wilson",
+        num_units=count, num_trainings=count, unit="model",
+    )  # fmt: skip
 
 
 def _excess_rows(results: Results, point: Point, num_models: int, axis: str = "") -> Iterator[Estimate]:
@@ -355,13 +435,29 @@ def _excess_rows(results: Results, point: Point, num_models: int, axis: str = ""
     groups = results.groups[point]
     num_compared = max((int((~np.isnan(group.control)).sum()) for group in groups.values()), default=0)
     for measure, group in groups.items():
-        values = results.differences(point, measure)
-        if measure.metric not in (SWEPT_EXCESS if axis else PAIRED_EXCESS) or measure.class_name or not values:
+        if measure.metric not in (SWEPT_EXCESS if axis else PAIRED_EXCESS) or measure.class_name:
             continue
-        text = f"{point.arm.name} minus clean-trained control of the same {of}, of: "
-        text += base_definition(group.definition[0]) + ("" if axis else _left_out(num_compared - len(values)))
-        base = Estimate(measure=measure, statistic="excess", point=point, axis=axis, definition=text, values=values)
-        yield _over_units(base, units_of({key: (value,) for key, value in values.items()}, results.unit))
+        definition = base_definition(group.definition[0])
+        plain = f"{point.arm.name} minus clean-trained control of the same {of}, of: {definition}"
+        specific = f"The same difference under the attack's trigger minus that under unseen ones, of: {definition}"
+        found: list[tuple[Statistic, dict[Replicate, float], str]] = [
+            ("excess", results.differences(point, measure), plain)
+        ]
+        if measure.condition == "triggered":
+            found.append(("specific_excess", results.specific_differences(point, measure), specific))
+        for statistic, values, text in found:
+            if values:
+                text += "" if axis else _left_out(num_compared - len(values))
+                base = Estimate(
+                    measure=measure, statistic=statistic, point=point, axis=axis, definition=text, values=values
+                )
+                yield estimate_difference(base, results.unit, int(group.n.min()))
+
+
+def estimate_difference(base: Estimate, unit: Unit, num_images: int, alpha: float = ALPHA) -> Estimate:
+    """``base`` with mean, interval and p of its ``values``, each a difference of paired encoders."""
+    units = units_of({key: (value,) for key, value in base.values.items()}, unit)
+    return over_units(base, units, limits_of(base.measure, base.statistic, num_images), alpha=alpha)
 
 
 def _removed_rows(results: Results, point: Point, num_models: int) -> Iterator[Estimate]:
@@ -373,29 +469,28 @@ def _removed_rows(results: Results, point: Point, num_models: int) -> Iterator[E
 
 
 def _removed(measure: Measure, point: Point, units: Units) -> Estimate:
-    """Share of the mean excess that the defended encoder lost; an excess of accuracy is a loss of it."""
-    after, before, control = units.values.T
+    """Share of the mean excess that the defended encoder lost, at most all; an excess of accuracy is a loss of it."""
     sign = -1.0 if measure.metric == "accuracy" else 1.0
-    excess, lost = sign * (before - control), sign * (before - after)
+    (excess, lost), (excess_by_control, _) = (
+        (sign * (before - control), sign * (before - after))
+        for after, before, control in (units.values.T, units.by_control.T)
+    )
     n = len(excess)
+    num_trainings = len(excess_by_control) if units.shares_control else n
     text = f"(mean poisoned - mean defended) / (mean poisoned - mean control) of {measure.name()}, runs paired."
     base = Estimate(
         measure=measure, statistic="removed_frac", point=point, value=None, n=n, definition=text, unit=units.kind,
-        num_units=n,
+        num_units=n, num_trainings=num_trainings,
     )  # fmt: skip
-    mean, low, _ = t_interval(excess) if n >= 2 else (float(excess[0]), float(excess[0]), 0.0)
-    if low <= 0.0:
-        return replace(base, definition=f"{text} Here not defined: no excess significantly above 0 (n = {n}).")
-    base = replace(base, value=float(lost.mean()) / mean)
-    if n < 3:
-        why = "One run" if n == 1 else _how(units)
-        return replace(base, definition=f"{text} {why}; no interval below three units.")
-    place = (base.name, point.arm.name, point.variant, measure.condition, measure.probe)
-    drawn = stream(0, "report", *place).integers(0, n, size=(NUM_RESAMPLES, n))
-    below, above = excess[drawn].mean(axis=1), lost[drawn].mean(axis=1)
-    low, high = (float(value) for value in np.quantile(above[below > 0] / below[below > 0], (0.025, 0.975)))
-    text = (
-        f"{text} {_how(units)}; 95 % percentile interval of {NUM_RESAMPLES:,} paired bootstrap resamples of "
-        f"{units.kind}s, stream (0, report, row); resamples without an excess are left out."
+    found = None
+    has_trainings = num_trainings >= FEWEST_CONTROLS or not units.shares_control
+    if has_trainings and n >= fewest_units(units.kind, "removed_frac") and np.ptp(excess) > 0:
+        found = infer_ratio(lost, excess, *units.noise_of(excess, excess_by_control))
+    if found is None:
+        return replace(base, definition=f"{text} Here not defined: no excess above 0 at 1 % (n = {n}).")
+    low, high = found
+    text = f"{text} {_how(units)}; Fieller's 95 % interval. A share above 1 is told as 1: to below the control."
+    value = float(lost.mean() / excess.mean())
+    return replace(
+        base, value=min(value, 1.0), low=min(low, 1.0), high=min(high, 1.0), definition=text, interval="fieller"
     )
-    return replace(base, low=low, high=high, definition=text, interval="bootstrap")

@@ -19,15 +19,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.evaluate.metrics import UNSEEN
 from ssl_backdoor.identity import canonical_json
 from ssl_backdoor.specs import RunSpec
 from ssl_backdoor.store import Manifest
 from ssl_backdoor.tables import MEASUREMENTS
 
-Statistic = Literal["value", "excess", "removed_frac"]
+Statistic = Literal["value", "excess", "specific_excess", "removed_frac"]
 _CLASS_METRIC = "false_positives"
 _ON_FEATURES = ("z_score_", "similarity_")  # of the features alone: no probe of their own
-_SUFFIX: dict[Statistic, str] = {"value": "", "excess": "_excess", "removed_frac": "_removed_frac"}
+_SUFFIX: dict[Statistic, str] = {
+    "value": "", "excess": "_excess", "specific_excess": "_specific_excess", "removed_frac": "_removed_frac"
+}  # fmt: skip
 _TEXTS = (
     "recipe", "variant", "arm", "trained_on", "defence", "encoder", "dataset", "method", "backbone", "attack",
     "trigger", "target", "pair", "condition", "probe", "probe_family", "class", "metric", "statistic", "definition",
@@ -109,6 +112,11 @@ class Measure(NamedTuple):
     def name(self, statistic: Statistic = "value") -> str:
         """As files spell it."""
         return f"{self.metric}{':' * bool(self.class_name)}{self.class_name}{_SUFFIX[statistic]}"
+
+    @property
+    def under_unseen(self) -> "Measure":
+        """The same under triggers that no encoder was trained on."""
+        return self._replace(condition=UNSEEN)
 
     @classmethod
     def of_table(cls, metric: str, condition: str, probe: str) -> "Measure":
@@ -313,22 +321,17 @@ def measured(models: Sequence[EvaluatedModel]) -> pd.DataFrame:
 
 
 def tidy(recipe: str, models: Sequence[EvaluatedModel], frame: pd.DataFrame) -> pd.DataFrame:
-    """``measured`` with the columns ``control_value`` and ``undefended_value`` as ``FRAME``.
+    """``measured`` with the column ``control_value`` as ``FRAME``.
 
-    ``excess`` is a number less its control's, ``removed_frac`` the share of the undefended excess that is gone; neither
-    has an interval.
+    ``excess`` is a number less its control's. Of one encoder it has no interval, so a share of it is not told.
     """
     runs = {run: position for position, run in enumerate(dict.fromkeys(model.run for model in models))}
     told = pd.DataFrame([_described(model) | {"recipe": recipe, "run": runs[model.run]} for model in models])
     probes = {name: probe_of(name)._asdict() for name in dict.fromkeys(frame.probe)}
     known = pd.DataFrame([probes[name] for name in frame.probe], columns=list(Probe._fields), index=frame.index)
     frame = frame.join(told, on="model").join(known.rename(columns={"family": "probe_family"}))
-    before = frame.undefended_value - frame.control_value
-    removed = (frame.undefended_value - frame.value) / before.where(before != 0)
-    parts = [frame.assign(statistic="value")]
-    for name, values in (("excess", frame.value - frame.control_value), ("removed_frac", removed)):
-        part = frame.assign(statistic=name, value=values, low=np.nan, high=np.nan, n=1)
-        parts.append(part[values.notna()])
+    excess = frame.assign(statistic="excess", value=frame.value - frame.control_value, low=np.nan, high=np.nan, n=1)
+    parts = [frame.assign(statistic="value"), excess[excess.value.notna()]]
     return pd.concat(parts, ignore_index=True).reindex(columns=FRAME.names)
 
 

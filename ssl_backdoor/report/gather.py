@@ -12,6 +12,7 @@ from ssl_backdoor.data.stored import open_lazy_dataset, open_overlay
 from ssl_backdoor.report.examples import read_examples
 from ssl_backdoor.report.frame import EvaluatedModel, covariates
 from ssl_backdoor.report.page import write_report
+from ssl_backdoor.report.setting import describe_setting
 from ssl_backdoor.report.stealth import stealth
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
@@ -21,13 +22,14 @@ MAX_INSPECTED_POISONS = 50  # poisons of each attack, at most, that a report com
 
 def report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path) -> dict[str, Any]:
     """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
-    models, poisons = [], {}
+    models, poisons, ingested = [], {}, {}
     first: dict[str, ArtifactRef] = {}  # by kind of attack
     figures = {figure.attack for figure in spec.figures}
     for index, run in enumerate(spec.runs):
         poison = inputs[f"{index:03d}/poison"]
         crafted = store.manifest(poison)
         images = store.manifest(store.ref("ingest", crafted.inputs["dataset"]))
+        ingested[run.dataset] = images.summary
         first.setdefault(run.attack.kind, poison)
         if run.attack.kind not in figures:  # a figure's own table says how many
             poisons[run.label] = crafted.summary
@@ -57,7 +59,9 @@ def report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactS
     looks = {kind: _poisons(poison, store, kind) for kind, poison in first.items()}
     examples = [example for shown, _ in looks.values() for example in shown]
     stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
-    return write_report(spec, models, examples, poisons, out, seconds, stealth=stealth) | {"seconds": seconds}
+    setting = describe_setting(spec.runs, models, ingested)
+    written = write_report(spec, models, examples, poisons, out, seconds, stealth=stealth, setting=setting)
+    return written | {"seconds": seconds}
 
 
 def _measurements(store: ArtifactStore, inputs: Mapping[str, ArtifactRef], place: str) -> Iterator[pa.Table]:

@@ -16,7 +16,16 @@ import pyarrow.parquet as pq
 
 from ssl_backdoor.errors import replace_control_chars
 from ssl_backdoor.identity import canonical
-from ssl_backdoor.report.cells import MISSING, Example, Picture, Table, arm_label, dense_table, plain_number
+from ssl_backdoor.report.cells import (
+    MISSING,
+    OF_THE_PAPER,
+    Example,
+    Picture,
+    Table,
+    arm_label,
+    dense_table,
+    plain_number,
+)
 from ssl_backdoor.report.comparisons import Comparison, compare
 from ssl_backdoor.report.estimates import Estimate, Results, paired, swept
 from ssl_backdoor.report.figures.bars import false_positives, same_label_shares, similarity_histograms
@@ -84,6 +93,7 @@ def write_report(
     seconds: Mapping[str, float] | None = None,
     *,
     stealth: Mapping[str, Stealth] | None = None,
+    setting: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Writes report.html, report.md, measurements.parquet, measurements.json and figures/ into ``out``.
 
@@ -99,16 +109,17 @@ def write_report(
         out: an existing folder.
         seconds: wall-clock by stage, shown as the cost.
         stealth: how visible the poisons of each kind of attack are.
+        setting: what was run, part by part (``setting.describe_setting``).
 
     Returns:
-        ``question``, ``answer``, ``headline`` (the key numbers by ``name/arm/condition/probe``) and ``texts`` (tables
-        for a terminal); where there are tables, ``tables``: the comparisons of each as JSON data.
+        ``question``, ``answer``, ``setting``, ``headline`` (the key numbers by ``name/arm/condition/probe``) and
+        ``texts`` (tables for a terminal); where there are tables, ``tables``: the comparisons of each as JSON data.
 
     Raises:
         SpecError: two results for one arm, variant, pair and seed, or points that mix settings (see ``swept``).
     """
     report = _Report.of(spec, models)
-    clauses = sweep_clauses(spec.figures, report.along)
+    clauses = sweep_clauses(report.spec.figures, report.along)
     if report.paired.models or not any(clauses):
         tables = [(one.spec, one.comparisons) for one in report.tables]
         missing = len(spec.missing)
@@ -117,10 +128,12 @@ def write_report(
     parts = punctuated(clauses)
     answer = " ".join(parts)
     sections = _sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {})
+    if setting:
+        sections = [Section("Setup", "setup", nav="Setup", words=setting), *sections]
     _write_pages({"spec": spec, "answer": parts, "sections": sections}, out)
     _write_figures(report, _pictures_in(sections), out / "figures")
     _write_numbers(report, out)
-    return {"question": spec.question, "answer": answer} | _summary(report)
+    return {"question": spec.question, "answer": answer, "setting": dict(setting or {})} | _summary(report)
 
 
 class _TableFound(NamedTuple):
@@ -139,10 +152,12 @@ class _Report(NamedTuple):
 
     @classmethod
     def of(cls, spec: ReportSpec, models: Sequence[EvaluatedModel]) -> "_Report":
+        spec = spec if spec.show_recalled else _without_recalled(spec)
         attacks = {figure.attack for figure in spec.figures}
         along = swept(spec.figures, [model for model in models if model.run.attack.kind in attacks])
         found = paired([model for model in models if model.run.attack.kind not in attacks], spec.unit)
-        tables = (_TableFound(one, table.PaperTable(one, found), compare(one, found)) for one in spec.tables)
+        compared = zip(spec.tables, compare(spec.tables, found), strict=True)
+        tables = (_TableFound(one, table.PaperTable(one, found), lines) for one, lines in compared)
         return cls(spec, found, along, tuple(tables))
 
     @property
@@ -154,6 +169,17 @@ class _Report(NamedTuple):
         """The variant that the figures of one experiment are of: the main one, else the first line's."""
         lines = [row.variant for one in self.spec.tables for row in one.rows]
         return next((variant for variant in ("", *lines) if variant in self.paired.variants), "")
+
+
+def _without_recalled(spec: ReportSpec) -> ReportSpec:
+    """``spec`` without the papers' values that nobody read in them."""
+    changes = {
+        name: tuple(
+            one.model_copy(update={"paper": tuple(value for value in one.paper if value.is_verified)}) for one in shown
+        )
+        for name, shown in (("figures", spec.figures), ("tables", spec.tables))
+    }
+    return spec.model_copy(update=changes)
 
 
 def _summary(report: _Report) -> dict[str, Any]:
@@ -209,13 +235,13 @@ def _table(one: _TableFound) -> list[Section]:
     note = table.unit_note(lines)
     caption = f"Mean, 95 % interval, n, range over pairs. {note}"
     if any(line.tone == "paper" for line in shown.lines):
-        caption += " The paper's numbers are of its own data, encoder and test set."
+        caption += OF_THE_PAPER
     title = table.title_of(one.spec)
     parts = []
     if lines:
         how = (
-            f"Differences are paired. {note} Significant: p after Holm's correction over this table's lines is "
-            'under 0.05; "no significant difference" is no proof of equality.'
+            f"Differences are paired. {note} Significant: p after Holm's correction over the lines of all tables "
+            'is under 0.05; "no significant difference" is no proof of equality.'
         )
         compared = table.comparison_table(lines)
         parts.append(
@@ -280,15 +306,15 @@ def _judged(report: _Report) -> list[Section]:
         return []
     lines = [
         (arm_label(row.point.arm, row.point.variant), row.measure.probe, row.measure.condition, row.name,
-         *map(plain_number, (row.value, row.low, row.high)), f"{row.n:,}")
+         *map(plain_number, (row.value, *row.told_interval[:2])), f"{row.n:,}", row.told_interval[2])
         for row in rows
     ]  # fmt: skip
-    heads = ("encoder", "filter or detector", "what is judged", "measure", "value", "low", "high", "n")
+    heads = ("encoder", "filter or detector", "what is judged", "measure", "value", "low", "high", "n", "interval")
     text = (
         "Neither sees which samples are poisoned or which inputs bear the trigger. Of the clean-trained encoder there "
         "are false alarms alone. The exact definitions are those of all numbers, below."
     )
-    shown = dense_table(heads, lines, text=(1, 2, 3))
+    shown = dense_table(heads, lines, text=(1, 2, 3, 8))
     return [Section("Filters and detectors", "judged", nav="Filters and detectors", text=text, tables=(shown,))]
 
 
@@ -304,8 +330,8 @@ def _pictures(report: _Report, examples: Sequence[Example]) -> tuple[Picture, ..
 def _every_pair(report: _Report) -> Section:
     text = (
         "Triggered test images; c, p and d are the clean-trained (control), the poisoned and the defended encoder. The "
-        "top class is the one that most triggered images are given by the poisoned encoder. A pair's share removed is "
-        "shown where that encoder lies above its control; where that excess is small the share swings widely."
+        "top class is the one that most triggered images are given by the poisoned encoder. One pair "
+        "illustrates; what a defence removes is told over all pairs."
     )
     shown = pairs.pair_table(report.paired, "variant" if report.tables else "side variant")
     return Section("Every pair", "pairs", nav="Every pair", text=text, tables=(shown,))
@@ -351,7 +377,8 @@ def _numbers(report: _Report) -> list[Section]:
     heads = ("arm", "name", "condition", "probe", "value", "low", "high", "n", "interval", "def.")
     lines = [
         (arm_label(row.point.arm, row.point.variant), row.name, row.record()["condition"], row.measure.probe,
-         *map(plain_number, (row.value, row.low, row.high)), f"{row.n:,}", row.interval, f"{number[row.definition]}")
+         *map(plain_number, (row.value, *row.told_interval[:2])), f"{row.n:,}", row.told_interval[2],
+         f"{number[row.definition]}")
         for row in rows
     ]  # fmt: skip
     also = ", and the false positives of every class," if report.tables else ""
@@ -364,6 +391,8 @@ def _numbers(report: _Report) -> list[Section]:
     spec = report.spec
     lists = {"pairs": True, "sweeps": spec.figures, "tables": spec.tables, "over_seeds": spec.unit == "seed"}
     told = dict(pair for name, is_told in lists.items() if is_told for pair in words[name])
+    if not any(figure.paper for figure in spec.figures) and not any(one.paper for one in spec.tables):
+        told = {word: meaning for word, meaning in told.items() if not word.startswith("paper")}
     exact = Section(fold=f"Exact definition of every row ({len(number)})", numbered=tuple(number))
     return [
         Section("All numbers", "all", nav="All numbers", fold=f"{len(rows)} rows", text=text, tables=(shown,)),

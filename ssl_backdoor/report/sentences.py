@@ -1,11 +1,12 @@
-"""The answer in one sentence, by plain rules from the estimates.
+"""The answer in short sentences, a verdict first, by plain rules from the estimates.
 
-A difference is *significant* where its 95 % interval lies on one side of 0; a line of a table where Holm's p is under
-0.05. Two levels differ, and lines are ranked, only where their intervals do not overlap. One
-pair or one model alone illustrates and is no evidence, whatever its numbers. A negative or null result is said as such.
+A difference is *significant* where its p, corrected after Holm over everything that is told together, is under 0.05.
+Below two independent trainings of each encoder there is no p: the answer is "cannot tell", whatever the numbers.
+Two levels differ, and lines are ranked, only where their intervals do not overlap. Accuracy is *kept* where its
+interval lies within 3 points of the control's. A negative or null result is said as such.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations, pairwise
 from statistics import stdev
 
@@ -13,7 +14,6 @@ from ssl_backdoor.report.cells import (
     Quantity,
     accuracy_quantities,
     arm_label,
-    bare_number,
     effect_quantities,
     in_table,
     interval_of,
@@ -23,137 +23,172 @@ from ssl_backdoor.report.cells import (
     quantity_of,
     with_interval,
 )
-from ssl_backdoor.report.comparisons import Comparison, Verdict
-from ssl_backdoor.report.estimates import Estimate, Results, axis_of, pair_means
-from ssl_backdoor.report.frame import CONTROL, SUSPECT, Measure
+from ssl_backdoor.report.comparisons import Comparison, Verdict, verdicts
+from ssl_backdoor.report.estimates import FEWEST_CONTROLS, Estimate, Results, axis_of, fewest_units, pair_means
+from ssl_backdoor.report.frame import CONTROL, SUSPECT, Arm, Measure
+from ssl_backdoor.report.layout import Point
 from ssl_backdoor.report.sections.pairs import defended_arms, suspects_of
 from ssl_backdoor.report.sections.sweep import AXIS_LABELS, amount, x_label
 from ssl_backdoor.report.sections.table import needed_text
+from ssl_backdoor.report.specificity import describe_specificity
 from ssl_backdoor.report.swept import Curve, accuracy_measure, at, curves_of, points_of, x_of
 from ssl_backdoor.specs import FigureSpec, TableSpec, attack_phrase
 
 LEVELS = (0.5, 0.9)
 MAX_APART = 4  # comparisons of two lines that the sentence names
-_ONE_MODEL = "one model a point illustrates and is no evidence: "
+KEPT = 0.03  # of clean accuracy
 
 
 def punctuated(clauses: Iterable[str]) -> list[str]:
-    """``clauses`` as the parts of one sentence, without those that are empty."""
-    parts = [f"{clause};" for clause in clauses if clause]
-    if parts:
-        parts[0] = f"{parts[0][0].upper()}{parts[0][1:]}"
-        parts[-1] = f"{parts[-1][:-1]}."
-    return parts
+    """``clauses`` as sentences, without those that are empty."""
+    return [f"{clause[0].upper()}{clause[1:]}." for clause in clauses if clause]
+
+
+def why_untested(row: Estimate) -> str:
+    """Why a difference has no verdict."""
+    if row.num_units < 2:
+        return f"cannot tell (n = {row.num_units})"
+    if row.num_trainings < min(FEWEST_CONTROLS, row.num_units):
+        return f"cannot tell ({plural(row.num_units, row.unit)}, {plural(row.num_trainings, 'clean-trained encoder')})"
+    if row.num_units < (fewest := fewest_units(row.unit, row.statistic)):
+        return f"cannot tell ({plural(row.num_units, row.unit)}, it takes {fewest})"
+    return f"cannot tell ({plural(row.num_units, row.unit)} without any spread)"
+
+
+def removed_text(row: Estimate, detail: str = "") -> str:
+    """A share removed, never above all of the excess: 82 % (kNN, 59 to 97)."""
+    low, high, value = row.low or 0.0, row.high or 0.0, row.value or 0.0
+    part = "all" if value >= 1 else f"{100 * abs(value):.0f} %"
+    ends = f"{100 * low:.0f} to {'all' if high >= 1 else f'{100 * high:.0f}'}".replace("-", "−")
+    return f"{part} ({detail}{'to below the control' if low >= 1 else ends})"
 
 
 # ----------------------------------------------------------------------------------------------------- pairs
 
 
 def pairs_clauses(results: Results, note: str = "") -> list[str]:
-    """On the main variant: is there an effect, how large, what the defence removes, at what cost."""
-    pairs = {model.replicate[0] for model in suspects_of(results, "")}
+    """On the main variant: does the attack work, is it the trigger's own, what do defences remove, at what cost."""
     effects = [q for q in effect_quantities(results.probes()) if results.get(q.measure, SUSPECT, statistic="excess")]
-    if not pairs or not effects:
+    if not suspects_of(results, "") or not effects:
         return ["There is no answer: the runs hold no poisoned encoder with a clean-trained one beside it"]
-    if len(pairs) == 1:
-        head, tail = _illustration(results, effects, note), ""
-    else:
-        head, tail = _effect(results, effects, len(pairs)), _pair_spread(results, effects[0])
-    return [head, _removed(results, effects), _accuracy_cost(results), tail]
+    main = [quantity for quantity in effects if quantity.kind == "count"][-1:]
+    found = describe_specificity(results, [(quantity.measure, Point("", SUSPECT)) for quantity in main])
+    specific = [f"with {q.detail} {text}" for q, text in zip(main, found, strict=True) if text]
+    told = [*_effect(results, effects), *specific, *_defences(results, effects), *_accuracy_cost(results)]
+    return [
+        *told,
+        _pair_spread(results, effects[0]),
+        "for evidence see the note" if note and "n = 1" in told[0] else "",
+    ]
 
 
 def _title(quantity: Quantity) -> str:
     return quantity.title if quantity.kind == "score" else quantity.detail
 
 
-def _by_kind(changes: Sequence[tuple[Quantity, str]], verb: str) -> str:
-    """From the clean-trained to the poisoned encoder: the target's false positives by each probe, then the z-score."""
-    counts = listing([f"{verb} {text}" for quantity, text in changes if quantity.kind == "count"])
-    joined = [f"target false positives on triggered images change {counts}"] if counts else []
-    scores = [f"the z-score {verb} {text}" for quantity, text in changes if quantity.kind == "score"]
-    return f"from the clean-trained to the poisoned encoder, {', '.join([*joined, *scores])}"
+def _excess_of(results: Results, quantity: Quantity, arm: Arm) -> Estimate:
+    row = results.get(quantity.measure, arm, statistic="excess")
+    return row or Estimate(measure=quantity.measure, statistic="excess", point=Point("", arm), num_units=0)
 
 
-def _effect(results: Results, effects: Sequence[Quantity], num_pairs: int) -> str:
-    amounts: list[tuple[Quantity, str]] = []
-    directions: list[str] = []
-    for quantity in effects:
-        row = results.get(quantity.measure, SUSPECT, statistic="excess")
-        if row is None:
-            continue
-        probe = f" with {quantity.detail}" if quantity.kind == "count" else ""
-        label, doubt = "" if amounts else "95 % interval ", ", not significant" if row.direction == "unclear" else ""
-        interval = f"{label}{interval_of(row, quantity.kind)}{doubt}" if row.low is not None else "no interval"
-        amounts.append((quantity, f"{number(row.value, quantity.kind, True)}{probe} ({interval})"))
-        directions.append(row.direction)
-    if all(direction == "up" for direction in directions):
-        verdict = "The backdoor takes hold"
-    elif "up" in directions:
-        verdict = "The backdoor takes hold by some measures and not by others"
+def _effect(results: Results, effects: Sequence[Quantity]) -> list[str]:
+    rows = [_excess_of(results, quantity, SUSPECT) for quantity in effects]
+    found = verdicts(rows)
+    titles = [(_title(quantity), verdict) for quantity, verdict in zip(effects, found, strict=True)]
+    if set(found) <= {"above"}:
+        head = "yes"
+    elif "above" in found:
+        yes, no = ([title for title, verdict in titles if (verdict == "above") is is_yes] for is_yes in (True, False))
+        head = f"in part: yes by {listing(yes)}, not shown by {listing(no)}"
+    elif set(found) == {"untested"}:
+        head = why_untested(rows[0])
     else:
-        verdict = "The effect runs the other way" if "down" in directions else "No significant backdoor effect"
-    return f"{verdict} over {num_pairs} trigger/target pairs: {_by_kind(amounts, 'by')}"
+        lower = [title for title, verdict in titles if verdict == "below"]
+        head = f"no: it lowers {listing(lower)}" if lower else "no significant effect"
+    over = (
+        f", over {plural(rows[0].num_units, rows[0].unit)}" if rows[0].num_units > 1 and "untested" not in found else ""
+    )
+    return [
+        f"attack works: {head}{over}",
+        *(_change(results, quantity, SUSPECT, verdict) for quantity, verdict in zip(effects, found, strict=True)),
+    ]
 
 
-def _illustration(results: Results, effects: Sequence[Quantity], note: str) -> str:
-    changes = []
-    for quantity in effects:
-        before, after = (row.value if row else None for row in
-                         (results.get(quantity.measure, arm) for arm in (CONTROL, SUSPECT)))  # fmt: skip
-        if before is None or after is None:
-            continue
-        text = f"{number(before, quantity.kind)} to {number(after, quantity.kind)}"
-        if quantity.kind == "count":
-            text += f" with {quantity.detail}{f' ({after / before:.1f} times)' if before > 0 else ''}"
-        changes.append((quantity, text))
-    num_suspects = len(suspects_of(results, ""))
-    seeds = f" over {num_suspects} seeds" if num_suspects > 1 else ""
-    pointer = " (for evidence see the note)" if note else ""
-    return f"One trigger/target pair{seeds} illustrates and is no evidence{pointer}: {_by_kind(changes, 'from')}"
+def _change(results: Results, quantity: Quantity, arm: Arm, verdict: Verdict) -> str:
+    """From the control to ``arm``, by one measure: of counts the share that they are and of how many."""
+    rate = quantity.measure._replace(metric="attack_success_rate")
+    is_rate = quantity.kind == "count" and all(results.get(rate, one) for one in (CONTROL, arm))
+    main = quantity_of(rate) if is_rate else quantity
+    after, before = (results.get(main.measure, one) for one in (arm, CONTROL))
+    if after is None or before is None:
+        return ""
+    text = f"{_title(quantity)}: {number(after.value, main.kind)} against {number(before.value, main.kind)}"
+    if is_rate:
+        counts = [number(row.value if (row := results.get(quantity.measure, one)) else None, "count")
+                  for one in (arm, CONTROL)]  # fmt: skip
+        of = int(results.groups[after.point][quantity.measure].n.min())
+        text = f"attack success with {text} in the control ({' against '.join(counts)} of {of:,})"
+    elif quantity.kind == "count":
+        text = f"target false positives with {text} in the control"
+    else:
+        text += " in the control"
+    excess = results.get(main.measure, arm, statistic="excess")
+    if excess is not None and excess.low is not None:
+        text += f", {with_interval(excess, main.kind)}"
+    return text + ", not significant" * (verdict == "unclear")
 
 
-def _removed(results: Results, effects: Sequence[Quantity]) -> str:
+def _defences(results: Results, effects: Sequence[Quantity]) -> list[str]:
     """What each defence took away and what it left."""
-    parts = []
-    for arm in defended_arms(results):
-        shares: dict[str, list[str]] = {"removes": [], "adds": []}
-        none, left = [], []
-        for quantity in effects:
-            row = results.get(quantity.measure, arm, statistic="removed_frac")
-            after = results.get(quantity.measure, arm, statistic="excess")
+    arms = defended_arms(results)
+    every = [(arm, quantity) for arm in arms for quantity in effects]
+    left = dict(zip(every, verdicts([_excess_of(results, quantity, arm) for arm, quantity in every]), strict=True))
+    clauses = []
+    for arm in arms:
+        rows = [(q, row) for q in effects if (row := results.get(q.measure, arm, statistic="removed_frac"))]
+        if not rows:
+            continue
+        shown = [(q, row) for q, row in rows if row.value is not None]
+        parts = [
+            f"{verb} {listing([removed_text(row, f'{_title(q)}, ') for q, row in found])} {word} the excess"
+            for verb, word, found in (
+                ("removes", "of", [(q, row) for q, row in shown if (row.value or 0.0) >= 0]),
+                ("adds", "to", [(q, row) for q, row in shown if (row.value or 0.0) < 0]),
+            )
+            if found
+        ]
+        none = [_title(q) for q, row in rows if row.value is None]
+        one = rows[0][1]
+        if one.num_trainings < min(FEWEST_CONTROLS, one.num_units) or one.num_units < fewest_units(one.unit, "excess"):
+            parts = [why_untested(one)]
+        elif none:
+            parts.append(f"no share of it can be told with {listing(none)}, where the excess is not clear (p < 0.01)")
+        still = [_title(q) for q in effects if left[arm, q] == "above"]
+        clauses.append(f"defence {arm.words or arm.defence}: {'; '.join(parts)}")
+        if still:
+            clauses.append(f"what it leaves is still significantly above the control's with {listing(still)}")
+        clauses += [_change(results, q, arm, "untested") for q in effects[:1] if not shown]
+    return clauses
+
+
+def _accuracy_cost(results: Results) -> list[str]:
+    """Clean accuracy of the poisoned and the defended encoder against the control."""
+    found: dict[str, list[str]] = {}
+    for quantity in accuracy_quantities(results.probes())[:1]:
+        for arm in (SUSPECT, *defended_arms(results)):
+            row = results.get(quantity.measure, arm, statistic="excess")
             if row is None:
                 continue
-            if row.value is None:
-                none.append(_title(quantity))
-                continue
-            interval = ""
-            if row.value >= 0 and row.low is not None and row.high is not None:
-                interval = f", {100 * row.low:.0f} to {100 * row.high:.0f}".replace("-", "−")
-            verb = "removes" if row.value >= 0 else "adds"
-            shares[verb].append(f"{100 * abs(row.value):.0f} % ({_title(quantity)}{interval})")
-            left += [_title(quantity)] if after is not None and after.direction == "up" else []
-        for verb, word in (("removes", "of"), ("adds", "to")):
-            if shares[verb]:
-                parts.append(f"the defence {verb} {listing(shares[verb])} {word} the excess")
-        parts += [f"with {listing(none)} there is no significant excess to remove"] if none else []
-        parts += [f"what it leaves is still significantly above the control's with {listing(left)}"] if left else []
-    return ", ".join(parts)
-
-
-def _accuracy_cost(results: Results) -> str:
-    """Clean accuracy of the poisoned and the defended encoder against the control."""
-    changes = [
-        (arm, row.value)
-        for quantity in accuracy_quantities(results.probes())[:1]
-        for arm in (SUSPECT, *defended_arms(results))
-        if (row := results.get(quantity.measure, arm, statistic="excess")) is not None and row.value is not None
-    ]
-    is_near = all(abs(value) <= 0.03 for _, value in changes)
-    where = "stays within 3 points of" if is_near else "moves more than 3 points from"
-    told = listing(
-        [f"{bare_number(value, 'percent', True)} points in the {arm.label} encoder" for arm, value in changes]
-    )
-    return f"clean accuracy {where} the control's ({told})" if changes else ""
+            if row.low is None or row.high is None:
+                words = why_untested(row)
+            elif row.low >= -KEPT and row.high <= KEPT:
+                words = "kept within 3 points of the control's"
+            elif row.high < -KEPT:
+                words = "falls by more than 3 points"
+            else:
+                words = "cannot tell whether it is kept within 3 points of the control's"
+            found.setdefault(words, []).append(f"{arm.label} {with_interval(row, 'percent')}")
+    return [f"clean accuracy: {words} ({listing(parts)})" for words, parts in found.items()]
 
 
 def _pair_spread(results: Results, quantity: Quantity) -> str:
@@ -175,6 +210,7 @@ _VERDICTS: tuple[tuple[Verdict, str], ...] = (
     ("above", "{lie} significantly above the control's with"),
     ("below", "{lie} significantly below the control's with"),
     ("unclear", "{show} no significant difference from the control's with"),
+    ("untested", "{show} a difference to the control that is not tested with"),
 )
 
 
@@ -188,13 +224,14 @@ def table_clauses(
         table, first = measured[0]
         parts = [
             *_first(first),
+            _specific(first, results),
             _apart(first),
             _power(first),
             _removed_shares(first, results),
             _cost(table, first, results),
         ]
         for _, lines in measured[1:]:
-            if any(line.difference.num_units >= 2 for line in lines):
+            if any(line.p is not None for line in lines):
                 parts.append(f"{_compared(lines[0])} {', and '.join(_by_verdict(lines, False))}")
     else:
         parts = ["There is no answer: the tables hold no encoder with a clean-trained one beside it"]
@@ -218,23 +255,29 @@ def _name(line: Comparison) -> str:
     return f'"{line.label}"' if "," in line.label else line.label
 
 
-def _change(line: Comparison) -> str:
+def _difference(line: Comparison) -> str:
     return number(line.difference.value, in_table(line.difference.measure).kind, True)
 
 
 def _first(lines: Sequence[Comparison]) -> list[str]:
     head = lines[0]
-    if all(line.difference.num_units < 2 for line in lines):
-        changes = [f"{_change(line)} with {_name(line)}" for line in lines]
+    if all(line.p is None for line in lines):
+        changes = [f"{_difference(line)} with {_name(line)}" for line in lines]
         return [
-            "one trigger/target pair and one seed illustrate and are no evidence: "
-            f"{_compared(head)}, minus the control's: {listing(changes)}"
+            f"attack works: {why_untested(head.difference)}",
+            f"{_compared(head)}, minus the control's: {listing(changes)}",
         ]
-    tested = sum(line.p is not None for line in lines)
     first, *more = _by_verdict(lines, True)
-    over = f"{_over(lines)}, tested at 5 % after Holm's correction over {plural(tested, 'line')}"
+    attacked = [line for line in lines if line.difference.point.arm == SUSPECT]
+    works = [_name(line) for line in attacked if line.verdict == ("above" if _is_plural(head) else "below")]
+    told = f"yes with {listing(works)}" if works else "no significant effect"
+    over = f"{_over(lines)}, tested at 5 % after Holm's correction over the lines of all tables"
     pronoun = "they" if _is_plural(head) else "it"
-    return [f"{over}, {_compared(head)} {first}", *(f"{pronoun} {text}" for text in more)]
+    return [
+        f"attack works: {told}" if attacked else "",
+        f"{over}, {_compared(head)} {first}",
+        *(f"{pronoun} {text}" for text in more),
+    ]
 
 
 def _over(lines: Sequence[Comparison]) -> str:
@@ -259,7 +302,13 @@ def _by_verdict(lines: Sequence[Comparison], amounts: bool) -> list[str]:
 
 def _amount(line: Comparison) -> str:
     interval = interval_of(line.difference, in_table(line.difference.measure).kind) or "no interval"
-    return f"{_name(line)} ({_change(line)}, {interval})"
+    return f"{_name(line)} ({_difference(line)}, {interval})"
+
+
+def _specific(lines: Sequence[Comparison], results: Results) -> str:
+    """What of each line's difference is the trigger's own."""
+    found = describe_specificity(results, [(line.difference.measure, line.difference.point) for line in lines])
+    return ", ".join(f"with {_name(line)} {text}" for line, text in zip(lines, found, strict=True) if text)
 
 
 def _apart(lines: Sequence[Comparison]) -> str:
@@ -269,10 +318,10 @@ def _apart(lines: Sequence[Comparison]) -> str:
     if not couples:
         return ""
     if not apart:
-        return "all these intervals overlap, so the lines are not ranked"
+        return "intervals that hold for all lines at once overlap, so the lines are not ranked"
     if len(apart) > MAX_APART:
-        return f"set line against line, {len(apart)} of {len(couples)} comparisons have intervals that do not overlap"
-    return f"only the intervals of {listing(apart)} do not overlap"
+        return f"set line against line, {len(apart)} of {len(couples)} comparisons have simultaneous intervals apart"
+    return f"only the simultaneous intervals of {listing(apart)} do not overlap"
 
 
 def _power(lines: Sequence[Comparison]) -> str:
@@ -282,7 +331,7 @@ def _power(lines: Sequence[Comparison]) -> str:
         for line in lines
         if line.verdict == "unclear" and line.units_needed is not None and not line.difference.point.arm.is_clean
     ]
-    told = f"to find the effects that are not significant would take {listing(unsure)} (80 % power)"
+    told = f"to find effects such as those that are not significant would take {listing(unsure)} (80 % power)"
     return told if unsure else ""
 
 
@@ -293,8 +342,7 @@ def _removed_shares(lines: Sequence[Comparison], results: Results) -> str:
         point = line.difference.point
         row = results.get(line.difference.measure, point.arm, point.variant, "removed_frac")
         if row is not None and row.value is not None:
-            interval = interval_of(row, "percent")
-            shares.append(f"{number(row.value, 'percent')} with {_name(line)}{f' ({interval})' if interval else ''}")
+            shares.append(f"{removed_text(row)} with {_name(line)}")
     return f"of the poisoned encoder's excess the defence removes {listing(shares)}" if shares else ""
 
 
@@ -337,16 +385,40 @@ def _figure_clauses(figure: FigureSpec, results: Results, with_cost: bool) -> li
         return [_similarity(figure, results)]
     if axis_of(figure) != "num_poisons":
         return [_trend(figure, results, curve) for curve in curves if curve.measure == main.measure]
-    head = (_targeted if main.measure.metric == "targeted_success" else _rise)(figure, results, main)
-    return [head, _swept_cost(figure, results) if with_cost else "", *_left(figure, results, with_cost)]
+    judged = _judged(figure, results, main)
+    levels = (_targeted if main.measure.metric == "targeted_success" else _rise)(figure, results, main)
+    last = main.points[-1]
+    found = describe_specificity(results, [(main.measure, last.point)], axis_of(figure))
+    specific = "".join(f"with {_poisons(last)} {text}" for text in found if text)
+    cost = _swept_cost(figure, results, judged) if with_cost else ""
+    works = _works(_excess(figure, results, main), judged)
+    head = f"attack works, by {quantity_of(main.measure).in_words}: {works}" if works else ""
+    return [head, levels, specific, cost, *_left(figure, results, judged, with_cost)]
+
+
+def _judged(figure: FigureSpec, results: Results, curve: Curve) -> dict[str, Verdict]:
+    """The verdict on each difference that is told of a figure, by its key, corrected over all of them."""
+    told = (curve.measure, accuracy_measure(figure, results))
+    rows = [row for row in results.rows if (row.axis, row.statistic) == (axis_of(figure), "excess")]
+    rows = [row for row in rows if row.measure in told]
+    return dict(zip([row.key for row in rows], verdicts(rows), strict=True))
+
+
+def _works(excess: Sequence[Estimate], judged: Mapping[str, Verdict]) -> str:
+    found = [judged[row.key] for row in excess]
+    places = [_poisons(row) for row, verdict in zip(excess, found, strict=True) if verdict == "above"]
+    is_above = [verdict == "above" for verdict in found]
+    if places and is_above[-1] and is_above == sorted(is_above):  # once significant, significant from there on
+        return f"yes, significantly above the control's from {places[0]} on"
+    if places:
+        return f"yes, but significantly above the control's only with {listing(places)}"
+    if excess and set(found) == {"untested"}:
+        return why_untested(excess[-1])
+    return "at no point significantly above the control's" if excess else "cannot tell (no control)"
 
 
 def _poisons(row: Estimate) -> str:
     return x_label("num_poisons", row.point.x)
-
-
-def _head(curve: Curve) -> str:
-    return f"{_ONE_MODEL if curve.is_one_model else ''}{quantity_of(curve.measure).in_words}"
 
 
 def _control(figure: FigureSpec, results: Results, curve: Curve) -> Estimate | None:
@@ -369,24 +441,15 @@ def _targeted(figure: FigureSpec, results: Results, curve: Curve) -> str:
             break
         reached.append(f"first reaches {100 * level:.0f} % with {_poisons(first)} a pair, {amount(first)}")
     n = listing([f"{n}" for n in sorted({row.n for row in curve.points})])
-    return f"{_head(curve)} {before}{listing(reached)} (n = {n} pairs a point)"
+    return f"{quantity_of(curve.measure).in_words} {before}{listing(reached)} (n = {n} pairs a point)"
 
 
 def _rise(figure: FigureSpec, results: Results, curve: Curve) -> str:
     control = _control(figure, results, curve)
     ends = curve.points if len(curve.points) < 2 else (curve.points[0], curve.points[-1])
     before = "" if control is None else f"{amount(control)} in the control, "
-    text = f"{_head(curve)} is {before}{listing([f'{amount(row)} with {_poisons(row)}' for row in ends])}"
-    excess = _excess(figure, results, curve)
-    clear = [row.direction == "up" for row in excess]
-    if excess and not curve.is_one_model:
-        places = [_poisons(row) for row in excess if row.direction == "up"]
-        if not places:
-            text += ", at no point significantly above the control's"
-        elif clear[-1] and clear == sorted(clear):  # once clear, clear from there on
-            text += f", significantly above the control's from {places[0]} on"
-        else:
-            text += f", significantly above the control's only with {listing(places)}"
+    levels = listing([f"{amount(row)} with {_poisons(row)}" for row in ends])
+    text = f"{quantity_of(curve.measure).in_words} is {before}{levels}"
     values = [row.value or 0.0 for row in curve.points]
     if len(values) > 1:
         steady = all(a <= b for a, b in pairwise(values))
@@ -407,12 +470,11 @@ def _trend(figure: FigureSpec, results: Results, curve: Curve) -> str:
     ends = points[:1] if first is last else [first, last]
     levels = listing([f"{amount(row)} at {x_label(axis, row.point.x)}" for row in ends])
     over = " over the control's" if excess else ""
-    intro = _ONE_MODEL if curve.is_one_model else ""
-    text = f"{intro}{arm_label(SUSPECT, curve.variant)}: {quantity_of(curve.measure).in_words}{over} is {levels}"
+    text = f"{arm_label(SUSPECT, curve.variant)}: {quantity_of(curve.measure).in_words}{over} is {levels}"
     if first is last:
         return text
     if first.low is None or first.high is None or last.low is None or last.high is None:
-        return f"{text}, without intervals"
+        return f"{text}: cannot tell (n = {min(first.num_units, last.num_units)})"
     if first.low <= last.high and last.low <= first.high:
         return f"{text}, where the intervals overlap: no significant change"
     verb = "rises" if first.high < last.low else "falls"
@@ -433,7 +495,7 @@ def _similarity(figure: FigureSpec, results: Results) -> str:
     return f"the mean cosine is {', '.join(parts)}"
 
 
-def _swept_cost(figure: FigureSpec, results: Results) -> str:
+def _swept_cost(figure: FigureSpec, results: Results, judged: Mapping[str, Verdict]) -> str:
     """Clean accuracy of the poisoned encoders against the control's, at the largest number of poisons."""
     accuracy = accuracy_measure(figure, results)
     points = [point for point in points_of(figure, results) if point.arm == SUSPECT]
@@ -443,16 +505,16 @@ def _swept_cost(figure: FigureSpec, results: Results) -> str:
     if not rows:
         return ""
     most = max(rows, key=x_of)
-    clear = [_poisons(row) for row in rows if row.direction != "unclear"]
+    clear = [_poisons(row) for row in rows if judged[row.key] in ("above", "below")]
     told = f"{amount(most)} with {_poisons(most)}"
     text = f"{attack_phrase(figure.attack)}{quantity_of(accuracy).in_words} differs"
     if most.low is None:
-        return f"{text} from the control's by {told}, no interval"
+        return f"{text} from the control's by {told}: {why_untested(most)}"
     where = "at no point" if not clear else "at every point" if len(clear) == len(rows) else f"with {listing(clear)}"
     return f"{text} significantly from the control's {where} ({told})"
 
 
-def _left(figure: FigureSpec, results: Results, with_cost: bool) -> list[str]:
+def _left(figure: FigureSpec, results: Results, judged: Mapping[str, Verdict], with_cost: bool) -> list[str]:
     """What each defence leaves, at what cost."""
     clauses = []
     points = points_of(figure, results)
@@ -467,7 +529,8 @@ def _left(figure: FigureSpec, results: Results, with_cost: bool) -> list[str]:
         name = f" ({point.variant})" if several and point.variant else ""
         was = "" if before is None else f" from {amount(before)}"
         excess = at(results, figure, measure, point, "excess")
-        doubt = ", still significantly above the control's" if excess is not None and excess.direction == "up" else ""
+        is_above = excess is not None and judged[excess.key] == "above"
+        doubt = ", still significantly above the control's" if is_above else ""
         cost = at(results, figure, accuracy, point, "excess") if accuracy and with_cost else None
         paid = "" if cost is None else f", clean accuracy {with_interval(cost, 'percent')} against the control"
         clauses.append(

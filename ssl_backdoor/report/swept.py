@@ -22,16 +22,13 @@ class Curve(NamedTuple):
     arm: Arm
     points: tuple[Estimate, ...]
 
-    @property
-    def is_one_model(self) -> bool:
-        """Whether a point of it is one model."""
-        return any(point.num_units == 1 for point in self.points)
 
-
-def curves_of(figure: FigureSpec, results: Results) -> tuple[Curve, ...]:
-    """The figure's curves."""
+def curves_of(figure: FigureSpec, results: Results, *, under_unseen: bool = False) -> tuple[Curve, ...]:
+    """The figure's curves, or the same under triggers that no encoder was trained on."""
     found: dict[tuple[Measure, str, Arm], list[Estimate]] = {}
     for measure in map(Measure.of_figure, figure.measures):
+        if under_unseen:
+            measure = measure.under_unseen
         for row in results.rows:
             if (row.axis, row.measure, row.statistic) == (axis_of(figure), measure, "value"):
                 found.setdefault((measure, row.point.variant, row.point.arm), []).append(row)

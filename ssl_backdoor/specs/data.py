@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from ssl_backdoor.specs.base import Fraction, Spec
+from ssl_backdoor.specs.trigger import TriggerSpec
 
 
 class FilesSourceSpec(Spec):
@@ -77,6 +78,31 @@ SplitNames = Annotated[
 ]
 
 
+class NoStickersSpec(Spec):
+    """Training images as they come."""
+
+    kind: Literal["none"] = "none"
+
+
+class PatchStickersSpec(Spec):
+    """A patch on a share of the training images of ALL classes, so that a patch as such means nothing.
+
+    Of clean and of poisoned data alike, and never on test images. Poisons are made from images that may bear one; the
+    trigger then lies on top.
+    """
+
+    kind: Literal["patches"] = "patches"
+    style: TriggerSpec
+    """Size, look and places; each sticker has a random pattern of its own."""
+    train_frac: float = Field(default=0.3, gt=0.0, le=1.0)
+    """Chance of each training image to bear one."""
+    seed: int = Field(default=0, ge=0)
+    """Of who bears one, where and which; never an attack's."""
+
+
+StickersSpec = Annotated[NoStickersSpec | PatchStickersSpec, Field(discriminator="kind")]
+
+
 class DatasetSpec(Spec):
     """Which images, and the frame they are stored in."""
 
@@ -116,3 +142,5 @@ class DatasetSpec(Spec):
     max_caption_chars: int = Field(default=1_000, ge=1, le=100_000)
     """An image with a longer caption is rejected: CLIP reads 77 tokens of it."""
     samples_per_shard: int = Field(default=10_000, ge=1)
+    stickers: StickersSpec = NoStickersSpec()
+    """Patches that mean nothing, drawn on training images as they are stored."""

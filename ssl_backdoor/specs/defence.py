@@ -20,8 +20,14 @@ class Defence(Idea):
     """A defence. It never sees the plan of an attack. Abstract: see the classes below."""
 
     family: ClassVar[str] = "defence"
+    constants: ClassVar[Mapping[str, Any]] = {"trusted_fraction": 0.0}
     needs_captions: ClassVar[bool] = False
     """Whether it works on a model with a text tower alone."""
+    if TYPE_CHECKING:  # a member has a field of the name, or the constant
+
+        @property
+        def trusted_fraction(self) -> float:
+            """Share of the clean training images, of each class, that the defender may use."""
 
 
 class Repair(Defence):
@@ -30,11 +36,7 @@ class Repair(Defence):
     constants: ClassVar[Mapping[str, Any]] = {"trusted_fraction": 0.0, "fit": None}
     loses_text_tower: ClassVar[bool] = False
     """Whether a repaired CLIP model could no longer classify by text."""
-    if TYPE_CHECKING:  # a member has a field of the name, or the constant
-
-        @property
-        def trusted_fraction(self) -> float:
-            """Share of the clean training images, of each class, that the defender may use."""
+    if TYPE_CHECKING:
 
         @property
         def fit(self) -> FitSpec | None:

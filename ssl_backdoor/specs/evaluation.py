@@ -30,8 +30,9 @@ class EvaluationSpec(Spec):
     label_subsets: int = Field(default=5, ge=1, le=100)
     """At label fractions of at most 5 %, where one draw says little: so many subsets of the labels are drawn, and each
     number of probes on features is their mean; it has its standard deviation over them next to it."""
-    unseen_trigger_seed: int = Field(default=9_999, ge=0)
-    """Seed of a grid trigger that no encoder was trained on: the in-model control."""
+    unseen_triggers: int = Field(default=10, ge=0, le=1000)
+    """Patterns of the trigger's own style that no encoder was trained on, drawn for each pair and seed: the control
+    within the encoder. All test images are read under each; the numbers are means over them."""
 
     @model_validator(mode="after")
     def _fractions_in_range(self) -> Self:

@@ -155,6 +155,8 @@ class PaperCell(Spec):
     value: float
     is_verified: bool = False
     """Read in the paper; otherwise recalled, and shown as unverified."""
+    num_images: int = Field(default=0, ge=0)
+    """Of a count: over how many images it is, so that the share is shown, which compares."""
 
 
 class TableRow(Spec):
@@ -196,6 +198,8 @@ class ReportSpec(Spec):
     unit: Literal["pair", "seed"] = "pair"
     """What intervals are over. pair: pairs, seeds averaged within each, where there are two pairs or more; seed: seeds,
     pairs averaged within each, where there are two seeds or more."""
+    show_recalled: bool = False
+    """Whether the papers' values that were recalled, not read, are shown."""
     missing: tuple[str, ...] = ()
     """Runs that were asked for and failed, each with its cause; shown on the page."""
 

@@ -80,9 +80,12 @@ class Trigger(Idea):
         stamped = self.apply(image[None], [seed], frame, source)
         return stamped.images[0], stamped.boxes[0] if stamped.boxes else None
 
-    @abc.abstractmethod
-    def unseen(self, seed: int) -> "Trigger":
-        """The same with other pixels, of ``seed``, in its places and of its strength: one that no encoder has seen."""
+    def unseen(self, seed: int) -> "Trigger | None":
+        """One of its style that no encoder has seen: other pixels, of ``seed``, in its places and of its strength.
+
+        By default None: the trigger has no other patterns, so it is measured without that control.
+        """
+        return None
 
     def side_frac(self, frame_px: int) -> float | None:
         """Side of its box over that of a frame of ``frame_px``; None where there is none."""

@@ -88,7 +88,7 @@ def test_pairs_that_differ_in_trigger_and_target_alone_are_one_setting() -> None
 def test_an_unseen_trigger_differs_in_its_pixels_alone() -> None:
     assert GRID.unseen(8) == GRID.model_copy(update={"seed": 8})
     unseen = PICTURE.unseen(8)
-    assert unseen == GridTriggerSpec(seed=8, size_frac=0.2, test_location=(0.0, 1.0))
+    assert unseen == GridTriggerSpec(seed=8, cells=4, style="smooth", size_frac=0.2, test_location=(0.0, 1.0))
 
 
 def test_the_side_of_a_patch_is_a_share_of_the_frame_where_that_is_known() -> None:

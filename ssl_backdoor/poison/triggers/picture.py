@@ -43,9 +43,9 @@ class ImageTriggerSpec(PatchTrigger):
         return True
 
     def unseen(self, seed: int) -> GridTriggerSpec:
-        """A grid of ``seed`` in the picture's size and places: a trigger that no encoder was trained on."""
+        """A smooth grid of ``seed``, the style of the authors' pictures, in this one's size and places."""
         patch = {name: value for name, value in self if name in PatchTrigger.model_fields and name != "kind"}
-        return GridTriggerSpec.model_validate({**patch, "seed": seed})
+        return GridTriggerSpec.model_validate({**patch, "seed": seed, "cells": 4, "style": "smooth"})
 
     def read(self, kept: Path | None = None) -> bytes:
         """Content of the file: of ``kept`` (a poison artifact's copy) or else where the spec says.

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from ssl_backdoor.evaluate.metrics import UNSEEN
 from ssl_backdoor.report.cells import Picture, csv_text, paper_label
 from ssl_backdoor.report.estimates import Results
 from ssl_backdoor.report.figures import drawing
@@ -20,12 +21,12 @@ from ssl_backdoor.specs import FigureSpec
 MAX_CLASSES = 15  # beyond this many, the classes with the most false positives are shown
 _FEWEST_PAIRS = 100
 _SAME_LABEL = "clean_same_label"
-_SHADES = {"clean": 0.38, "triggered": 1.0}
+_SHADES = {"clean": 0.3, UNSEEN: 0.6, "triggered": 1.0}
 _COLOURS = {"clean": "#0072b2", "triggered": "#d55e00"}
 
 
 def false_positives(results: Results, variant: str) -> Picture | None:
-    """False positives of every class, clean and triggered, mean over the runs."""
+    """False positives of every class, clean, triggered and under unseen triggers, mean over the runs."""
     models = [model for model in results.models if model.run.variant == variant]
     rows = [row for row in results.rows if row.point.variant == variant and row.measure.class_name]
     probe = next(iter(headline_probes(row.measure.probe for row in rows)), None)
@@ -44,9 +45,9 @@ def false_positives(results: Results, variant: str) -> Picture | None:
     places = np.arange(len(names))
     grid = drawing.panels(figure, len(arms), sharey=True)
     for axes, arm in zip(grid, arms, strict=True):
-        for condition, shift in (("clean", -0.2), ("triggered", 0.2)):
+        for position, (condition, shade) in enumerate(_SHADES.items()):
             values = [mean(arm, condition, name) for name in names]
-            axes.barh(places + shift, values, 0.36, color=drawing.colour_of(arm), alpha=_SHADES[condition])
+            axes.barh(places + 0.27 * (position - 1), values, 0.25, color=drawing.colour_of(arm), alpha=shade)
         axes.grid(visible=False, axis="y")
         axes.grid(axis="x", color=drawing.FAINT, linewidth=0.6)
         drawing.headed(axes, arm.label)
@@ -60,8 +61,11 @@ def false_positives(results: Results, variant: str) -> Picture | None:
         axes.set_xlim(0, limit)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         drawing.thousands(axes.xaxis)
-    shades = [Patch(color=drawing.colour_of(CONTROL), alpha=alpha, label=label) for label, alpha in _SHADES.items()]
-    figure.legend(handles=shades, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    shades = [
+        Patch(color=drawing.colour_of(CONTROL), alpha=alpha, label=label.replace("_", " "))
+        for label, alpha in _SHADES.items()
+    ]
+    figure.legend(handles=shades, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     many = len({model.replicate[0] for model in suspects_of(results, variant)})
     over = f"mean over {many} pairs, whose targets differ" if many > 1 and len(targets) > 1 else "one target"
     caption = f"Test images wrongly given each class by the {probe_label(probe)} probe; {over}."

@@ -1,7 +1,7 @@
 """Curves: measures over an axis, and the losses of trainings.
 
-Over an axis colour is the arm, dashes the probe, the marker the series; a star is the paper's value, hollow where
-unverified.
+Over an axis colour is the arm, dashes the probe, the marker the series, hollow under unseen triggers; a star is the
+paper's value, hollow where unverified.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,36 +37,45 @@ def axis_curves(figure: FigureSpec, results: Results) -> Picture | None:
     metrics = list(dict.fromkeys(curve.measure.metric for curve in curves))
     probes = list(dict.fromkeys(curve.measure.probe for curve in curves))
     series = list(dict.fromkeys(curve.variant for curve in curves))
+    unseen = [one for one in curves_of(figure, results, under_unseen=True) if one.measure.metric != "similarity_clean"]
     canvas = Figure(figsize=(max(4.7 * len(metrics), 6.4), 4.6), layout="constrained")
     for axes, metric in zip(drawing.panels(canvas, len(metrics)), metrics, strict=True):
         shown = [curve for curve in curves if curve.measure.metric == metric]
         for curve in shown:
             dash = _DASHES[probes.index(curve.measure.probe) % len(_DASHES)]
-            _draw(axes, curve, dash, _MARKERS[series.index(curve.variant) % len(_MARKERS)])
+            marker = _MARKERS[series.index(curve.variant) % len(_MARKERS)]
+            _draw(axes, curve, dash, marker)
+            for other in unseen:
+                if (other.measure, *other[1:3]) == (curve.measure.under_unseen, *curve[1:3]):
+                    _draw(axes, other, dash, marker, is_unseen=True)
         papers = [value for value in figure.paper if Measure.of_figure(value.measure).metric == metric]
         for value in papers:
             face = drawing.INK if value.is_verified else "none"
             axes.plot([value.x], [value.value], "*", color=drawing.INK, markerfacecolor=face, markersize=11, zorder=4)
         _finish(axes, axis_of(figure), shown, [value.x for value in papers])
     handles = _legend(figure, curves, probes, series)
+    if unseen:
+        label = "under unseen triggers"
+        handles.append(Line2D([], [], color=drawing.INK, marker="o", markerfacecolor="none", alpha=0.6, label=label))
     drawing.literal(canvas.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9))
-    how = "Bars: 95 % intervals, Wilson over all pairs for targeted success, else t over models."
+    how = "Bars: 95 % intervals over models."
     if any(value for value in figure.paper if not value.is_verified):
         how += " The paper's value is recalled and unverified, and of other data and another model."
     return Picture(figure.name, drawing.png_bytes(canvas), figure.title, how, figure_csv(figure, results))
 
 
-def _draw(axes: Axes, curve: Curve, dash: str, marker: str) -> None:
-    colour = drawing.colour_of(curve.arm)
+def _draw(axes: Axes, curve: Curve, dash: str, marker: str, *, is_unseen: bool = False) -> None:
+    colour, face, width = drawing.colour_of(curve.arm), "none" if is_unseen else None, 0.8 if is_unseen else 1.5
     rows = [row for row in curve.points if row.value is not None]
     y = [float(row.value or 0.0) for row in rows]
     axes.plot(
-        [x_of(row) for row in rows], y, dash, color=colour, marker=marker, markersize=5.5, linewidth=1.5, zorder=3
-    )
+        [x_of(row) for row in rows], y, dash, color=colour, marker=marker, markersize=5.5, markerfacecolor=face,
+        linewidth=width, zorder=3,
+    )  # fmt: skip
     for row in rows:
         if row.low is not None and row.high is not None:
             x = x_of(row)
-            axes.plot([x, x], [row.low, row.high], color=colour, linewidth=1.3, alpha=0.8, zorder=2)
+            axes.plot([x, x], [row.low, row.high], color=colour, linewidth=width, alpha=0.8, zorder=2)
 
 
 def _finish(axes: Axes, axis: str, curves: Sequence[Curve], papers: Sequence[float]) -> None:
@@ -118,12 +127,12 @@ def _legend(figure: FigureSpec, curves: Sequence[Curve], probes: Sequence[str], 
 
 
 def loss_curves(results: Results, variant: str) -> Picture | None:
-    """Loss of every training; pre-training and distillation minimise different losses and have a panel each."""
+    """Loss of every training; pre-training and defences minimise different losses and have a panel each."""
     models = [model for model in results.models if model.run.variant == variant]
     curves = {arm: distinct_losses(model.curves for model in models if model.made == arm) for arm in results.arms}
     panes = [
         (title, arms)
-        for title, is_defended in (("Pre-training", False), ("Distillation", True))
+        for title, is_defended in (("Pre-training", False), ("Defence", True))
         if (arms := [arm for arm in curves if bool(arm.defence) == is_defended and curves[arm]])
     ]
     if not panes:
@@ -144,7 +153,8 @@ def loss_curves(results: Results, variant: str) -> Picture | None:
                 handle.set_alpha(1.0)
         drawing.headed(axes, f"{title} loss")
     caption = (
-        "One line an encoder (how many: in brackets), averaged in bins of steps. The two losses are not comparable."
+        "One line an encoder (how many: in brackets), averaged in bins of steps. Losses of different panels are not "
+        "comparable."
     )
     return Picture("loss_curves", drawing.png_bytes(figure), "Loss curves", caption)
 

@@ -35,6 +35,10 @@ def before_after(results: Results, variant: str) -> Picture | None:
             row = results.get(quantity.measure, arm, variant)
             if row is None or row.value is None:
                 continue
+            unseen = results.get(quantity.measure.under_unseen, arm, variant)
+            if unseen is not None and unseen.value is not None:
+                place = ([position - 0.16], [unseen.value])
+                axes.plot(*place, "D", color=drawing.colour_of(arm), markerfacecolor="none", markersize=6, zorder=4)
             shift = position + (0.16 if len(pairs) > 1 else 0.0)
             axes.plot([shift], [row.value], "D", color=drawing.colour_of(arm), markersize=7, zorder=4)
             if row.low is not None and row.high is not None:
@@ -49,8 +53,11 @@ def before_after(results: Results, variant: str) -> Picture | None:
     if len(pairs) > 1:
         how = "Grey: one line a pair and seed. Diamonds: means with 95 % intervals."
     else:
-        how = "One run; bars, where drawn, are Wilson intervals over its test images and hold no spread between pairs."
-    caption = f"Triggered test images, of the poisoned encoder before and after the defence. {how}"
+        how = "One run: no interval over models."
+    caption = (
+        f"Triggered test images, of the poisoned encoder before and after the defence. {how} Hollow: means under "
+        "unseen triggers."
+    )
     return Picture("before_after", drawing.png_bytes(figure), "Before and after the defence", caption)
 
 
@@ -78,8 +85,8 @@ def paired_dotplot(table: TableSpec, comparisons: Sequence[Comparison], results:
     drawing.literal(canvas.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=9))
     caption = (
         f"Triggered test images, {quantity.detail}. One dot a pair, seeds averaged; lines join a pair's control and "
-        f"{arms[1].label if len(arms) == 2 else 'arm'}. Diamonds: mean differences with 95 % t intervals over "
-        f"{shown[0].difference.unit}s, where there are two or more."
+        f"{arms[1].label if len(arms) == 2 else 'arm'}. Diamonds: mean differences with 95 % intervals over "
+        f"{shown[0].difference.unit}s, where there are enough independent trainings; hollow: specific excess."
     )
     data = _csv(shown, results)
     return Picture(f"{table.name}_dots", drawing.png_bytes(canvas), f"{title_of(table)}: pair by pair", caption, data)
@@ -112,6 +119,11 @@ def _differences(axes: Axes, position: int, line: Comparison) -> None:
         axes.plot([row.low, row.high], [position, position], color=drawing.INK, linewidth=2.2, zorder=3)
     if row.value is not None:
         axes.plot([row.value], [position], "D", color=drawing.INK, markersize=6.5, zorder=4)
+    if (specific := line.specific) is not None and specific.value is not None:
+        below, colour = position + 0.22, drawing.colour_of(row.point.arm)
+        if specific.low is not None and specific.high is not None:
+            axes.plot([specific.low, specific.high], [below, below], color=colour, linewidth=1.4, zorder=3)
+        axes.plot([specific.value], [below], "D", color=colour, markerfacecolor="white", markersize=5.5, zorder=4)
 
 
 def _csv(lines: Sequence[Comparison], results: Results) -> str:

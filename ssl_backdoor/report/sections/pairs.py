@@ -25,8 +25,14 @@ from ssl_backdoor.report.cells import (
 from ssl_backdoor.report.estimates import Results
 from ssl_backdoor.report.frame import ARMS, CONTROL, SUSPECT, Arm, EvaluatedModel, Measure, Replicate
 
-_LEVELS = "Each cell: mean, 95 % interval, n. Target FP: test images not of the target class predicted as it."
-_DIFFERENCES = "Arm minus control on triggered images (clean accuracy: on clean images): mean, 95 % interval, n."
+_LEVELS = (
+    "Each cell: mean, 95 % interval over pairs or seeds, n; of one model there is no interval. Target FP: test images "
+    "not of the target class predicted as it, and the share of those that they are."
+)
+_DIFFERENCES = (
+    "Arm minus control on triggered images (clean accuracy: on clean images): mean, 95 % interval, n. Specific excess: "
+    "that difference less the same difference under triggers that no encoder was trained on."
+)
 _AS_ABOVE = "As in the first table; the control is that of the main variant where none is listed."
 
 
@@ -72,6 +78,11 @@ def excess_table(results: Results, variant: str = "") -> Table:
         if any(rows):
             cells = tuple(cell_of(row, q.kind) for row, q in zip(rows, quantities, strict=True))
             lines.append(Line(f"{arm.label} − control", arm.name, cells))
+    for arm in results.arms:
+        rows = [results.get(q.measure, arm, variant, "specific_excess") for q in quantities]
+        if any(rows):
+            cells = tuple(cell_of(row, q.kind) for row, q in zip(rows, quantities, strict=True))
+            lines.append(Line(f"{arm.label}, specific excess", arm.name, cells))
     for arm in defended_arms(results):
         rows = [results.get(q.measure, arm, variant, "removed_frac") for q in quantities]
         if any(rows):
@@ -87,13 +98,6 @@ class Case(NamedTuple):
     control: float | None
     suspect: float | None
     defended: float | None
-
-    @property
-    def removed(self) -> float | None:
-        """Share of this pair's own excess that the defence took away; None where there is no excess."""
-        if self.control is None or self.suspect is None or self.defended is None or self.suspect <= self.control:
-            return None
-        return (self.suspect - self.defended) / (self.suspect - self.control)
 
 
 def suspects_of(results: Results, variant: str) -> list[EvaluatedModel]:
@@ -126,7 +130,7 @@ def cases_of(results: Results, variant: str, measure: Measure) -> dict[Replicate
 
 
 def pair_table(results: Results, variant_word: str) -> Table:
-    """Every pair: groups of three columns (control, poisoned, defended), then the top class and shares removed."""
+    """Every pair: groups of three columns (control, poisoned, defended), then the top class and specific excesses."""
     effects = effect_quantities(results.probes())
     every = (*effects, *share_quantities(results.probes()))
     cases = {(v, q): cases_of(results, v, q.measure) for v in results.variants for q in every}
@@ -135,7 +139,9 @@ def pair_table(results: Results, variant_word: str) -> Table:
         return any(case[position] is not None for v in results.variants for case in cases[v, q].values())
 
     groups = [q for q in every if shown(q, 1)]
-    removed = [q for q in effects if shown(q, 2)]
+    specific = [
+        q for q in effects if any(results.get(q.measure, SUSPECT, v, "specific_excess") for v in results.variants)
+    ]
     lines = []
     is_named = len(results.variants) > 1 or "" not in results.variants
     for variant in results.variants:
@@ -150,13 +156,15 @@ def pair_table(results: Results, variant_word: str) -> Table:
                 tones = (f"{ARMS[0]} start", *ARMS[1:3])
                 cells += [Cell(value, tone=tone) for value, tone in zip(values, tones, strict=True)]
             cells.append(Cell(_top_class(model) or MISSING, tone="text start"))
-            shares = [_share(cases[variant, q][key].removed) for q in removed]
-            cells += [Cell(share, tone="" if position else "start") for position, share in enumerate(shares)]
+            for position, q in enumerate(specific):
+                row = results.get(q.measure, SUSPECT, variant, "specific_excess")
+                value = None if row is None else row.values.get(key)
+                cells.append(Cell(bare_number(value, q.kind, True), tone="" if position else "start"))
             lines.append(Line(key[0].label, "", tuple(cells)))
-    return Table(_pair_heads(groups, removed), tuple(lines), "dense pairs")
+    return Table(_pair_heads(groups, specific), tuple(lines), "dense pairs")
 
 
-def _pair_heads(groups: list[Quantity], removed: list[Quantity]) -> tuple[tuple[Head, ...], ...]:
+def _pair_heads(groups: list[Quantity], specific: list[Quantity]) -> tuple[tuple[Head, ...], ...]:
     above = [Head("trigger / target", rows=2), Head("seed", rows=2)]
     below = []
     for q in groups:
@@ -166,11 +174,11 @@ def _pair_heads(groups: list[Quantity], removed: list[Quantity]) -> tuple[tuple[
             Head(letter, tone="" if position else "start", hint=ARMS[position]) for position, letter in enumerate("cpd")
         ]
     above.append(Head("top class", rows=2, tone="start text"))
-    if removed:
-        above.append(Head("share removed", span=len(removed), tone="group"))
-    for position, q in enumerate(removed):
-        title = "z‑score" if q.measure.probe == "features" else q.detail.replace(" %", "\u00a0%")
-        below.append(Head(title, tone="" if position else "start"))
+    if specific:
+        above.append(Head("specific excess", span=len(specific), tone="group"))
+    for position, q in enumerate(specific):
+        detail = "z‑score" if q.measure.probe == "features" else q.detail.replace(" %", "\u00a0%")
+        below.append(Head(detail, tone="" if position else "start"))
     return tuple(above), tuple(below)
 
 
@@ -186,19 +194,13 @@ def _top_class(model: EvaluatedModel) -> str:
     return model.classes[top] if top < len(model.classes) else str(top)
 
 
-def _share(value: float | None) -> str:
-    if value is None:
-        return MISSING
-    return "> 999 %" if value > 9.99 else "< −999 %" if value < -9.99 else f"{100 * value:.0f} %".replace("-", "−")
-
-
 def headline_numbers(results: Results) -> dict[str, float]:
     """The key numbers of the main variant by ``name/arm/condition/probe``; what is not defined is left out."""
     rows = (
         results.get(q.measure, arm, "", statistic)
         for q in headline_quantities(results.probes())
         for arm in (CONTROL, SUSPECT, *defended_arms(results))
-        for statistic in ("value", "excess", "removed_frac")
+        for statistic in ("value", "excess", "specific_excess", "removed_frac")
     )
     return {row.key: row.value for row in rows if row is not None and row.value is not None}
 
@@ -216,7 +218,13 @@ def headline_text(results: Results) -> str:
     for arm in results.arms:
         cells = [cell_of(results.get(q.measure, arm), q.kind) for q in quantities]
         if any(cell.value != MISSING for cell in cells):
-            lines.append((arm.label, *(cell.value for cell in cells)))
+            lines.append((arm.label, *(cell.value.partition(" (")[0] for cell in cells)))
+            lines.append(("", *(cell.interval for cell in cells)))
+    for arm in (SUSPECT, *defended_arms(results)):
+        found = [results.get(q.measure, arm, statistic="specific_excess") for q in quantities]
+        if any(found):
+            cells = [cell_of(row, q.kind) if row else Cell("") for row, q in zip(found, quantities, strict=True)]
+            lines.append((f"specific, {arm.words or arm.defence or arm.label}", *(cell.value for cell in cells)))
             lines.append(("", *(cell.interval for cell in cells)))
     for arm in defended_arms(results):
         rows = [results.get(q.measure, arm, statistic="removed_frac") for q in quantities]

@@ -1,13 +1,16 @@
-"""The tables of figures over an axis: a line a point, ours beside the paper's."""
+"""The tables of figures over an axis: a line a point, then what the paper says where it is shown."""
 
 from collections.abc import Sequence
 
+from ssl_backdoor.evaluate.metrics import UNSEEN
 from ssl_backdoor.report.cells import (
     MISSING,
+    OF_THE_PAPER,
     Cell,
     Line,
     Table,
     arm_label,
+    count_of,
     csv_text,
     fixed_width,
     interval_of,
@@ -18,15 +21,15 @@ from ssl_backdoor.report.cells import (
     quantity_of,
     with_interval,
 )
-from ssl_backdoor.report.estimates import POOLED, SECONDS, Estimate, Results, axis_of
+from ssl_backdoor.report.estimates import SECONDS, Estimate, Results, axis_of
 from ssl_backdoor.report.frame import Measure, Statistic
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.report.swept import accuracy_measure, at, curves_of, points_of, x_of
 from ssl_backdoor.specs import FigureSpec
 
 _CAPTION = (
-    "One line a point, ours beside the paper's: value, 95 % interval, n. Differences to the control are paired by "
-    "model; seconds are of the stage that made the encoder."
+    "One line a point: value, 95 % interval over models, n. Differences to the control are paired by model; seconds "
+    "are of the stage that made the encoder."
 )
 AXIS_LABELS = {
     "num_poisons": "poisoned pairs",
@@ -60,7 +63,10 @@ def point_label(figure: FigureSpec, point: Point, points: Sequence[Point]) -> st
 def columns_of(figure: FigureSpec, results: Results) -> tuple[tuple[Measure, Statistic], ...]:
     """Measures of the figure's table, differences to the control and what the defence costs among them."""
     measures, accuracy = [Measure.of_figure(measure) for measure in figure.measures], accuracy_measure(figure, results)
-    wanted: list[tuple[Measure, Statistic]] = [*((m, "value") for m in measures), (measures[0], "excess")]
+    wanted: list[tuple[Measure, Statistic]] = [
+        *((one, "value") for m in measures for one in (m, *[m.under_unseen] * (m.condition == "triggered"))),
+        *((measures[0], statistic) for statistic in ("excess", "specific_excess")),
+    ]
     if accuracy is not None:
         wanted += [(accuracy, "value"), (accuracy, "excess")]
     wanted.append((SECONDS, "value"))
@@ -86,22 +92,26 @@ def figure_table(figure: FigureSpec, results: Results) -> Table:
             Cell(number(value.value, q.kind) if (q.measure, q.statistic) == said else MISSING) for q in quantities
         )
         lines.append(Line(f"{paper_label(value.is_verified)}, {x_label(axis_of(figure), value.x)}", "paper", cells))
-    return number_table(quantities, lines, _CAPTION)
+    return number_table(quantities, lines, _CAPTION + OF_THE_PAPER * bool(figure.paper))
 
 
 def _cell(row: Estimate | None) -> Cell:
     if row is None or row.value is None:
         return Cell(MISSING)
     kind = quantity_of(row.measure).kind
-    is_pooled = row.statistic == "value" and row.measure.metric in POOLED
-    n = "1 model" if row.num_units == 1 and not is_pooled else f"n = {row.n:,}"
-    return Cell(number(row.value, kind, row.statistic == "excess"), interval_of(row, kind), n)
+    is_pooled = row.interval == "wilson"
+    n = f"n = {row.n:,} in {row.num_units} models" if is_pooled else count_of(row)
+    return Cell(number(row.value, kind, row.is_difference), interval_of(row, kind), n)
 
 
 def figure_text(figure: FigureSpec, results: Results) -> str:
     """The table for the end of a run in a terminal: its measures and clean accuracy, each with its interval."""
     columns = columns_of(figure, results)
-    shown = [index for index, (_, statistic) in enumerate(columns) if statistic == "value"][:4]
+    first = Measure.of_figure(figure.measures[0])
+    main = [(first, "value"), (first.under_unseen, "value"), (first, "specific_excess")]
+    levels = [column for column in columns if column[1] == "value" and column[0].condition != UNSEEN]
+    chosen = [column for column in dict.fromkeys([*main, *levels]) if column in columns][:4]
+    shown = [columns.index(column) for column in chosen]
     quantities = [quantity_of(*columns[index]) for index in shown]
     head = [("", *(q.title for q in quantities)), ("", *(q.detail for q in quantities))]
     body = [(line.label, *(_short(line.cells[i]) for i in shown)) for line in figure_table(figure, results).lines]
@@ -119,11 +129,15 @@ def amount(row: Estimate) -> str:
 
 def figure_csv(figure: FigureSpec, results: Results) -> str:
     """The numbers behind the figure, one line a marker, the paper's at the end."""
-    heads = ("source", "name", "probe", "series", "arm", axis_of(figure), "value", "low", "high", "n", "interval")
+    heads = (
+        "source", "name", "probe", "series", "arm", axis_of(figure), "value", "low", "high", "n", "interval",
+        "condition",
+    )  # fmt: skip
     ours = [
         ("ours", row.name, row.measure.probe, curve.variant, curve.arm.name, f"{x_of(row):.10g}", row.value, row.low,
-         row.high, row.n, row.interval)
-        for curve in curves_of(figure, results)
+         row.high, row.n, row.interval, row.measure.condition)
+        for is_unseen in (False, True)
+        for curve in curves_of(figure, results, under_unseen=is_unseen)
         for row in curve.points
     ]  # fmt: skip
     said = [
@@ -136,6 +150,7 @@ def figure_csv(figure: FigureSpec, results: Results) -> str:
             f"{value.x:.10g}",
             value.value,
             *[""] * 4,
+            measure.condition,
         )
         for value in figure.paper
         for measure in (Measure.of_figure(value.measure),)

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ssl_backdoor.evaluate.metrics import UNSEEN
 from ssl_backdoor.report.cells import (
     MISSING,
     Cell,
     Head,
+    Kind,
     Line,
     Table,
+    count_of,
     csv_text,
     dense_table,
     fixed_width,
@@ -18,9 +21,10 @@ from ssl_backdoor.report.cells import (
     paper_label,
     plural,
     span,
+    value_of,
 )
-from ssl_backdoor.report.comparisons import MOST_UNITS, Comparison, Verdict, arm_of, unit_of
-from ssl_backdoor.report.estimates import SHARED, Estimate, Results
+from ssl_backdoor.report.comparisons import FEWEST_UNITS, MOST_UNITS, Comparison, Verdict, arm_of, unit_of
+from ssl_backdoor.report.estimates import FEW_CONTROLS, FEWEST_CONTROLS, Estimate, Results
 from ssl_backdoor.report.frame import ARMS, CONTROL, SUSPECT, Arm, EvaluatedModel, Measure, arm_name, probe_label
 from ssl_backdoor.specs import PaperCell, TableRow, TableSpec
 
@@ -28,24 +32,33 @@ VERDICTS: dict[Verdict, str] = {
     "above": "significantly above the control",
     "below": "significantly below the control",
     "unclear": "no significant difference",
+    "untested": "not tested",
     "unmeasured": "not measured",
 }
 _TONES: dict[Verdict, str] = {
     "above": SUSPECT.name,
     "below": ARMS[2],
     "unclear": CONTROL.name,
+    "untested": CONTROL.name,
     "unmeasured": CONTROL.name,
 }
 _COMPARED = (
     "difference", "95 % interval", "range over pairs", "n", "p", "p (Holm)", "Cohen's d", "for 80 % power",
-    "against the control", "interval apart from",
+    "against the control", "specific excess", "its 95 % interval", "interval apart from",
 )  # fmt: skip
-_IN_TERMINAL = ("difference", "95 % interval", "n", "p (Holm)", "for 80 % power", "against the control")
+_IN_WORDS = ("against the control", "interval apart from")
+_IN_TERMINAL = (
+    "difference", "95 % interval", "n", "p (Holm)", "against the control", "specific excess", "its 95 % interval",
+)  # fmt: skip
 
 
 def title_of(table: TableSpec) -> str:
     """The table's title with the probe that it is read by."""
     return f"{table.title}, {probe_label(table.probe)}"
+
+
+CONDITIONS = {"clean": "clean images", "triggered": "triggered images", UNSEEN: "unseen triggers"}
+"""Under which the measures of a table are shown, and how a group of columns is headed."""
 
 
 class _Place(NamedTuple):
@@ -72,8 +85,8 @@ class PaperTable:
         columns = [
             (arm, Measure.of_table(metric, condition, table.probe))
             for arm in ((None,) if self.is_by_arm else both)
-            for condition in ("clean", "triggered")
-            for metric in table.measures
+            for condition in CONDITIONS
+            for metric in (table.measures if condition != UNSEEN else table.measures[-1:])
         ]
         self._columns = [
             (arm, measure)
@@ -105,7 +118,8 @@ class PaperTable:
         """Ours in the paper's layout, and below each line what the paper says of it."""
         groups: dict[str, int] = {}
         for arm, measure in self._columns:
-            title = f"{arm.label}, {measure.condition} images" if arm else f"{measure.condition} images"
+            images = CONDITIONS[measure.condition]
+            title = f"{arm.label}, {images}" if arm else images
             groups[title] = groups.get(title, 0) + 1
         heads = [in_table(measure) for _, measure in self._columns]
         lines = []
@@ -119,7 +133,7 @@ class PaperTable:
             said = [self.said(place) for place in places]
             for verified in sorted({one.is_verified for one in said if one}, reverse=True):
                 texts = tuple(
-                    Cell(number(one.value, q.kind) if one and one.is_verified == verified else MISSING)
+                    Cell(_said(one, q.kind) if one and one.is_verified == verified else MISSING)
                     for one, q in zip(said, heads, strict=True)
                 )
                 lines.append(Line(paper_label(verified), "paper", texts))
@@ -134,10 +148,9 @@ class PaperTable:
         if row is None or row.value is None:
             return Cell(MISSING)
         kind = in_table(place.measure).kind
-        n = f"n = {row.num_units} {row.unit}s" if row.num_units >= 2 else "1 run"
         low, high = row.pair_range or (0.0, 0.0)
         spread = f"pairs {span(low, high, kind)}" if low < high else ""
-        return Cell(number(row.value, kind), interval_of(row, kind), n, spread)
+        return Cell(value_of(row, kind), interval_of(row, kind), count_of(row), spread)
 
     def csv(self) -> str:
         """The numbers of the table, one line a cell, the paper's beside ours."""
@@ -159,7 +172,7 @@ class PaperTable:
         text, shown = title_of(self.table), self.shown()
         if self._columns:
             heads = [("", *(arm.label if arm else "" for arm, _ in self._columns))]
-            heads.append(("", *(measure.condition for _, measure in self._columns)))
+            heads.append(("", *(measure.condition.replace("_trigger", "") for _, measure in self._columns)))
             heads.append(("", *(in_table(measure).title for _, measure in self._columns)))
             heads = heads[1:] if self.is_by_arm else heads
             body = [(line.label, *(cell.value for cell in line.cells)) for line in shown.lines]
@@ -169,6 +182,15 @@ class PaperTable:
         cells = [(line.label, _compared(line)) for line in comparisons]
         body = [(label, *(found[head].value for head in _IN_TERMINAL)) for label, found in cells]
         return f"{text}\n\n{comparison_title(comparisons)}\n{fixed_width([('', *_IN_TERMINAL), *body], 1)}"
+
+
+def _said(one: PaperCell, kind: Kind) -> str:
+    """A paper's number; a count as the share of its own images, so that it compares."""
+    return (
+        f"{number(one.value / one.num_images, 'percent')} of {one.num_images:,}"
+        if one.num_images
+        else number(one.value, kind)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- comparisons
@@ -188,6 +210,8 @@ def _compared(line: Comparison) -> dict[str, Cell]:
         number(line.effect_size, "score", True),
         needed_text(line),
         VERDICTS[line.verdict],
+        number(line.specific.value, kind, True) if line.specific else "",
+        interval_of(line.specific, kind) if line.specific else "",
         ", ".join(line.apart_from),
     )
     tones = {"against the control": f"text {_TONES[line.verdict]}", "interval apart from": "text wrap"}
@@ -196,7 +220,7 @@ def _compared(line: Comparison) -> dict[str, Cell]:
 
 def comparison_table(lines: Sequence[Comparison]) -> Table:
     """The comparisons as text."""
-    heads = tuple(Head(head, tone="text" if index >= 8 else "") for index, head in enumerate(_COMPARED))
+    heads = tuple(Head(head, tone="text" if head in _IN_WORDS else "") for head in _COMPARED)
     body = tuple(Line(line.label, "", tuple(_compared(line).values())) for line in lines)
     return Table(((Head(""), *heads),), body, "dense compared")
 
@@ -207,27 +231,33 @@ def p_text(p: float | None) -> str:
 
 
 def needed_text(line: Comparison) -> str:
-    """Units that the observed effect needs, in words."""
+    """Units that an effect such as the observed one needs, in words."""
     unit = line.difference.unit
     if line.units_needed is None:
-        return "not defined"
-    return f"{line.units_needed:,} {unit}s" if line.units_needed else f"more than {MOST_UNITS:,} {unit}s"
+        return f"not told below {FEWEST_UNITS} {unit}s"
+    few, many = line.units_needed
+    if not few:
+        return f"more than {MOST_UNITS:,} {unit}s"
+    return f"{few:,} to {many:,} {unit}s" if many else f"at least {few:,} {unit}s"
 
 
 def _numbers(line: Comparison) -> dict[str, object]:
-    row = line.difference
+    row, specific = line.difference, line.specific
     return {
         "label": line.label, "variant": row.point.variant, "arm": row.point.arm.name, "unit": row.unit,
         "n": row.num_units, "mean": row.value, "low": row.low, "high": row.high, "p": line.p, "p_holm": line.p_holm,
-        "effect_size": line.effect_size, "units_needed": line.units_needed, "verdict": VERDICTS[line.verdict],
+        "effect_size": line.effect_size, "units_needed": needed_text(line), "verdict": VERDICTS[line.verdict],
+        "specific_mean": specific and specific.value, "specific_low": specific and specific.low,
+        "specific_high": specific and specific.high,
     }  # fmt: skip
 
 
 def comparison_csv(lines: Sequence[Comparison]) -> str:
-    """The comparisons as numbers; ``units_needed`` 0 is more than 10,000."""
+    """The comparisons as numbers."""
     heads = (
         "name", "condition", "probe", "label", "variant", "arm", "unit", "n", "mean", "low", "high", "p", "p_holm",
-        "effect_size", "units_needed", "verdict", "pair_low", "pair_high", "apart_from",
+        "effect_size", "units_needed", "verdict", "specific_mean", "specific_low", "specific_high", "pair_low",
+        "pair_high", "apart_from",
     )  # fmt: skip
     return csv_text(
         heads,
@@ -242,7 +272,7 @@ def comparison_csv(lines: Sequence[Comparison]) -> str:
 
 
 def comparisons_json(lines: Sequence[Comparison]) -> list[dict[str, object]]:
-    """The comparisons as JSON data; ``units_needed`` 0 is more than 10,000."""
+    """The comparisons as JSON data."""
     return [
         _numbers(line)
         | {
@@ -266,24 +296,22 @@ def unit_note(lines: Sequence[Comparison]) -> str:
     kind = unit_of(lines)
     other = "pairs within a seed" if kind == "seed" else "seeds within a pair"
     note = f"Intervals and tests are over {kind}s, {other} averaged first."
-    differences = [line.difference for line in lines]
-    shared = kind == "pair" and any(len({seed for _, seed in row.values}) < row.num_units for row in differences)
-    return f"{note} {SHARED}" if shared else note
+    rows = [line.difference for line in lines]
+    has_few = any(row.num_trainings < min(FEWEST_CONTROLS, row.num_units) for row in rows)
+    return f"{note} {FEW_CONTROLS}" if has_few else note
 
 
 def headline_numbers(table: TableSpec, results: Results, lines: Sequence[Comparison]) -> dict[str, float]:
     """Cells, differences and Holm's p by ``name/arm[variant]/condition/probe``."""
     variants = {row.variant for row in table.rows}
     measures = {
-        Measure.of_table(metric, condition, table.probe)
-        for metric in table.measures
-        for condition in ("clean", "triggered")
+        Measure.of_table(metric, condition, table.probe) for metric in table.measures for condition in CONDITIONS
     }
     numbers = {
         row.key: row.value
         for row in results.rows
         if (row.point.variant in variants and row.measure in measures)
-        and row.statistic == "value" and row.value is not None
+        and row.statistic in ("value", "specific_excess") and row.value is not None
     }  # fmt: skip
     for line in lines:
         row = line.difference

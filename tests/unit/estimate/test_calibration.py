@@ -99,7 +99,7 @@ def test_a_defence_is_measured_on_an_encoder_of_a_few_steps(calibrator):
     assert model.num_bytes.fixed > len(save(build_backbone(BACKBONE, 1, 0).state_dict()))
 
 
-@pytest.mark.parametrize(("trigger", "targets", "conditions"), [(TRIGGER, None, 3), (None, TargetsSpec(), 1)])
+@pytest.mark.parametrize(("trigger", "targets", "conditions"), [(TRIGGER, None, 12), (None, TargetsSpec(), 1)])
 def test_an_evaluation_grows_with_the_images_it_scores(calibrator, trigger, targets, conditions):
     kind = EvaluateKind(EVALUATION, trigger, targets, BYOL, FRAME)
     assert kind.num_scored(10, 4) == 10 + conditions * 4

@@ -14,7 +14,7 @@ from ssl_backdoor.data.resident import load_resident
 from ssl_backdoor.errors import CheckpointError, DataError, SpecError
 from ssl_backdoor.evaluate.evaluate import evaluate
 from ssl_backdoor.evaluate.features import Condition, features, split_features, stamped_batches
-from ssl_backdoor.evaluate.metrics import measure_features, measure_predictions, measurements_table
+from ssl_backdoor.evaluate.metrics import average_unseen, measure_features, measure_predictions, measurements_table
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
@@ -26,7 +26,9 @@ from ssl_backdoor.train.checkpoint import save_backbone
 from tests.support.tiny_sets import tiny_dataset
 
 TRIGGER = GridTriggerSpec(size_px=5)
-SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "linear_sgd"), label_fractions=(0.5, 1.0))
+SPEC = EvaluationSpec(
+    probes=({"kind": "knn", "neighbours": 3}, "linear", "linear_sgd"), label_fractions=(0.5, 1.0), unseen_triggers=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +56,11 @@ def test_the_record_is_complete_and_the_numbers_follow_from_it(dataset: Dataset,
     measurements = pq.read_table(tmp_path / "measurements.parquet")
     assert (predictions.schema, measurements.schema) == (PREDICTIONS, MEASUREMENTS)
     probes = ["knn", "linear_50", "linear_100", "linear_sgd_50", "linear_sgd_100"]
-    assert predictions.num_rows == 18 * 3 * len(probes)
+    assert predictions.num_rows == 18 * 4 * len(probes)
     assert set(predictions["probe"].to_pylist()) == set(probes)
-    assert set(predictions["condition"].to_pylist()) == {"clean", "triggered", "unseen_trigger"}
-    again = measurements_table(measure_predictions(predictions, dataset.classes, 1))
+    conditions = {"clean", "triggered", "unseen_trigger_1", "unseen_trigger_2"}
+    assert set(predictions["condition"].to_pylist()) == conditions
+    again = measurements_table(average_unseen(measure_predictions(predictions, dataset.classes, 1)))
     assert measurements.slice(0, again.num_rows).equals(again)
     rows = measurements.to_pylist()
     assert summary == {"measurements": {f"{r['name']}/{r['condition']}/{r['probe']}": r["value"] for r in rows}}
@@ -139,7 +142,7 @@ def test_progress_covers_both_splits_and_the_probes(dataset: Dataset, model: Pat
     assert {p.unit: (p.done, p.total) for p in heard} == {
         "train images": (24, 24),
         "test images": (18, 18),
-        "probes": (15, 15),
+        "probes": (20, 20),
     }
 
 
@@ -204,7 +207,10 @@ def test_an_image_trigger_is_read_from_the_kept_copy(dataset: Dataset, model: Pa
     (tmp_path / "trigger.png").write_bytes(encode_png(np.array(TRIGGER.render(5))))
     gone = ImageTriggerSpec(size_px=5, file=str(tmp_path / "gone.png"))
     values = run(dataset, model, tmp_path / "a", trigger=gone, trigger_file=tmp_path / "trigger.png")["measurements"]
-    assert values == run(dataset, model, tmp_path / "b")["measurements"]
+    other = run(dataset, model, tmp_path / "b")["measurements"]  # under unseen triggers of another style
+    assert {name: value for name, value in values.items() if "unseen" not in name} == {
+        name: value for name, value in other.items() if "unseen" not in name
+    }
     with pytest.raises(DataError, match=r"gone\.png cannot be read"):
         run(dataset, model, tmp_path / "c", trigger=gone)
 
@@ -240,9 +246,12 @@ def test_a_trigger_larger_than_the_evaluated_frame_is_refused(dataset: Dataset, 
         run(dataset, model, tmp_path, trigger=GridTriggerSpec(size_px=17))
 
 
-def test_the_unseen_trigger_must_not_be_the_attacks(dataset: Dataset, model: Path, tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="unseen_trigger_seed 9999 is the attack's own"):
-        run(dataset, model, tmp_path, trigger=GridTriggerSpec(size_px=5, seed=9_999))
+def test_a_trigger_without_other_patterns_is_measured_without_that_control(
+    dataset: Dataset, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(GridTriggerSpec, "unseen", lambda self, seed: None)
+    values = run(dataset, model, tmp_path)
+    assert {name.split("/")[1] for name in values["measurements"]} == {"clean", "triggered"}
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -25,7 +25,9 @@ from tests.support.tiny_sets import tiny_dataset
 from tests.support.tiny_towers import tiny_towers
 
 CLASSES = ("bird", "cat", "dog", "fire_truck")
-SPEC = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "linear", "zero_shot"), label_fractions=(1.0,))
+SPEC = EvaluationSpec(
+    probes=({"kind": "knn", "neighbours": 3}, "linear", "zero_shot"), label_fractions=(1.0,), unseen_triggers=1
+)
 TARGETS_SPEC = TargetsSpec(num_targets=5)
 
 
@@ -95,7 +97,7 @@ def test_zero_shot_alone_needs_no_training_images(dataset: Dataset, model: Path,
         test_only,
         model,
         tmp_path / "b",
-        spec=EvaluationSpec(probes=("zero_shot",)),
+        spec=EvaluationSpec(probes=("zero_shot",), unseen_triggers=1),
         trigger=GridTriggerSpec(size_px=5),
         target_label=1,
     )
@@ -110,9 +112,11 @@ def test_zero_shot_alone_needs_no_training_images(dataset: Dataset, model: Path,
     similarity = pq.read_table(tmp_path / "b" / "similarity.parquet")
     assert similarity.schema == SIMILARITY
     pairs = similarity.group_by("condition").aggregate([("num_pairs", "sum")]).to_pylist()
-    assert {row["condition"]: row["num_pairs_sum"] for row in pairs} == dict.fromkeys(
-        ("clean", "triggered", "unseen_trigger"), 20 * 19 // 2
-    )
+    assert {row["condition"]: row["num_pairs_sum"] for row in pairs} == {
+        "clean": 190,
+        "triggered": 190,
+        "clean_same_label": 115,
+    }
 
 
 def test_images_without_captions_leave_retrieval_out(dataset: Dataset, model: Path, tmp_path: Path) -> None:

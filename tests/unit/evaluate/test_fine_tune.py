@@ -103,7 +103,9 @@ def test_scores_stand_beside_the_frozen_probes_and_the_model_stays(
     model.mkdir()
     save_backbone(build_backbone(VIT, 1, 0), 1, model)
     weights = {name: value.clone() for name, value in load_backbone(model).state_dict().items()}
-    spec = EvaluationSpec(probes=({"kind": "knn", "neighbours": 3}, "fine_tune"), label_fractions=(0.5, 1.0))
+    spec = EvaluationSpec(
+        probes=({"kind": "knn", "neighbours": 3}, "fine_tune"), label_fractions=(0.5, 1.0), unseen_triggers=1
+    )
     summary = evaluate(
         spec,
         dataset,
@@ -117,7 +119,7 @@ def test_scores_stand_beside_the_frozen_probes_and_the_model_stays(
     assert summary["measurements"]["accuracy/clean/fine_tune_100"] == 1.0
     predictions = pq.read_table(tmp_path / "out/predictions.parquet")
     assert set(pc.unique(predictions["probe"]).to_pylist()) == {"knn", "fine_tune_50", "fine_tune_100"}
-    assert set(pc.unique(predictions["condition"]).to_pylist()) == {"clean", "triggered", "unseen_trigger"}
+    assert set(pc.unique(predictions["condition"]).to_pylist()) == {"clean", "triggered", "unseen_trigger_1"}
     after = load_backbone(model).state_dict()
     assert all(torch.equal(after[name], value) for name, value in weights.items())
 

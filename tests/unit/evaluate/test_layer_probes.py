@@ -89,7 +89,7 @@ def test_the_stem_is_read_before_its_max_pool() -> None:
 def test_each_layer_gives_a_probe_a_fraction(dataset: Dataset, tmp_path: Path) -> None:
     save_backbone(resnet(), 1, tmp_path)
     heard: list[Progress] = []
-    spec = EvaluationSpec(probes=("knn", "linear_layers"), label_fractions=(0.5, 1.0))
+    spec = EvaluationSpec(probes=("knn", "linear_layers"), label_fractions=(0.5, 1.0), unseen_triggers=1)
     evaluate(
         spec,
         dataset,

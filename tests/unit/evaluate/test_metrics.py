@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from ssl_backdoor.evaluate.metrics import (
     DEFINITION,
     Measurement,
+    average_unseen,
     confusion_matrix,
     measure_features,
     measure_predictions,
@@ -208,6 +209,20 @@ def test_what_has_no_pairs_or_no_spread_is_left_out() -> None:
         "similarity_clean",
         "similarity_triggered",
     }
+
+
+def test_numbers_under_unseen_triggers_are_averaged_over_them_and_the_others_stay() -> None:
+    def row(condition: str, value: float, text: str = "Share of it. Interval: Wilson.") -> Measurement:
+        return Measurement("accuracy", condition, "knn", value, 10, value - 0.1, value + 0.1, text)
+
+    rows = [row("clean", 0.9), row("unseen_trigger_1", 0.2), row("triggered", 0.5), row("unseen_trigger_2", 0.6)]
+    clean, unseen, triggered = average_unseen(rows)
+    assert (clean, triggered) == (rows[0], rows[2])
+    assert unseen == Measurement(
+        "accuracy", "unseen_trigger", "knn", pytest.approx(0.4), 10, None, None,
+        "Share of it. Mean over 2 trigger(s) of the same style that no encoder was trained on. No interval: they share "
+        "images.",
+    )  # fmt: skip
 
 
 def test_metrics_leave_torch_alone() -> None:

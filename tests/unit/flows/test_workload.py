@@ -44,8 +44,8 @@ def workload(tmp_path):
         (CIFAR_BYOL, {"ingest": 1, "poison": 4, "train": 5, "defend": 5, "evaluate": 12, "report": 1}),
         # Of each method a control and a suspect a pair.
         (TABLE1, {"ingest": 1, "poison": 2, "train": 6, "evaluate": 8, "report": 1}),
-        # Four counts, the defended one among them; two defences of a suspect and of the control.
-        (BACKDOOR, {"ingest": 1, "poison": 4, "train": 5, "defend": 4, "evaluate": 9, "report": 1}),
+        # Four counts, the defended one among them; two defences of a suspect and of the control; both on plain data.
+        (BACKDOOR, {"ingest": 2, "poison": 5, "train": 7, "defend": 4, "evaluate": 11, "report": 1}),
         ({"recipe": "demo"}, {"ingest": 1, "poison": 3, "train": 5, "defend": 4, "evaluate": 10, "report": 1}),
     ],
 )
@@ -63,7 +63,7 @@ def test_work_is_what_the_spec_says(workload):
     assert units(found, "poison") == {1000, 500}  # all of one of five classes, or half of it
     assert units(found, "train") == {20 * (5000 // 64)}
     assert units(found, "defend") == {80 * (1250 // 64)}  # a trusted quarter
-    assert units(found, "evaluate") == {5000 + 3 * 5000}  # clean, triggered, unseen trigger
+    assert units(found, "evaluate") == {5000 + 12 * 5000}  # clean, triggered, ten unseen triggers
     assert units(found, "report") == {4 * 4}  # runs and arms
 
 

@@ -14,6 +14,7 @@ from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.patch import paste, place
 from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.poison.triggers.tensors import apply_to_tensor
+from ssl_backdoor.poison.triggers.unseen import unseen_triggers
 from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs.trigger import Box
 
@@ -228,3 +229,34 @@ def test_tensors_of_either_type_get_the_same_pixels_as_arrays(trigger: GridTrigg
     as_float = apply_to_tensor(trigger, levels / 255, seeds, "test")
     assert as_float.dtype == torch.float32
     np.testing.assert_array_equal((as_float * 255).round().numpy(), expected)
+
+
+# ---------------------------------------------------------------------------------------- triggers never seen
+
+
+def test_unseen_triggers_are_of_the_style_all_different_and_drawn_for_the_pair_and_seed() -> None:
+    own = grid(style="flat", test_location=(0.0, 0.5))
+    found = unseen_triggers(own, 10, 3)
+    assert found == unseen_triggers(own, 10, 3)
+    assert len({one.render(6).tobytes() for one in (own, *found)}) == 11
+    assert {one.anonymous for one in found} == {own.anonymous}
+    assert found[:4] == unseen_triggers(own, 4, 3)
+    assert not set(found) & {*unseen_triggers(own, 10, 4), *unseen_triggers(grid(style="flat", seed=8), 10, 3)}
+
+
+def test_a_picture_is_set_against_smooth_grids() -> None:
+    found = unseen_triggers(ImageTriggerSpec(file="a.png", size_frac=0.25, opacity=0.5), 3, 0, png())
+    assert [(one.style, one.cells, one.size_frac, one.opacity) for one in found] == [("smooth", 4, 0.25, 0.5)] * 3
+
+
+def test_the_triggers_own_pattern_is_drawn_again() -> None:
+    one_cell = grid(cells=1)  # one of eight colours
+    assert all((one.render(6) != one_cell.render(6)).any() for one in unseen_triggers(one_cell, 100, 0))
+
+
+def test_a_style_of_a_single_pattern_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GridTriggerSpec, "unseen", lambda self, seed: self)
+    with pytest.raises(SpecError, match=r"100 draws .* set evaluation\.unseen_triggers=0"):
+        unseen_triggers(grid(), 1, 0)
+    monkeypatch.setattr(GridTriggerSpec, "unseen", lambda self, seed: None)
+    assert unseen_triggers(grid(), 1, 0) == ()

@@ -37,7 +37,7 @@ def run_spec(trigger_seed=11, target="cat", seed=0, variant="", fraction=1.0, cl
 
 def measurements(rows):
     """rows: (name, condition, probe, value[, n, low, high])."""
-    full = [(*row, *(1000, None, None)[len(row) - 4 :], f"What {row[0].split(':')[0]} means.") for row in rows]
+    full = [(*row, *(4000, None, None)[len(row) - 4 :], f"What {row[0].split(':')[0]} means.") for row in rows]
     return pa.Table.from_pylist([dict(zip(MEASUREMENTS.names, row, strict=True)) for row in full], schema=MEASUREMENTS)
 
 

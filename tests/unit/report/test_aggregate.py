@@ -9,7 +9,7 @@ from report_fakes import bare, find, run_spec, ten_pairs
 from scipy import stats
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.report.estimates import FEW_CONTROLS, paired
 from ssl_backdoor.report.frame import Measure, headline_probes, pair_of
 from ssl_backdoor.report.sections.pairs import cases_of
 
@@ -37,19 +37,25 @@ def row(rows, name, arm, variant=""):
     return found
 
 
-def test_mean_and_t_interval_over_pairs_by_hand():
+def test_mean_and_interval_over_pairs_are_students_where_nothing_bounds_them():
     got = row(paired(four_pairs()), FP[0], "suspect")
+    assert (got.value, got.n, got.interval, got.num_images) == (875.0, 4, "beta", 4000)
+    assert 0 < got.low < 875 < got.high < 4000
+    z = [bare("suspect", [("z_score_sd", "triggered", "features", float(v))], trigger_seed=v) for v in SUSPECT]
     half = stats.t.ppf(0.975, 3) * np.std(SUSPECT, ddof=1) / 2
-    assert (got.value, got.n, got.interval) == (875.0, 4, "t")
-    assert (got.low, got.high) == pytest.approx((875 - half, 875 + half))
+    unbounded = find(paired(z), "z_score_sd", "suspect", "triggered", "features")
+    assert (unbounded.low, unbounded.high) == pytest.approx((875 - half, 875 + half))
+    assert (unbounded.interval, unbounded.p is not None) == ("t", True)
     assert "4 (trigger, target) pairs, one seed each" in got.definition
 
 
 def test_excess_is_paired_and_narrower_than_the_difference_of_levels():
-    runs = [one for i, base in enumerate((100, 500, 900)) for one in arms((base, base + 50 + i), trigger_seed=i)]
+    bases = enumerate((100, 500, 900))
+    runs = [one for i, base in bases for one in arms((base, base + 50 + i), seed=i)]
     got = row(paired(runs), "target_false_positives_excess", "suspect")
     assert got.value == pytest.approx(51.0)
-    assert got.high - got.low < 5.0
+    assert got.high - got.low < 8.0
+    assert got.p < 0.001
 
 
 def test_control_is_matched_by_pair_not_by_order():
@@ -70,51 +76,63 @@ def test_seeds_within_a_pair_are_averaged_before_the_pairs():
 
 def test_one_pair_with_seeds_replicates_over_seeds_and_says_so():
     got = row(paired([one for seed, v in enumerate((5, 7, 9)) for one in arms((0, v), seed=seed)]), FP[0], "suspect")
-    assert (got.value, got.n, got.interval) == (7.0, 3, "t")
+    assert (got.value, got.n, got.interval) == (7.0, 3, "beta")
     assert "spread between pairs is not in it" in got.definition
 
 
-def test_a_single_run_keeps_its_wilson_interval_and_says_what_it_lacks():
+def test_a_single_run_has_no_interval_over_models_but_its_own_within_it():
     runs = [bare("suspect", [(*FP, 40.0, 4000, 29.0, 54.0)])]
     got = row(paired(runs), FP[0], "suspect")
-    assert (got.value, got.n, got.low, got.high) == (40.0, 4000, 29.0, 54.0)
-    assert got.interval == "wilson"
-    assert "spread between pairs and seeds is not in it" in got.definition
+    assert (got.value, got.n, got.low, got.high, got.interval) == (40.0, 1, None, None, "none")
+    assert got.told_interval == (29.0, 54.0, "within 1 model, over its 4,000")
+    assert "1 model: no interval over models" in got.definition
 
 
-def test_a_single_run_without_interval_has_none_and_its_excess_neither():
+def test_nothing_of_a_single_pair_of_encoders_is_significant():
     rows = paired(arms((10, 40, 20)))
-    assert row(rows, FP[0], "suspect").interval == "none"
     excess = row(rows, "target_false_positives_excess", "suspect")
-    assert (excess.value, excess.n, excess.low, excess.interval) == (30.0, 1, None, "none")
+    assert (excess.value, excess.n, excess.low, excess.p, excess.interval) == (30.0, 1, None, None, "none")
     removed = row(rows, "target_false_positives_removed_frac", "student")
-    assert (removed.value, removed.interval) == (pytest.approx(20 / 30), "none")
+    assert (removed.value, removed.low) == (None, None)
 
 
-def test_share_removed_is_a_ratio_of_means_with_a_seeded_bootstrap():
-    first, second = (row(paired(four_pairs()), "target_false_positives_removed_frac", "student") for _ in range(2))
-    assert first == second
-    assert first.value == pytest.approx((875 - 287.5) / (875 - 105))
-    assert first.low < first.value < first.high
-    ratios = (np.array(SUSPECT) - STUDENT) / (np.array(SUSPECT) - CONTROL)
-    assert ratios.min() <= first.low
-    assert first.high <= ratios.max()
-    assert first.interval == "bootstrap"
-    assert "10,000 paired bootstrap resamples" in first.definition
+def own_seeds(*columns):
+    """Seeds of one pair, so a clean-trained encoder of its own, a row."""
+    return [one for i, v in enumerate(zip(*columns, strict=True)) for one in arms(v, seed=i)]
+
+
+STRONG = [1100, 1000, 1200, 950]
+
+
+def test_share_removed_is_a_ratio_of_means_with_fiellers_interval():
+    got = row(paired(own_seeds(CONTROL, STRONG, STUDENT)), "target_false_positives_removed_frac", "student")
+    assert got.value == pytest.approx((1062.5 - 287.5) / (1062.5 - 105))
+    assert got.low < got.value < got.high <= 1.0
+    assert got.interval == "fieller"
+    lost, excess = (np.subtract(STRONG, other) for other in (STUDENT, CONTROL))
+    t = stats.t.ppf(0.995, 3)
+    for ratio in (got.low, min(got.high, 1.0)):
+        rest = lost - ratio * excess
+        if ratio < 1:
+            assert abs(rest.mean()) == pytest.approx(t * rest.std(ddof=1) / 2, rel=1e-6)
+
+
+def test_a_share_above_all_of_the_excess_is_told_as_all():
+    got = row(paired(own_seeds(CONTROL, STRONG, [40, 30, 20, 10])), "target_false_positives_removed_frac", "student")
+    assert (got.value, got.high) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("suspects", [(100, 2000, 90, 110), (50, 60, 40, 55)], ids=["unclear", "negative"])
 def test_share_removed_is_not_defined_without_a_clear_excess(suspects):
-    runs = [one for i, v in enumerate(zip(CONTROL, suspects, STUDENT, strict=True)) for one in arms(v, trigger_seed=i)]
-    got = row(paired(runs), "target_false_positives_removed_frac", "student")
+    got = row(paired(own_seeds(CONTROL, suspects, STUDENT)), "target_false_positives_removed_frac", "student")
     assert (got.value, got.low, got.high) == (None, None, None)
-    assert "not defined: no excess significantly above 0" in got.definition
+    assert "not defined: no excess above 0 at 1 %" in got.definition
 
 
 def test_lost_accuracy_counts_as_excess_to_remove():
     key = ("accuracy", "triggered", "knn")
     values = {"control": (0.6, 0.61, 0.59), "suspect": (0.3, 0.32, 0.31), "student": (0.5, 0.52, 0.49)}
-    runs = [bare(arm, [(*key, v)], trigger_seed=i) for arm, many in values.items() for i, v in enumerate(many)]
+    runs = [bare(arm, [(*key, v)], seed=i) for arm, many in values.items() for i, v in enumerate(many)]
     got = find(paired(runs), "accuracy_removed_frac", "student", "triggered", "knn")
     assert got is not None
     assert got.value == pytest.approx((1.51 - 0.93) / (1.80 - 0.93))
@@ -139,12 +157,64 @@ def test_a_variant_trained_otherwise_does_not_borrow_the_control():
     assert find(rows, "target_false_positives_excess", "suspect", *FP[1:], "longer") is None
 
 
-def test_a_shared_control_is_named_where_its_noise_is_missing():
+def test_pairs_of_one_clean_trained_encoder_have_no_interval_of_a_difference():
     rows = paired(four_pairs())
-    assert "share the clean-trained encoder" in row(rows, "target_false_positives_excess", "suspect").definition
-    assert "share the clean-trained encoder" not in row(rows, FP[0], "suspect").definition
-    apart = paired([one for i in range(3) for one in arms((1, 2 + i), trigger_seed=i, seed=i)])
-    assert "share the clean-trained encoder" not in row(apart, "target_false_positives_excess", "suspect").definition
+    excess = row(rows, "target_false_positives_excess", "suspect")
+    assert (excess.n, excess.num_trainings, excess.low, excess.p) == (4, 1, None, None)
+    assert FEW_CONTROLS in excess.definition
+    assert row(rows, "target_false_positives_removed_frac", "student").value is None
+    assert row(rows, FP[0], "suspect").low is not None  # each pair poisons and trains anew
+    apart = row(paired(own_seeds(CONTROL, STRONG)), "target_false_positives_excess", "suspect")
+    assert (apart.num_trainings, apart.p < 0.01) == (4, True)
+
+
+def test_the_noise_of_shared_encoders_is_in_an_interval_over_pairs():
+    def excess(shift):
+        runs = [
+            one
+            for pair in range(8)
+            for seed in range(3)
+            for one in arms((100 + shift * seed, 500 + 11 * pair + 7 * seed), trigger_seed=pair, seed=seed)
+        ]
+        return row(paired(runs), "target_false_positives_excess", "suspect")
+
+    quiet, noisy = excess(7), excess(100)
+    assert (quiet.num_units, quiet.num_trainings) == (8, 3)
+    assert noisy.high - noisy.low > 2 * (quiet.high - quiet.low)
+
+
+def test_the_specific_excess_is_a_paired_difference_of_differences():
+    def encoder(arm, own, unseen, seed):
+        rows = [(*FP, own), (FP[0], "unseen_trigger", FP[2], unseen)]
+        return bare(arm, rows, seed=seed)
+
+    runs = [
+        encoder(arm, own + 10.0 * seed, unseen + 10.0 * seed + jitter * seed, seed)
+        for seed in range(3)
+        for arm, own, unseen, jitter in (("control", 100.0, 90.0, 0), ("suspect", 900.0, 700.0, 1))
+    ]
+    got = row(paired(runs), f"{FP[0]}_specific_excess", "suspect")
+    assert got.value == pytest.approx((900 - 100) - (700 - 90) - 1)
+    assert got.low < got.value < got.high
+    assert got.p < 0.01
+
+
+@pytest.mark.parametrize(
+    ("metric", "low", "high"),
+    [("accuracy", 0, 1), ("attack_success_rate", 0, 1), ("top_class_share", 0, 1), ("detection_auroc", 0, 1),
+     ("target_false_positives", 0, 4000), ("similarity_triggered", -1, 1)],
+)  # fmt: skip
+def test_no_interval_leaves_what_is_possible(metric, low, high):
+    values = [low + share * (high - low) for share in (0.02, 0.97, 1.0)]
+    runs = [bare("suspect", [(metric, "triggered", "knn", v)], trigger_seed=i) for i, v in enumerate(values)]
+    got = find(paired(runs), metric, "suspect", "triggered", "knn")
+    assert low <= got.low < got.value < got.high <= high
+
+
+def test_what_is_not_known_to_have_limits_has_no_interval():
+    runs = [bare("suspect", [("my_metric", "triggered", "knn", float(v))], trigger_seed=v) for v in range(3)]
+    got = find(paired(runs), "my_metric", "suspect", "triggered", "knn")
+    assert (got.value, got.n, got.low) == (1.0, 3, None)
 
 
 def test_values_that_are_not_finite_are_left_out_and_counted():
@@ -182,13 +252,6 @@ def test_every_pair_is_listed_with_its_own_share_removed():
     main, side = (cases_of(results, variant, MEASURE) for variant in ("", "side"))
     assert [pair.label for pair, _ in (*main, *side)] == ["11 / cat", "12 / cat", "13 / cat", "14 / cat", "50 / cat"]
     assert next(iter(main.values())) == (100.0, 1100.0, 300.0)
-    assert next(iter(main.values())).removed == pytest.approx(800 / 1000)
-    assert next(iter(side.values())).removed is None
-
-
-def test_a_pair_without_excess_has_no_share_removed():
-    (case,) = cases_of(paired(arms((100, 50, 60))), "", MEASURE).values()
-    assert case.removed is None
 
 
 @pytest.mark.slow
@@ -243,4 +306,4 @@ def test_one_encoder_for_all_pairs_has_no_interval_between_them():
     runs = [one for i in range(3) for one in arms((100, 200 + i), trigger_seed=i)]
     got = row(paired(runs), FP[0], "control")
     assert (got.value, got.n, got.low, got.high, got.interval) == (100.0, 3, None, None, "none")
-    assert "no spread" in got.definition
+    assert FEW_CONTROLS in got.definition

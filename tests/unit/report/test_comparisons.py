@@ -19,13 +19,7 @@ EXCESS = {
 
 
 def compared(excess=EXCESS, unit="seed", **changes):
-    return compare(table(tuple(excess), **changes), paired(grid(excess), unit))
-
-
-def p_by_hand(values):
-    values = np.array(values, dtype=float)
-    t = values.mean() / (values.std(ddof=1) / np.sqrt(len(values)))
-    return 2 * stats.t.sf(abs(t), len(values) - 1)
+    return compare([table(tuple(excess), **changes)], paired(grid(excess), unit))[0]
 
 
 def holm_by_hand(ps):
@@ -42,18 +36,27 @@ def test_mean_interval_p_and_effect_by_hand():
     half = stats.t.ppf(0.975, 3) * values.std(ddof=1) / 2
     row = near.difference
     assert (row.n, row.unit, row.value) == (4, "seed", 30.0)
-    assert (row.low, row.high) == pytest.approx((30 - half, 30 + half))
-    assert near.p == pytest.approx(p_by_hand(values))
+    assert (row.low, row.high) == pytest.approx((30 - half, 30 + half), abs=0.2)  # far from 4,000: Student's t
+    assert near.p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=0.02)
     assert near.effect_size == pytest.approx(30 / values.std(ddof=1))
 
 
 def test_p_is_corrected_after_holm_over_the_lines_of_the_table():
     got = compared()
-    ps = [p_by_hand(values[0]) for values in EXCESS.values()]
+    ps = [one.p for one in got]
     assert [one.p_holm for one in got] == pytest.approx(holm_by_hand(ps))
     assert got[2].p < got[2].p_holm
     (alone,) = compared({"near": EXCESS["near"]})
     assert alone.p_holm == pytest.approx(alone.p)
+
+
+def test_p_is_corrected_over_all_tables_and_so_are_the_intervals_that_rank():
+    results = paired(grid(EXCESS), "seed")
+    whole = table(tuple(EXCESS))
+    (alone,), (first, second) = compare([whole], results), compare([whole, whole], results)
+    assert [one.p_holm for one in first] == pytest.approx(holm_by_hand([one.p for one in (*first, *second)])[:4])
+    assert all(a.p_holm <= b.p_holm for a, b in zip(alone, first, strict=True))
+    assert {one.label for one in first if one.apart_from} <= {one.label for one in alone if one.apart_from}
 
 
 def test_verdicts_follow_the_corrected_p_and_the_sign():
@@ -68,25 +71,26 @@ def test_lines_are_apart_where_their_intervals_do_not_overlap():
     got = {one.label: set(one.apart_from) for one in compared()}
     assert got["far"] == {"near", "under", "none"}
     assert got["under"] == {"far", "near"}
-    assert "none" not in got["near"]
+    assert got["near"] == {"far", "under"}
+    assert got["none"] == {"far"}
 
 
 def test_one_unit_has_a_difference_and_nothing_else():
     (one,) = compared({"a": [[300]]})
     row = one.difference
     assert (row.n, row.value, row.low, one.p, one.p_holm, one.units_needed) == (1, 300.0, None, None, None, None)
-    assert one.verdict == "unclear"
+    assert one.verdict == "untested"
     assert row.pair_range is None
 
 
 def test_identical_differences_give_no_test():
     (one,) = compared({"a": [[7, 7, 7]]})
     row = one.difference
-    assert (row.n, row.value, row.low, one.p, one.verdict) == (3, 7.0, None, None, "unclear")
+    assert (row.n, row.value, row.low, one.p, one.verdict) == (3, 7.0, None, None, "untested")
 
 
 def test_what_was_not_measured_says_so_and_leaves_the_others_alone():
-    got = compare(table(("a", "failed")), paired(grid({"a": EXCESS["near"]}), "seed"))
+    (got,) = compare([table(("a", "failed"))], paired(grid({"a": EXCESS["near"]}), "seed"))
     assert [one.verdict for one in got] == ["above", "unmeasured"]
     assert (got[1].difference.num_units, got[1].difference.value) == (0, None)
     assert got[0].p_holm == pytest.approx(got[0].p)
@@ -107,15 +111,26 @@ def test_a_line_about_one_arm_sets_that_arm_against_the_control():
         for arm, value in (("control", 100.0), ("suspect", 900.0 + seed), ("student", 150.0 - seed))
     ]
     rows = tuple(TableRow(label=arm, variant="kept", arm=arm) for arm in ("control", "suspect", "student"))
-    got = compare(table((), rows=rows), paired(runs, "seed"))
+    (got,) = compare([table((), rows=rows)], paired(runs, "seed"))
     assert [(one.label, one.difference.value) for one in got] == [("suspect", 801.0), ("student", 49.0)]
 
 
 def test_a_side_variant_borrows_the_main_control():
     main = grid({"": [[300, 310]]})
     side = [one for one in grid({"half": [[100, 120]]}) if one.arm == "suspect"]
-    (one,) = compare(table(("half",)), paired([*main, *side], "seed"))
+    ((one,),) = compare([table(("half",))], paired([*main, *side], "seed"))
     assert one.difference.value == pytest.approx(110.0)
+
+
+def test_pairs_that_share_one_clean_trained_encoder_are_no_test():
+    (one,) = compared({"a": [[590], [600], [610]]}, "pair")
+    assert (one.difference.num_units, one.p, one.verdict) == (3, None, "untested")
+
+
+def test_units_needed_are_a_range_and_none_below_five():
+    assert compared()[1].units_needed is None
+    few, many = compared({"a": [[10, 50, 30, 60, -20]]})[0].units_needed
+    assert 3 <= few < many or many == 0
 
 
 def test_scores_of_the_features_have_no_probe_of_their_own():

@@ -34,7 +34,7 @@ def test_frames_of_two_reports_can_be_concatenated(frames):
 def test_excess_and_share_removed_are_rows_of_each_encoder(frames):
     rows = frames[0][frames[0].metric == "target_false_positives"]
     student = rows[(rows.defence == "compress") & (rows.pair == "11 / cat")].set_index("statistic").value
-    assert student.to_dict() == {"value": 200.0, "excess": 100.0, "removed_frac": 0.75}
+    assert student.to_dict() == {"value": 200.0, "excess": 100.0}
     assert set(rows[rows.arm == "control"].statistic) == {"value"}
     assert set(rows[(rows.trained_on == "poisoned") & (rows.defence == "")].statistic) == {"value", "excess"}
 

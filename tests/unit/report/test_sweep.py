@@ -20,6 +20,7 @@ from sweep_fakes import (
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.report.estimates import swept
 from ssl_backdoor.report.frame import CONTROL, SUSPECT
+from ssl_backdoor.report.intervals import infer_share
 from ssl_backdoor.report.swept import curves_of, x_of
 from ssl_backdoor.specs import FigureSpec
 
@@ -43,16 +44,17 @@ def row(rows, name, arm, condition, probe="zero_shot", variant=""):
 def test_success_is_pooled_over_the_pairs_of_all_models(success):
     got = row(success, "targeted_success", "suspect", "num_poisons=2")
     assert (got.value, got.n, got.interval) == (pytest.approx(5 / 12), 12, "wilson")
-    assert (got.low, got.high) == pytest.approx(wilson(5, 12), abs=1e-4)
-    assert "3 model(s) with 4 (x', y') pair(s) each" in got.definition
-    assert "not independent" in got.definition
+    assert (got.low, got.high) == pytest.approx(infer_share(np.array([2.0, 2, 1]), np.full(3, 4.0)))
+    assert got.low < wilson(5, 12)[0] < wilson(5, 12)[1] < got.high  # targets of one model are not independent
+    assert "3 models with 4 (x', y') pair(s) each" in got.definition
 
 
 def test_pairs_of_their_own_model_are_independent():
     rows = swept([SUCCESS], [targeted(targeted_run(3, seed, pairs=1), "suspect", seed % 2) for seed in range(4)])
     got = row(rows, "targeted_success", "suspect", "num_poisons=3")
     assert (got.value, got.n) == (0.5, 4)
-    assert "not independent" not in got.definition
+    exact = stats.binomtest(2, 4).proportion_ci()
+    assert (got.low, got.high) == pytest.approx((exact.low, exact.high))
 
 
 def test_the_control_stands_at_zero_once_a_model(success):
@@ -65,16 +67,13 @@ def test_the_control_stands_at_zero_once_a_model(success):
     assert row(success, "accuracy", "control", "num_poisons=0, clean").n == 3
 
 
-def test_all_else_is_a_mean_over_models_with_a_t_interval(rate):
+def test_all_else_is_a_mean_over_models_with_an_interval_within_its_range(rate):
     got = row(rate, "attack_success_rate", "suspect", "num_poisons=50")
     half = stats.t.ppf(0.975, 2) * np.std(RATES[50], ddof=1) / np.sqrt(3)
-    assert (got.value, got.n, got.interval) == (pytest.approx(np.mean(RATES[50])), 3, "t")
-    assert (got.low, got.high) == pytest.approx((got.value - half, 1.0))  # cut where a share ends
-    assert got.value + half > 1.0
-    five = row(rate, "attack_success_rate", "suspect", "num_poisons=5")
-    half = stats.t.ppf(0.975, 2) * np.std(RATES[5], ddof=1) / np.sqrt(3)
-    assert (five.low, five.high) == pytest.approx((five.value - half, five.value + half))
-    assert row(rate, "z_score_sd", "suspect", "num_poisons=50", "features").value == pytest.approx(3 * got.value)
+    assert (got.value, got.n, got.interval) == (pytest.approx(np.mean(RATES[50])), 3, "beta")
+    assert 0 < got.low < got.value < got.high < 1 < got.value + half
+    z = row(rate, "z_score_sd", "suspect", "num_poisons=50", "features")
+    assert (z.value, z.high) == pytest.approx((3 * got.value, 3 * (got.value + half)))
 
 
 def test_conditions_beside_the_main_one_are_named(rate):
@@ -88,7 +87,8 @@ def test_differences_to_the_control_are_paired_by_model(rate, success):
     got = row(rate, "attack_success_rate_excess", "suspect", "num_poisons=5")
     differences = np.array(RATES[5]) - (0.1, 0.11, 0.12)
     assert got.value == pytest.approx(differences.mean())
-    assert got.high - got.low == pytest.approx(2 * stats.t.ppf(0.975, 2) * differences.std(ddof=1) / np.sqrt(3))
+    half = stats.t.ppf(0.975, 2) * differences.std(ddof=1) / np.sqrt(3)
+    assert (got.high - got.low) / 2 == pytest.approx(half, rel=0.05)  # far from both ends: Student's t
     clean = row(success, "accuracy_excess", "suspect", "num_poisons=8, clean")
     assert clean.value == pytest.approx((0.01 + 0.012 + 0.01) / 3)
     assert clean.low > 0  # paired: the spread between seeds is gone
@@ -107,11 +107,11 @@ def test_an_encoder_of_several_series_is_counted_in_the_first(rate):
     assert row(rate, "seconds", "student", "num_poisons=50", "", "cleanclip").value == pytest.approx(9.0)
 
 
-def test_one_model_keeps_its_own_interval_and_says_what_it_lacks():
+def test_one_model_has_no_interval_over_models():
     rows = swept([RATE], [backdoor(backdoor_run(5), "suspect", 0.3), backdoor(backdoor_run(5), "control", 0.1)])
     got = row(rows, "attack_success_rate", "suspect", "num_poisons=5")
-    assert (got.n, got.interval) == (900, "wilson")
-    assert "One model" in got.definition
+    assert (got.n, got.low, got.interval) == (1, None, "none")
+    assert got.told_interval[2] == "within 1 model, over its 900"
     excess = row(rows, "attack_success_rate_excess", "suspect", "num_poisons=5")
     assert (excess.value, excess.n, excess.low) == (pytest.approx(0.2), 1, None)
 

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import json
 import re
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -66,7 +67,7 @@ def test_each_figure_comes_with_its_data(written):
 
 def test_a_page_of_figures_alone_has_no_empty_sections(written):
     out, summary = written
-    assert summary["answer"].startswith("Attack success")
+    assert summary["answer"].startswith("Attack works")
     page = Page((out / "report.html").read_text())
     anchors = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
     assert anchors <= {attrs["id"] for _, attrs in page.tags if "id" in attrs}
@@ -122,7 +123,7 @@ def test_the_table_shows_ours_beside_the_papers():
         "paper (unverified), 3 poisons",
     ]  # fmt: skip
     assert [cell.value for cell in table.lines[-1].cells][:2] == ["40.0 %", "–"]
-    assert table.lines[-2].cells[0][:3] == ("100.0 %", "75.8 to 100.0", "n = 12")
+    assert table.lines[-2].cells[0][:3] == ("100.0 %", "36.8 to 100.0", "n = 12 in 3 models")
     assert (SECONDS, "value") in columns_of(SUCCESS, rows)
     text = figure_text(SUCCESS, rows)
     assert "poisoned, 8 poisons" in text
@@ -148,7 +149,7 @@ def test_the_answer_to_targeted_poisoning():
 
 def test_the_answer_to_a_backdoor_and_its_defence():
     answer = sweep_answer([RATE, SIMILAR], backdoor_sweep())
-    assert "11.0 % (8.5 to 13.5) in the control" in answer
+    assert "11.0 % (8.8 to 14.0) in the control" in answer
     assert "significantly above the control's from 50 poisons on" in answer
     assert "rising with the number of poisons" in answer
     assert "the defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
@@ -172,9 +173,11 @@ def test_a_null_result_is_said_as_such():
 
 def test_one_model_is_no_evidence():
     scored = [backdoor(backdoor_run(5), "control", 0.1), backdoor(backdoor_run(5), "suspect", 0.9)]
-    assert sweep_answer([RATE], scored).startswith("One model a point illustrates and is no evidence")
+    assert sweep_answer([RATE], scored).startswith("Attack works, by attack success (zero-shot): cannot tell (n = 1)")
     scored = [targeted(targeted_run(5, pairs=1), "suspect", 1)]
-    assert sweep_answer([SUCCESS], scored).startswith("One model a point illustrates and is no evidence")
+    assert sweep_answer([SUCCESS], scored).startswith(
+        "Attack works, by targeted success (zero-shot): cannot tell (n = 1)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,11 +256,12 @@ def test_hostile_names_are_shown_and_never_run(tmp_path):
     assert page.count("script") == 0
     assert "<script>alert(1)" in page.text
     assert "<script" not in text
-    assert len({line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("| **")}) == 1
+    for is_table, lines in groupby(text.splitlines(), lambda line: line.startswith("|")):
+        assert not is_table or len({line.count("|") - line.count("\\|") for line in lines}) == 1
 
 
 def test_a_figure_without_data_leaves_its_table_out(tmp_path):
     scored = one_pair(num_test=100)
     summary = write_report(report_spec(scored, figures=(SUCCESS, SIMILAR)), scored, [], {}, tmp_path)
     assert not list((tmp_path / "figures").glob("*.csv"))
-    assert summary["answer"].startswith("One trigger/target pair")
+    assert summary["answer"].startswith("Attack works: cannot tell (n = 1)")

@@ -17,41 +17,40 @@ EXCESS = {
 
 def said(runs, *tables, unit="seed", missing=0):
     results = paired(runs, unit)
-    return " ".join(punctuated(table_clauses([(one, compare(one, results)) for one in tables], results, missing)))
+    told = list(zip(tables, compare(tables, results), strict=True))
+    return " ".join(punctuated(table_clauses(told, results, missing)))
 
 
 def test_each_verdict_is_said_with_size_and_interval():
     text = said(grid(EXCESS), table(tuple(EXCESS)))
     assert text.startswith(
-        "Over 3 seeds of 2 trigger/target pairs, tested at 5 % after Holm's correction over 3 lines, target false "
-        "positives (linear 100 %) on triggered images lie significantly above the control's with BYOL (+710, "
+        "Attack works: yes with BYOL. "
+        "Over 3 seeds of 2 trigger/target pairs, tested at 5 % after Holm's correction over the lines of all tables, "
+        "target false positives (linear 100 %) on triggered images lie significantly above the control's with BYOL "
     )
-    assert "; they lie significantly below the control's with RotNet (−20, " in text
-    assert "; they show no significant difference from the control's with MAE (+2, " in text
-    assert "only the intervals of BYOL and RotNet and BYOL and MAE do not overlap" in text
-    assert "to find the effects that are not significant would take" in text
-    assert "clean accuracy differs from the control's by −1.0 pt" in text
+    assert "They lie significantly below the control's with RotNet (−20, " in text
+    assert "They show no significant difference from the control's with MAE (+2, " in text
+    assert "Only the simultaneous intervals of BYOL and RotNet and BYOL and MAE do not overlap" in text
+    assert "80 % power" not in text  # three seeds do not tell how many it would take
+    assert "Clean accuracy differs from the control's by −1.0 pt" in text
     assert text.endswith(".")
-    assert ". " not in text
 
 
 def test_a_null_result_is_said_as_such():
     text = said(grid({"MAE": EXCESS["MAE"]}), table(("MAE",)))
-    assert (
-        "over 1 line, target false positives (linear 100 %) on triggered images show no significant difference" in text
-    )
+    assert "target false positives (linear 100 %) on triggered images show no significant difference" in text
     assert "significantly above" not in text
     assert "significantly below" not in text
 
 
 def test_overlapping_intervals_are_not_ranked():
     text = said(grid({"a": [[10, 30, 20]], "b": [[11, 29, 22]]}), table(("a", "b")))
-    assert "all these intervals overlap, so the lines are not ranked" in text
+    assert "Intervals that hold for all lines at once overlap, so the lines are not ranked" in text
 
 
 def test_many_lines_that_are_apart_are_counted():
     excess = {f"m{i}": [[100 * i + 1, 100 * i + 2, 100 * i + 3]] for i in range(1, 5)}
-    assert "6 of 6 comparisons have intervals that do not overlap" in said(grid(excess), table(tuple(excess)))
+    assert "6 of 6 comparisons have simultaneous intervals apart" in said(grid(excess), table(tuple(excess)))
 
 
 def test_other_tables_are_told_without_numbers():
@@ -60,9 +59,8 @@ def test_other_tables_are_told_without_numbers():
     both = [replace(one, measurements=_also(one.measurements, knn)) for one in runs]
     text = said(both, table(tuple(EXCESS)), table(tuple(EXCESS), "knn", name="second"))
     assert (
-        "; target false positives (kNN) on triggered images lie significantly above the control's with BYOL, and lie "
-        "significantly below the control's with RotNet, and show no significant difference from the control's with MAE"
-        in text
+        "Target false positives (kNN) on triggered images lie significantly above the control's with BYOL, and show "
+        "no significant difference from the control's with RotNet and MAE" in text
     )
 
 
@@ -74,15 +72,15 @@ def _also(measurements, key):
 
 def test_one_run_of_each_is_no_evidence():
     text = said(grid({"BYOL": [[600]], "MAE": [[5]]}), *[table(("BYOL", "MAE"))] * 2)
-    assert text.startswith("One trigger/target pair and one seed illustrate and are no evidence: ")
+    assert text.startswith("Attack works: cannot tell (n = 1). Target false positives")
     assert "+600 with BYOL and +5 with MAE" in text
     assert " lie " not in text
     assert "significant" not in text
 
 
-def test_pairs_stand_in_where_there_is_one_seed():
+def test_pairs_of_one_seed_share_their_control_and_are_no_test():
     text = said(grid({"BYOL": [[600], [610], [590]]}), table(("BYOL",)))
-    assert text.startswith("Over 3 trigger/target pairs of 1 seed, ")
+    assert text.startswith("Attack works: cannot tell (3 pairs, 1 clean-trained encoder). Target false positives")
 
 
 def test_an_attack_on_accuracy_is_told_in_the_singular():
@@ -104,11 +102,11 @@ def test_what_the_student_removes_is_said():
     rows = tuple(TableRow(label=label, variant="25 %", arm=arm) for label, arm in
                  (("no defence", "suspect"), ("student, 25 %", "student")))  # fmt: skip
     text = said(runs, table((), rows=rows))
-    assert 'of the poisoned encoder\'s excess the defence removes 75.2 % with "student, 25 %" (' in text
+    assert 'Of the poisoned encoder\'s excess the defence removes 75 % (74 to 76) with "student, 25 %"' in text
 
 
 def test_missing_runs_are_told_and_nothing_at_all_too():
     assert said(grid(EXCESS), table(tuple(EXCESS)), missing=1).endswith("1 run failed and is not in it.")
     assert said([], table(("BYOL",)), missing=2) == (
-        "There is no answer: the tables hold no encoder with a clean-trained one beside it; 2 runs failed, not in it."
+        "There is no answer: the tables hold no encoder with a clean-trained one beside it. 2 runs failed, not in it."
     )

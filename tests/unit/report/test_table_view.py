@@ -55,8 +55,8 @@ def test_a_cell_has_value_interval_n_and_range_over_pairs(found):
         "poisoned, triggered images",
     ]  # fmt: skip
     last = shown.lines[0].cells[-1]  # (100 + 10 seed) + excess, pairs averaged: 495, 525, 540
-    assert last.value == "520"
-    assert last.interval == "463 to 577"
+    assert last.value == "520 (13 %)"
+    assert last.interval == "466 to 582"
     assert last.n == "n = 3 seeds"
     assert last.spread == "pairs 410 to 630"
     assert shown.lines[0].cells[1].spread == ""  # both pairs share the control: nothing to range over
@@ -99,12 +99,12 @@ def test_lines_about_one_arm_have_clean_and_triggered_columns():
         ("attacked, clean-trained", "control"), ("attacked, poisoned", "suspect"), ("student", "student"),
         ("paper (unverified)", "paper"),
     ]  # fmt: skip
-    assert [line.cells[1].value for line in shown.lines] == ["101", "902", "150", "–"]
+    assert [line.cells[1].value for line in shown.lines] == ["101 (3 %)", "902 (23 %)", "150 (4 %)", "–"]
 
 
 def test_a_single_run_shows_its_wilson_interval_and_says_that_it_is_one():
     runs = [bare("suspect", [(*KEY, 40.0, 4000, 29.0, 54.0)], variant="BYOL")]
-    assert paper_table(table(("BYOL",)), evidence(runs)).lines[0].cells[0][:3] == ("40", "29 to 54", "1 run")
+    assert paper_table(table(("BYOL",)), evidence(runs)).lines[0].cells[0][:3] == ("40 (1 %)", "", "1 model")
 
 
 def test_the_csv_holds_every_number_of_ours_and_of_the_papers(found):
@@ -116,12 +116,12 @@ def test_the_csv_holds_every_number_of_ours_and_of_the_papers(found):
 
 
 def test_comparisons_as_text_and_csv(found):
-    comparisons = compare(table((*EXCESS, "MAE")), found)
+    comparisons = compare([table((*EXCESS, "MAE"))], found)[0]
     first, second, last = ([cell.value for cell in line.cells] for line in comparison_table(comparisons).lines)
     assert first[0] == "+410"
     assert first[2:4] == ["+300 to +520", "3 seeds"]
-    assert second[-2:] == ["significantly below the control", "BYOL"]
-    assert last == ["–", "–", "–", "0 seeds", "–", "–", "–", "not defined", "not measured", "–"]
+    assert "significantly below the control" in second
+    assert last == ["–", "–", "–", "0 seeds", "–", "–", "–", "not told below 5 seeds", "not measured", "–", "–", "–"]
     lines = list(csv.DictReader(comparison_csv(comparisons).splitlines()))
     assert [(line["label"], line["verdict"]) for line in lines] == [
         (one.label, VERDICTS[one.verdict]) for one in comparisons
@@ -131,10 +131,10 @@ def test_comparisons_as_text_and_csv(found):
 
 
 def test_a_shared_control_is_named_where_pairs_are_the_units():
-    one_seed = compare(table(("a",)), paired(grid({"a": [[1], [2], [4]]}), "seed"))
+    one_seed = compare([table(("a",))], paired(grid({"a": [[1], [2], [4]]}), "seed"))[0]
     assert unit_note(one_seed).startswith("Intervals and tests are over pairs")
-    assert "share the clean-trained encoder" in unit_note(one_seed)
-    assert "share" not in unit_note(compare(table(("a",)), paired(grid({"a": [[1, 2], [3, 5]]}), "seed")))
+    assert "share clean-trained encoders" in unit_note(one_seed)
+    assert "share" not in unit_note(compare([table(("a",))], paired(grid({"a": [[1, 2], [3, 5]]}), "seed"))[0])
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_p_values(p, text):
 
 def test_the_terminal_gets_table_and_comparisons_in_fixed_width(found):
     one = table(tuple(EXCESS), paper=SAID)
-    text = PaperTable(one, found).text(compare(one, found))
+    text = PaperTable(one, found).text(compare([one], found)[0])
     assert max(len(line) for line in text.splitlines()) <= 125
     assert re.search(r"RotNet +−20 +.* 3 seeds .* significantly below the control", text)
     assert "Table 1 (linear_100), linear 100 %" in text
     nothing = table(("MAE",))
-    assert "not measured" in PaperTable(nothing, found).text(compare(nothing, found))
+    assert "not measured" in PaperTable(nothing, found).text(compare([nothing], found)[0])
 
 
 def test_cost_counts_the_control_of_a_seed_once():

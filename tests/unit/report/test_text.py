@@ -64,12 +64,15 @@ def test_headline_has_all_arms_and_the_asked_columns(ten):
         ("z_score_sd", "triggered", "features"),
         ("top_class_share", "triggered", "knn"),
     ]
-    assert all(cell.n == "n = 10" and " to " in cell.interval for line in table.lines for cell in line.cells)
+    assert {cell.n for line in table.lines for cell in line.cells} == {"n = 10 pairs"}
+    has_interval = {line.tone: {bool(cell.interval) for cell in line.cells} for line in table.lines}
+    assert has_interval["suspect"] == has_interval["student"] == {True}
+    assert has_interval["control"] == has_interval["distilled_control"] == {False}  # all pairs share these
 
 
 def test_side_variants_stand_beside(ten):
     table = excess_table(ten, "fraction_0.5")
-    assert [line.tone for line in table.lines] == ["suspect", "student", "removed"]
+    assert [line.tone for line in table.lines] == ["suspect", "student", "suspect", "student", "removed"]
 
 
 def test_an_undefined_share_is_said_in_words():
@@ -77,7 +80,7 @@ def test_an_undefined_share_is_said_in_words():
     values = {"control": (1.0, 1.0, 1.0), "suspect": (0.5, 1.5, 1.0), "student": (1.0, 1.0, 1.0)}
     scored = [bare(arm, [(*rows[0], v)], trigger_seed=i) for arm, many in values.items() for i, v in enumerate(many)]
     (cell,) = excess_table(paired(scored)).lines[-1].cells
-    assert cell[:2] == ("not defined", "no excess to remove")
+    assert cell[:2] == ("not defined", "no clear excess")
     assert "not defined" in headline_text(paired(scored))
 
 

@@ -1,0 +1,24 @@
+"""How lists, counts and methods are spelled, for people."""
+
+from collections.abc import Sequence
+
+METHOD_LABELS = {
+    "moco_v2": "MoCo v2", "byol": "BYOL", "simclr": "SimCLR", "simsiam": "SimSiam", "msf": "MSF", "rotnet": "RotNet",
+    "jigsaw": "Jigsaw", "mae": "MAE", "clip": "CLIP",
+}  # fmt: skip
+"""Of the built-in methods, by kind."""
+
+
+def method_label(kind: str) -> str:
+    """For people; of a plug-in's its kind."""
+    return METHOD_LABELS.get(kind, kind)
+
+
+def listing(parts: Sequence[str]) -> str:
+    """The parts in a row of prose: a, b and c."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else "".join(parts)
+
+
+def plural(count: float, what: str) -> str:
+    """``count`` with its noun: 1 seed, 2 seeds."""
+    return f"{count:,.0f} {what}{'s' * (count != 1)}"

@@ -1,0 +1,70 @@
+"""The page's own account of what was run: from runs and artifacts, never a recipe's words."""
+
+from report_fakes import run_spec
+from sweep_fakes import backdoor, backdoor_run
+
+from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
+from ssl_backdoor.report.setting import describe_setting
+from ssl_backdoor.specs import (
+    DatasetSpec,
+    NoStickersSpec,
+    OpenCLIPSpec,
+    PatchStickersSpec,
+    ResNetSpec,
+    ScenesSourceSpec,
+    TemplateCaptionsSpec,
+    TrainSpec,
+    ViTSpec,
+    built_in,
+)
+from ssl_backdoor.words import METHOD_LABELS, method_label
+
+SUMMARY = {"classes": ["crow", "owl", "tit"], "num_train": 600, "num_test": 180, "num_stickers": 170}
+
+
+def test_own_data_are_told_as_they_are():
+    run = run_spec(target="owl")
+    run = run.model_copy(
+        update={"dataset": DatasetSpec(frame_px=32, stickers=PatchStickersSpec(style=GridTriggerSpec(size_px=6)))}
+    )
+    words = describe_setting([run], [], {run.dataset: SUMMARY})
+    assert words["data"] == (
+        "the images given, 3 classes (crow, owl, tit), 600 training and 180 test images, stored at 32 px, 170 of the "
+        "training images, of all classes, bear a patch with a pattern of its own (stickers)"
+    )
+    assert words["encoders"] == "BYOL on ResNet-18, 200 epochs, batches of 256, views of 224 px"
+    assert words["defences"] == "CompRess on 25 % of the training images as trusted data"
+
+
+def test_what_differs_between_runs_is_listed_and_facts_come_from_the_encoders():
+    runs = [backdoor_run(count, seed) for count in (5, 50) for seed in (0, 1)]
+    models = [
+        backdoor(run, arm, 0.5, patch_frac=0.25, poison_fraction_of_dataset=run.attack.num_poisons / 5000)
+        for run in runs
+        for arm in ("control", "suspect")
+    ]
+    words = describe_setting(runs, models, {})
+    assert words["attack carlini2022 backdoor"] == (
+        "a patch of 25 % of the side, 6.2 % of the area, 5 and 50 added pairs, 0.1 and 1 % of the training images in "
+        "number"
+    )
+    assert words["repeats"] == "2 trigger/target pairs, 2 seeds"
+    assert "defences" not in words
+
+
+def test_every_kind_of_data_and_encoder_has_words():
+    clip = TrainSpec.model_validate({"method": {"kind": "clip"}, "backbone": {"kind": "open_clip", "config": "RN50"}})
+    kinds = (TrainSpec(method={"kind": "byol"}, backbone=ResNetSpec(depth=8, width=16)), clip)
+    kinds += (TrainSpec(method={"kind": "mae"}, backbone=ViTSpec()),)
+    data = DatasetSpec(source=ScenesSourceSpec(), captions=TemplateCaptionsSpec(), stickers=NoStickersSpec())
+    runs = [run_spec().model_copy(update={"train": train, "dataset": data}) for train in kinds]
+    words = describe_setting(runs, [], {})
+    assert words["data"] == "the embedded image set, captions written from the class"
+    for part in ("BYOL on ResNet-8 (16 channels)", "CLIP on RN50", "MAE on ViT (patches of 16 px, 12 blocks of 768)"):
+        assert part in words["encoders"]
+    assert isinstance(clip.backbone, OpenCLIPSpec)
+
+
+def test_every_method_has_a_name_for_people():
+    assert set(METHOD_LABELS) == {one.model_fields["kind"].default for one in built_in("method")}
+    assert method_label("mine") == "mine"
