@@ -140,12 +140,15 @@ def _parse_request(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _execute(options: argparse.Namespace) -> dict[str, Any]:
-    from ssl_backdoor.store import open_store
+    from flows.pipeline import check_specs
+    from ssl_backdoor.store import ArtifactRef, open_store
+    from tasks.planner import Sources
 
     asked = _parse_request(options)
     report = _plan_and_confirm(options, asked)
     machine.check()
     store = open_store(options.store or settings.default_store())
+    check_specs(report, store, Sources(options.data, options.test_data, options.probe_data))
     store.check()
 
     is_first_run = embedded_prefect.needs_new_database()
@@ -163,8 +166,9 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
     threading.Thread(target=_import_ahead, args=(options.until, is_first_run), daemon=True).start()
 
     missing: tuple[str, ...] = ()
+    made: list[ArtifactRef] = []
     try:
-        with show_progress() as display, run_for(Shell(display, report, store)):
+        with show_progress() as display, run_for(Shell(display, report, store, made)):
             page = (matrix if report.tables else experiment)(
                 **asked,
                 methods=options.methods or "",
@@ -182,7 +186,7 @@ def _execute(options: argparse.Namespace) -> dict[str, Any]:
         disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
     from flows.commands.results import describe
 
-    return describe(report, page, store, options.until) | {"missing": list(missing)}
+    return describe(report, page, store, options.until, made) | {"missing": list(missing)}
 
 
 def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
@@ -220,6 +224,18 @@ def _import_ahead(until: Stage, is_first: bool) -> None:
         open_database_ahead()
         if is_first:  # nothing can be reused: a report will be rendered
             importlib.import_module("ssl_backdoor.report.page")
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from flows.commands.inspect import inspect, render
+    from flows.terminal.console import reserve_stdout
+    from tasks.planner import Sources
+
+    with reserve_stdout():
+        out = options.out or settings.HOME / "inspections"
+        found = inspect(options.settings, Sources(options.data, options.test_data), out)
+    _print(found, render, options.json)
+    return 0
 
 
 def _recipes(_: argparse.Namespace) -> int:
@@ -345,6 +361,7 @@ def _doctor(options: argparse.Namespace) -> int:
 _COMMANDS: dict[str, Command] = {
     "run": _run,
     "estimate": _estimate,
+    "inspect": _inspect,
     "recipes": _recipes,
     "show": _show,
     "export": _export,

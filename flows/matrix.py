@@ -7,7 +7,7 @@ Ray cluster holds, and a cell that fails leaves the others: it is listed with it
 from collections.abc import Mapping, Sequence
 
 from flows.overrides import of_runs
-from flows.pipeline import Evidence, check_attacks, number_evidence, plan_runs
+from flows.pipeline import Evidence, check_plan, number_evidence, plan_runs
 from ssl_backdoor.errors import TrainingError
 from ssl_backdoor.specs import ReportSpec
 from ssl_backdoor.store import ArtifactRef
@@ -31,7 +31,7 @@ def run_matrix(scheduler: StageScheduler, report: ReportSpec) -> ArtifactRef:
         IncompleteError: some cells did not come through; the others are in its ``page``.
         TrainingError: no cell came through.
     """
-    check_attacks(scheduler, report.runs)
+    check_plan(scheduler, report)
     evidence = plan_runs(scheduler, report.runs)
     causes = scheduler.collect_failures()
     kept, missing = sift(report, evidence, causes)

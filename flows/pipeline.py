@@ -1,8 +1,15 @@
 """The whole experiment, one direction: ingest -> poison -> [filter] -> train -> [tamper, repair, detect] -> report."""
 
+import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
 
+from ssl_backdoor import preflight
+from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import (
     Filter,
     OtherDataSpec,
@@ -13,12 +20,16 @@ from ssl_backdoor.specs import (
     TamperAttack,
     TrainedOn,
 )
-from ssl_backdoor.store import ArtifactRef
-from tasks.planner import StagePlanner
-from tasks.scheduler import StageScheduler
+from ssl_backdoor.stages import StageCall
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from tasks.planner import NO_SOURCES, Digest, DryRunPlanner, Sources, StagePlanner
+
+if TYPE_CHECKING:
+    from tasks.scheduler import StageScheduler  # Prefect takes a second to import
 
 Evidence = Mapping[str, ArtifactRef]
 """Of one run: role -> artifact."""
+_UNKNOWN = "0" * 64  # in place of the digest of data that nobody has looked at yet
 
 
 def disambiguate(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
@@ -81,21 +92,57 @@ def plan_run(planner: StagePlanner, run: RunSpec, name: str, clean: str) -> Iter
             yield f"{arm.role}/{detector.kind}/detection", found
 
 
-def check_attacks(planner: StageScheduler, runs: Sequence[RunSpec]) -> None:
-    """Ingest, and poison for one seed of each attack: a mistake in either is reported before any training begins.
+def plan_stages(
+    report: ReportSpec, store: ArtifactStore, digest: Digest, sources: Sources = NO_SOURCES
+) -> dict[ArtifactRef, StageCall]:
+    """Each stage of ``report`` once, in the order of a flow.
 
     Raises:
-        SslBackdoorError: what one of these stages raised.
+        DataError: the data are not there.
+        SpecError: data that are needed were not named.
     """
+    planner = DryRunPlanner(store, digest, sources)
+    planner.report(report, number_evidence(plan_runs(planner, report.runs)))
+    return planner.calls
+
+
+def check_specs(report: ReportSpec, store: ArtifactStore, sources: Sources) -> None:
+    """What can be told before the data are looked at.
+
+    Raises:
+        SpecError: a run cannot be meant so.
+    """
+    calls = plan_stages(report, store, lambda *_: _UNKNOWN, sources)
+    preflight.check(calls, preflight.known_from_specs(calls))
+
+
+def check_plan(scheduler: "StageScheduler", report: ReportSpec) -> None:
+    """Ingest, and poison for one seed of each attack: a mistake in either is reported before any training begins.
+
+    So is whatever does not fit the data in what is planned: where the listing shows it, before an image is decoded.
+
+    Raises:
+        SslBackdoorError: what one of these stages raised, or ``preflight.check``.
+    """
+    store = scheduler.store
+    calls = plan_stages(report, store, scheduler.digest, scheduler.sources)
+
+    images = preflight.known_from_specs(calls)
+
+    def refuse(ref: ArtifactRef, counts: Counts) -> None:
+        preflight.check(calls, {ref: images[ref]._replace(counts=counts)})
+
+    for ref in images:
+        scheduler.submit(replace(calls[ref], check=partial(refuse, ref)))
+    scheduler.wait()
+    for remark in preflight.check(calls, {ref: preflight.known_from_artifact(store, ref) for ref in images}):
+        log_event("remark", remark, logging.WARNING)
     one_each: dict[Hashable, RunSpec] = {}
-    for run in runs:
+    for run in report.runs:
         one_each.setdefault((run.dataset, run.attack), run)
     for run in one_each.values():
-        planner.poison(run.attack, planner.ingest(run.dataset), run.seed, run.label)
-    for run in runs:
-        if isinstance(run.probe_on, OtherDataSpec):
-            planner.ingest_other(run.probe_on.dataset)
-    planner.wait()
+        scheduler.poison(run.attack, scheduler.ingest(run.dataset), run.seed, run.label)
+    scheduler.wait()
 
 
 def plan_runs(planner: StagePlanner, runs: Sequence[RunSpec]) -> list[Evidence]:
@@ -111,13 +158,13 @@ def number_evidence(evidence: Sequence[Evidence]) -> Evidence:
     return {f"{index:03d}/{role}": ref for index, one in enumerate(evidence) for role, ref in one.items()}
 
 
-def run_experiment(planner: StageScheduler, report: ReportSpec) -> ArtifactRef:
+def run_experiment(planner: "StageScheduler", report: ReportSpec) -> ArtifactRef:
     """Answer ``report.question`` with all of its runs; the first failure ends the flow.
 
     Raises:
         SslBackdoorError: what a stage raised.
     """
-    check_attacks(planner, report.runs)
+    check_plan(planner, report)
     page = planner.report(report, number_evidence(plan_runs(planner, report.runs)))
     planner.wait()
     return page

@@ -22,7 +22,7 @@ from typing_extensions import override  # of typing itself from Python 3.12 on
 from flows import settings as settings_of_flows
 from flows.matrix import IncompleteError, run_matrix
 from flows.overrides import describe
-from flows.pipeline import run_experiment
+from flows.pipeline import check_specs, run_experiment
 from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
 from flows.terminal.console import log_flow_run
@@ -70,6 +70,8 @@ class Shell(NamedTuple):
     """The runs, as they were planned from the flow's parameters."""
     store: ArtifactStore
     """Opened and checked."""
+    made: list[ArtifactRef]
+    """Filled in: the artifacts of the last stage."""
 
 
 _shell: ContextVar[Shell | None] = ContextVar("shell", default=None)
@@ -151,6 +153,7 @@ def run(
     specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
     report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
     opened = open_store(store or settings_of_flows.default_store())
+    check_specs(report, opened, sources)
     opened.check()
     return _run_and_publish(answer, report, opened, resources, until, sources)
 
@@ -173,6 +176,8 @@ def _run_and_publish(
             page = answer(scheduler, report)
         except IncompleteError as error:
             page, failure = error.page, error
+        if (shell := _shell.get()) is not None:
+            shell.made.extend(scheduler.refs(until))
         text = f"done up to {until}"
         if until == "report":
             record_url = scheduler.record(page)

@@ -7,16 +7,19 @@ through here.
 
 import os
 import platform
+import re
 import tempfile
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
 from pydantic import Field
 
+from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.data.stored import open_dataset, open_lazy_dataset, open_overlay, open_training_data
 from ssl_backdoor.errors import SpecError, to_printable_line, translate_os_errors
 from ssl_backdoor.events import log_context, log_event
@@ -28,6 +31,7 @@ from ssl_backdoor.specs import (
     DefenceSpec,
     DetectorSpec,
     EvaluationSpec,
+    FilesSourceSpec,
     Filter,
     FitSpec,
     Repair,
@@ -139,16 +143,45 @@ class StageCall:
     inputs: Mapping[str, ArtifactRef] = field(default_factory=dict)
     """Role -> artifact, e.g. {"dataset": ..., "suspect": ...}."""
     source: str = ""
-    """Digest of the raw source (ingest only)."""
+    """Digest of the raw source (ingest only), where ``source_digest`` has computed it already."""
     data: str | None = None
     """Path of the raw source (ingest only); not part of the key."""
     test_data: str | None = None
     """Path of the second source of test images, if the dataset has one."""
+    check: Callable[[Counts], None] | None = field(default=None, compare=False, repr=False)
+    """Of an ingest: sees what is kept before an image is decoded, and may refuse it."""
     title: str = ""
     """For people: "train suspect, pair 3". On one line of printable characters, whatever a class is called."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", to_printable_line(self.title))
+        match self.spec:
+            case PoisonStage(attack=attack) | TamperStage(attack=attack) if attack.trigger is not None:
+                known = attack.model_copy(update={"trigger": attack.trigger.with_digest()})
+                object.__setattr__(self, "spec", self.spec.model_copy(update={"attack": known}))
+
+    @cached_property
+    def data_digest(self) -> str:
+        """Identity of the raw source, so that other data never get this artifact; empty where none is read.
+
+        Raises:
+            DataError: the source cannot be read.
+            SpecError: ``source`` is no digest; ``test_data`` missing, or given and not asked for.
+        """
+        if not isinstance(self.spec, IngestStage):
+            return ""
+        dataset = self.spec.dataset
+        if not self.source:
+            from ssl_backdoor.data.sources import source_digest
+
+            return source_digest(dataset, self.data, self.test_data)
+        is_of_files = isinstance(dataset.source, FilesSourceSpec) and (self.data or self.test_data)
+        if is_of_files and not re.fullmatch("[0-9a-f]{64}", self.source):
+            raise SpecError(
+                "expected the identity of the data as source_digest(dataset, data, test_data) gives it, found "
+                f"source={self.source!r}: leave source out to have it computed"
+            )
+        return self.source
 
     @property
     def stage(self) -> Stage:
@@ -159,7 +192,7 @@ class StageCall:
     def key(self) -> str:
         """Identity of the result."""
         keys = {role: ref.key for role, ref in self.inputs.items()}
-        return artifact_key(self.stage, self.spec, keys | ({"source": self.source} if self.source else {}))
+        return artifact_key(self.stage, self.spec, keys | ({"source": self.data_digest} if self.data_digest else {}))
 
     @property
     def fit(self) -> FitSpec | None:
@@ -221,9 +254,10 @@ def run_stage(
             Path(scratch),
             spec=canonical(call.spec),
             inputs={role: ref.key for role, ref in call.inputs.items()}
-            | ({"source": call.source} if call.source else {}),
+            | ({"source": call.data_digest} if call.data_digest else {}),
             summary=summary,
             seconds=round(time.perf_counter() - started, 3),
+            adopts=True,
         )
     store.drop_checkpoints(call.stage, call.key)
     return Finished(ref, reused=False)
@@ -278,7 +312,7 @@ def _body(
         case IngestStage():
             from ssl_backdoor.data.ingest import ingest
 
-            return ingest(spec.dataset, call.data, out, on_progress, call.test_data)
+            return ingest(spec.dataset, call.data, out, on_progress, call.test_data, call.check)
         case PoisonStage():
             from ssl_backdoor.poison.craft import poison
 

@@ -6,7 +6,9 @@ run, which does them (``StageScheduler``), share this code.
 
 import abc
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, final
+
+from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import (
@@ -32,7 +34,7 @@ from ssl_backdoor.stages import (
     TamperStage,
     TrainStage,
 )
-from ssl_backdoor.store import ArtifactRef
+from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
 Digest = Callable[[DatasetSpec, str | None, str | None], str]
 """``source_digest``: of a dataset's spec, its data and the second source's."""
@@ -56,7 +58,7 @@ class StagePlanner(abc.ABC):
 
     def __init__(self, digest: Digest, sources: Sources) -> None:
         self._digest = digest
-        self._sources = sources
+        self.sources = sources
         self._digests: dict[tuple[str | None, ...], str] = {}
 
     @abc.abstractmethod
@@ -65,7 +67,7 @@ class StagePlanner(abc.ABC):
 
     def ingest(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images."""
-        return self._ingest(dataset, self._sources.data, "ingest", self._sources.test_data)
+        return self._ingest(dataset, self.sources.data, "ingest", self.sources.test_data)
 
     def ingest_other(self, dataset: DatasetSpec) -> ArtifactRef:
         """The images of another labelled set, for probes.
@@ -73,16 +75,21 @@ class StagePlanner(abc.ABC):
         Raises:
             SpecError: none was given.
         """
-        if self._sources.probe_data is None:
+        if self.sources.probe_data is None:
             raise SpecError("these runs are probed on another labelled set: give it with --probe-data PATH")
-        return self._ingest(dataset, self._sources.probe_data, "ingest, to probe on")
+        return self._ingest(dataset, self.sources.probe_data, "ingest, to probe on")
 
-    def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
+    def digest(self, dataset: DatasetSpec, data: str | None, test_data: str | None) -> str:
+        """``source_digest``, of the same data computed once."""
         key = (dataset.source.model_dump_json(), dataset.test_source.model_dump_json(), data, test_data)
         if key not in self._digests:
             self._digests[key] = self._digest(dataset, data, test_data)
+        return self._digests[key]
+
+    def _ingest(self, dataset: DatasetSpec, data: str | None, title: str, test_data: str | None = None) -> ArtifactRef:
+        source = self.digest(dataset, data, test_data)
         spec = IngestStage(dataset=dataset)
-        return self.submit(StageCall(spec, {}, source=self._digests[key], data=data, test_data=test_data, title=title))
+        return self.submit(StageCall(spec, {}, source=source, data=data, test_data=test_data, title=title))
 
     def poison(self, attack: AttackSpec, images: ArtifactRef, seed: int, title: str) -> ArtifactRef:
         """The plan of an attack and its overlay."""
@@ -149,3 +156,19 @@ class StagePlanner(abc.ABC):
 
     def _submit(self, spec: StageSpec, title: str, **inputs: ArtifactRef) -> ArtifactRef:
         return self.submit(StageCall(spec, inputs, title=title))
+
+
+@final
+class DryRunPlanner(StagePlanner):
+    """Records each stage of a flow and runs none."""
+
+    def __init__(self, store: ArtifactStore, digest: Digest, sources: Sources) -> None:
+        super().__init__(digest, sources)
+        self._store = store
+        self.calls: dict[ArtifactRef, StageCall] = {}
+
+    @override
+    def submit(self, call: StageCall) -> ArtifactRef:
+        ref = self._store.ref(call.stage, call.key)
+        self.calls.setdefault(ref, call)
+        return ref

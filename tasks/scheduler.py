@@ -40,7 +40,7 @@ class StageScheduler(StagePlanner):
     ) -> None:
         super().__init__(source_digest, sources)
         self._context = context
-        self._store = context.store
+        self.store = context.store
         self._until = ORDER.index(until)
         self._futures: dict[ArtifactRef, PrefectFuture[Any]] = {}
         self._inputs: dict[ArtifactRef, tuple[ArtifactRef, ...]] = {}
@@ -57,11 +57,15 @@ class StageScheduler(StagePlanner):
             ended = [one.task_run_id for one in self._futures.values() if one.state.is_final()]
             flush_prefect_events([*ended, *self._recorded])
 
+    def refs(self, stage: Stage) -> tuple[ArtifactRef, ...]:
+        """Of the stages of this kind that were started."""
+        return tuple(ref for ref in self._futures if ref.stage == stage)
+
     def record(self, page: ArtifactRef) -> str:
         """The report in MLflow, and where it is read; where that cannot be written a warning, and nothing."""
         from tasks.tracking import record  # MLflow takes seconds to import
 
-        recorded = record(page, self._store, return_state=True)
+        recorded = record(page, self.store, return_state=True)
         if recorded.state_details.task_run_id is not None:
             self._recorded.append(recorded.state_details.task_run_id)
         if recorded.is_completed():
@@ -100,7 +104,7 @@ class StageScheduler(StagePlanner):
 
     @override
     def submit(self, call: StageCall) -> ArtifactRef:
-        ref = self._store.ref(call.stage, call.key)
+        ref = self.store.ref(call.stage, call.key)
         are_inputs_made = all(one in self._futures for one in call.inputs.values())
         if ref not in self._futures and are_inputs_made and ORDER.index(call.stage) <= self._until:
             self._inputs[ref] = tuple(call.inputs.values())

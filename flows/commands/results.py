@@ -1,12 +1,16 @@
 """What a command hands back: references resolved, and a finished report as one JSON object."""
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, cast, get_args
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.specs import ReportSpec, Stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
+
+_SHOWN = 10
 
 
 def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
@@ -28,8 +32,10 @@ def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
     return store, store.ref(cast(Stage, stage), keys[0])
 
 
-def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until: Stage) -> dict[str, Any]:
-    """The command's result; ``text`` is for people and taken out of the JSON."""
+def describe(
+    report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until: Stage, refs: Sequence[ArtifactRef] = ()
+) -> dict[str, Any]:
+    """The command's result; ``text`` is for people and taken out of the JSON. ``refs``: of the stage ``until``."""
     result: dict[str, Any] = {
         "recipe": report.recipe,
         "runs": [canonical(run) for run in report.runs],
@@ -38,7 +44,11 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
         "seconds": {},
     }
     if until != "report":
-        return result | {"text": f"{report.recipe}: done up to {until}"}
+        summaries = {
+            f"{ref.stage}/{ref.key}": store.manifest(ref).summary for ref in refs if store.find(until, ref.key)
+        }
+        text = "\n".join([f"{report.recipe}: done up to {until}", *_made(until, summaries)])
+        return result | {"made": summaries, "text": text}
     folder = store.fetch(page)
     manifest = store.manifest(page)
     made = ReportSpec.model_validate(manifest.spec)  # of a matrix, what came through
@@ -57,3 +67,27 @@ def describe(report: ReportSpec, page: ArtifactRef, store: ArtifactStore, until:
         result["tables"] = manifest.summary["tables"]
     texts = manifest.summary["texts"]
     return result | {"answer": answer, "text": "\n\n".join([f"{note}{setting}", answer, *texts]) + "\n"}
+
+
+def _made(stage: Stage, summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """For people: what a stage made, and what can be done with it."""
+    for place, summary in islice(summaries.items(), _SHOWN):
+        facts = ", ".join(
+            f"{name.removeprefix('num_')} {value:,.4g}"
+            if isinstance(value, float)
+            else f"{name.removeprefix('num_')} {len(value) if isinstance(value, list) else value}"
+            for name, value in summary.items()
+            if isinstance(value, str | int | float | list) and not isinstance(value, bool)
+        )
+        yield f"{short(place)}: {facts}"
+    if len(summaries) > _SHOWN:
+        yield f"and {len(summaries) - _SHOWN} more"
+    for place in islice(summaries, 1):
+        then = f", or ssl-backdoor export {short(place)} --out DIR" if stage in ("ingest", "poison") else ""
+        yield f"next: ssl-backdoor show {short(place)}{then}"
+
+
+def short(place: str) -> str:
+    """``stage/key`` with as much of the key as tells it apart."""
+    stage, _, key = place.partition("/")
+    return f"{stage}/{key[:12]}"

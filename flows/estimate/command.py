@@ -4,6 +4,7 @@ A dry run gives the stages (``workload``), a calibration on this machine or its 
 (``tasks.ray_calibration``), and a simulated schedule the wall-clock time (``schedule``).
 """
 
+import logging
 import os
 import subprocess
 import sys
@@ -13,13 +14,16 @@ from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
 from flows.estimate.schedule import Job, makespan_s
-from flows.estimate.workload import StageWork, Workload, plan_stages
+from flows.estimate.workload import StageWork, Workload
+from flows.pipeline import plan_stages
 from flows.terminal.arguments import CALIBRATION_S
 from flows.terminal.console import show_progress
+from ssl_backdoor import preflight
 from ssl_backdoor.data.ingest import source_digest
 from ssl_backdoor.errors import SpecError, UserError
 from ssl_backdoor.estimate.cost_model import CostModel, IngestKind, LinearCost, StageKind
 from ssl_backdoor.estimate.preview import Preview, preview_artifact, preview_source, synthetic_preview
+from ssl_backdoor.events import log_event
 from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ReportSpec, Resources, Stage
 from ssl_backdoor.stages import StageCall
@@ -104,6 +108,7 @@ def _workload(
     if options.num_images is not None:
         digest, sources = (lambda *_: "not there yet"), sources._replace(probe_data=sources.probe_data or "")
     calls = plan_stages(report, store, digest, sources)
+    preflight.check(calls, preflight.known_from_specs(calls))
     keys = {stage: set(store.keys(stage)) for stage in get_args(Stage)}
     stored = {ref for ref in calls if ref.key in keys[ref.stage]}
 
@@ -111,9 +116,14 @@ def _workload(
         if options.num_images is not None:
             return synthetic_preview(dataset, *options.num_images)
         if ref in stored:
-            return preview_artifact(store, ref)
-        listen(call.title, Progress(0, 1, "listings"))
-        return preview_source(dataset, call.data, call.test_data)
+            known, preview = preflight.known_from_artifact(store, ref), preview_artifact(store, ref)
+        else:
+            listen(call.title, Progress(0, 1, "listings"))
+            preview = preview_source(dataset, call.data, call.test_data)
+            known = preflight.Known(dataset, preview.counts)
+        for remark in preflight.check(calls, {ref: known}):
+            log_event("remark", remark, logging.WARNING)
+        return preview
 
     return stored, Workload(calls, preview_dataset)
 
@@ -168,7 +178,7 @@ def _calibration_workloads(workload: Workload, todo: Sequence[StageWork], *, on_
             by_frame.setdefault(work.kind.frame, {})[work.kind] = None
     samples = {frame: workload.sample(frame) for frame in by_frame}
     return [
-        CalibrationWorkload(tuple(kinds), samples[frame].images, len(samples[frame].classes))
+        CalibrationWorkload(tuple(kinds), samples[frame].images, len(samples[frame].counts.classes))
         for frame, kinds in by_frame.items()
     ]
 

@@ -1,11 +1,9 @@
-"""Every stage that a recipe needs, found by a dry run: its kind, and how much work it is."""
+"""Every stage that a recipe needs: its kind, and how much work it is."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, assert_never, final
+from typing import NamedTuple, assert_never
 
-from typing_extensions import override  # of typing itself from Python 3.12 on
-
-from flows.pipeline import number_evidence, plan_runs
+from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.data.images import inspect
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
@@ -44,8 +42,7 @@ from ssl_backdoor.stages import (
     TamperStage,
     TrainStage,
 )
-from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.planner import NO_SOURCES, Digest, Sources, StagePlanner
+from ssl_backdoor.store import ArtifactRef
 
 PreviewDataset = Callable[[StageCall, DatasetSpec, ArtifactRef], Preview]
 """The images of an ingest stage."""
@@ -58,39 +55,6 @@ class StageWork(NamedTuple):
     kind: StageKind | None
     """None: the report."""
     units: int
-
-
-@final
-class DryRunPlanner(StagePlanner):
-    """Records each stage of a flow and runs none."""
-
-    def __init__(self, store: ArtifactStore, digest: Digest, sources: Sources) -> None:
-        super().__init__(digest, sources)
-        self._store = store
-        self.calls: dict[ArtifactRef, StageCall] = {}
-
-    @override
-    def submit(self, call: StageCall) -> ArtifactRef:
-        ref = self._store.ref(call.stage, call.key)
-        self.calls.setdefault(ref, call)
-        return ref
-
-
-def plan_stages(
-    report: ReportSpec,
-    store: ArtifactStore,
-    digest: Digest,
-    sources: Sources = NO_SOURCES,
-) -> dict[ArtifactRef, StageCall]:
-    """Each stage of ``report`` once, in the order of a flow.
-
-    Raises:
-        DataError: the data are not there.
-        SpecError: data that are needed were not named.
-    """
-    planner = DryRunPlanner(store, digest, sources)
-    planner.report(report, number_evidence(plan_runs(planner, report.runs)))
-    return planner.calls
 
 
 class Workload:
@@ -111,11 +75,10 @@ class Workload:
         match call.spec:
             case IngestStage(dataset=dataset):
                 self._frames[ref], self.previews[ref] = _cost_frame(dataset), self._preview_dataset(call, dataset, ref)
-                return StageWork(
-                    call, IngestKind(self._frames[ref]), self.previews[ref].num_train + self.previews[ref].num_test
-                )
+                counts = self.previews[ref].counts
+                return StageWork(call, IngestKind(self._frames[ref]), counts.num_train + counts.num_test)
             case PoisonStage(attack=attack):
-                images = self.previews[call.inputs["dataset"]]
+                images = self._counts(call)
                 units = num_planned(attack, images.classes, images.train_per_class, images.num_train)
                 return StageWork(call, PoisonKind(_cost_attack(attack), self._frame(call)), units)
             case TrainStage(train=train):
@@ -123,7 +86,7 @@ class Workload:
                 self._same_backbone.setdefault(train.backbone, train)
                 return StageWork(call, TrainKind(train, self._frame(call), self._is_streamed(call)), steps)
             case DefendStage(defence=Repair() as defence) if defence.fit is not None:
-                images = self.previews[call.inputs["dataset"]]
+                images = self._counts(call)
                 groups = [count for count in (*images.train_per_class, images.num_unlabelled) if count]
                 trusted = sum(num_trusted(count, defence.trusted_fraction) for count in groups)
                 encoder, is_streamed = self._encoder(call, "suspect"), self._is_streamed(call)
@@ -142,12 +105,12 @@ class Workload:
         role = next((role for role in ("model", "suspect") if role in call.inputs), "")
         train = self._encoder(call, role) if role else TrainSpec(method=BYOLSpec())
         kind = JudgeKind(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
-        images = self.previews[call.inputs["dataset"]]
+        images = self._counts(call)
         is_of_inputs = isinstance(spec, DetectStage) and spec.detector.level != "sample"
         return StageWork(call, kind, images.num_test if is_of_inputs else self._num_images(call))
 
     def _evaluation_work(self, call: StageCall, spec: EvaluateStage) -> StageWork:
-        images, evaluation = self.previews[call.inputs["dataset"]], spec.evaluation
+        images, evaluation = self._counts(call), spec.evaluation
         trigger = spec.trigger and _cost_trigger(spec.trigger)
         targets = TargetsSpec() if spec.targets else None
         kind = EvaluateKind(evaluation, trigger, targets, self._encoder(call, "model"), self._frame(call))
@@ -163,9 +126,12 @@ class Workload:
     def _frame(self, call: StageCall) -> DatasetSpec:
         return self._frames[call.inputs["dataset"]]
 
+    def _counts(self, call: StageCall) -> Counts:
+        return self.previews[call.inputs["dataset"]].counts
+
     def _num_images(self, call: StageCall) -> int:
         """Training images, with those that the poison adds."""
-        num_images = self.previews[call.inputs["dataset"]].num_train
+        num_images = self._counts(call).num_train
         match self._calls[call.inputs["poison"]].spec if "poison" in call.inputs else None:
             case PoisonStage(attack=attack) if attack.adds_pairs:
                 return num_images + num_planned(attack, (), (), num_images)
@@ -176,7 +142,7 @@ class Workload:
         side_px = frame.frame_px or frame.resident_px
         header = inspect(images.images[0], frame.max_image_pixels)
         pixels = side_px**2 or header.width * header.height
-        return 3 * pixels * images.num_train > Resources().max_resident_bytes
+        return 3 * pixels * images.counts.num_train > Resources().max_resident_bytes
 
 
 def _cost_frame(dataset: DatasetSpec) -> DatasetSpec:

@@ -41,6 +41,9 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     for stage in get_args(Stage):
         _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
     _add_estimate(commands.add_parser("estimate", help="estimate the time and storage of a run"))
+    _add_inspect(
+        commands.add_parser("inspect", help="what your data hold and how they are read, before anything is computed")
+    )
     recipes = commands.add_parser("recipes", help="list the recipes")
     recipes.set_defaults(command="recipes")
     show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")
@@ -156,6 +159,19 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
         help=f"approximate time for calibration (default {CALIBRATION_S}): longer is more precise",
     )
     parser.set_defaults(command="estimate")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="folder, archive, shards or table")
+    parser.add_argument("--test-data", default=None, metavar="PATH", help="labelled test images, if DATA have none")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. dataset.classes=[]"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="folder of the page (default: inspections/ of the home)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.set_defaults(command="inspect")
 
 
 def _positive(text: str) -> int:

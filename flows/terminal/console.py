@@ -116,9 +116,15 @@ def show_progress() -> Iterator["Listener"]:
         handler = logs.stderr_handler()  # made here: the bars stand below what is written while they are shown
         if not is_json:
             # The command itself prints a failure at its end: do not print it twice.
-            handler.addFilter(lambda record: logs.is_progress(record) or record.levelno == logging.WARNING)
+            handler.addFilter(_is_shown)
         with logs.attach_handlers(handler):
             yield display
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    """Whether a shell shows the event: progress, how the data were understood, warnings."""
+    is_listing = getattr(record, "event", "") == "listed"
+    return is_listing or logs.is_progress(record) or record.levelno == logging.WARNING
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Training images that bear a sticker are stored as PNG in the stored frame, the s
 
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -18,15 +18,15 @@ import pyarrow.parquet as pq
 
 from ssl_backdoor.data import captioner
 from ssl_backdoor.data.captions import clean_captions
+from ssl_backdoor.data.counts import Counts, count
 from ssl_backdoor.data.images import Header, decode, encode_png, inspect
 from ssl_backdoor.data.items import Item, Source, printable
 from ssl_backdoor.data.joined import Joined
-from ssl_backdoor.data.selection import Selection, select
+from ssl_backdoor.data.selection import Selection
 from ssl_backdoor.data.shards import ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
-from ssl_backdoor.data.splits import IGNORED
 from ssl_backdoor.data.stickers import bears_sticker, put_sticker
-from ssl_backdoor.data.survey import Listing, Rejections, describe
+from ssl_backdoor.data.survey import Listing, Rejections, describe, list_source
 from ssl_backdoor.errors import DataError, translate_os_errors
 from ssl_backdoor.events import log_event
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -51,7 +51,7 @@ class _NamedItem(NamedTuple):
     is_test: bool
 
 
-class _CheckedImage(NamedTuple):
+class CheckedImage(NamedTuple):
     """An image that decodes, or the reason why it is refused."""
 
     row: int
@@ -69,12 +69,13 @@ def ingest(
     out: Path,
     on_progress: OnProgress = silent,
     test_data: str | None = None,
+    check: Callable[[Counts], None] | None = None,
 ) -> dict[str, Any]:
     """Write ``out/shards/*.tar``, ``out/samples.parquet`` (SAMPLES) and ``out/rejected.parquet`` (REJECTED).
 
     Rows follow the source: sorted by name for a folder or a zip, archive order for a tar. ``test_data`` is where the
-    second source lies, if the spec has one; keys of its images begin with "test--". After an error nothing is left in
-    ``out``.
+    second source lies, if the spec has one; keys of its images begin with "test--". ``check`` sees what is kept before
+    an image is decoded, and may refuse it. After an error nothing is left in ``out``.
 
     Returns:
         ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``num_stickers``, where
@@ -93,7 +94,7 @@ def ingest(
     with translate_os_errors(f"the folder {out}"):  # an OSError of the source has become a DataError
         try:
             with _Output(out, spec.samples_per_shard) as output:
-                return _ingest(spec, open_source(spec, data, test_data), output, on_progress)
+                return _ingest(spec, open_source(spec, data, test_data), output, on_progress, check)
         except BaseException:
             shutil.rmtree(out / "shards", ignore_errors=True)
             for name in ("samples.parquet", "rejected.parquet"):
@@ -102,32 +103,25 @@ def ingest(
             raise
 
 
-def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: OnProgress) -> dict[str, Any]:
-    def list_items() -> Iterator[Item]:
-        for item in source.listing():
-            if item.problem and item.split != IGNORED:
-                output.reject(item.name, item.problem)
-            yield item
-
-    selection = select(list_items(), spec, source.found)
-    log_event("listed", "; ".join(describe(source, selection, output.rejections).sentences()))
+def _ingest(
+    spec: DatasetSpec,
+    source: Source,
+    output: "_Output",
+    on_progress: OnProgress,
+    check: Callable[[Counts], None] | None,
+) -> dict[str, Any]:
+    selection = list_source(source, spec, output.reject)
+    for fact in describe(source, selection, output.rejections).sentences():
+        log_event("listed", fact)
     _check_captions(selection, spec)
     _check_second_source(selection, spec)
     total = int(selection.keep.sum()) + output.rejections.num
-    has_own_test = isinstance(spec.test_source, OwnTestSpec)
-    kept = (
-        _NamedItem(
-            row,
-            key,
-            item,
-            spec.captions_required and (has_own_test or item.split == "train"),
-            bool(selection.is_test[row]),
-        )
-        for row, key, item in selection.name_items(source.read(iter(selection.keep.tolist())))
-    )
+    _check_rejected(output, total, spec.max_rejected_frac)
+    if check is not None:
+        check(count(selection))
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
     num_stickers = 0
-    for done, checked in enumerate(_check_all(kept, spec), start=output.rejections.num + 1):
+    for done, checked in enumerate(read_checked(source, selection, spec), start=output.rejections.num + 1):
         if checked.reason:
             output.reject(checked.item.name, checked.reason)
         else:
@@ -150,6 +144,22 @@ def _ingest(spec: DatasetSpec, source: Source, output: "_Output", on_progress: O
         **_captioner_summary(selection, spec),
         **(_joined_summary(source, counts) if isinstance(source, Joined) else {}),
     }
+
+
+def read_checked(source: Source, selection: Selection, spec: DatasetSpec) -> "Iterator[CheckedImage]":
+    """The kept images, decoded once, in the order of the listing; those that cannot be used with their reasons."""
+    has_own_test = isinstance(spec.test_source, OwnTestSpec)
+    kept = (
+        _NamedItem(
+            row,
+            key,
+            item,
+            spec.captions_required and (has_own_test or item.split == "train"),
+            bool(selection.is_test[row]),
+        )
+        for row, key, item in selection.name_items(source.read(iter(selection.keep.tolist())))
+    )
+    return _check_all(kept, spec)
 
 
 def _listing_summary(listing: Listing) -> dict[str, Any]:
@@ -220,7 +230,7 @@ def _check_classes(selection: Selection, counts: Any, spec: DatasetSpec) -> None
 # ------------------------------------------------------------------------------------------------ decoding
 
 
-def _check_all(kept: Iterable[_NamedItem], spec: DatasetSpec) -> Iterator[_CheckedImage]:
+def _check_all(kept: Iterable[_NamedItem], spec: DatasetSpec) -> Iterator[CheckedImage]:
     """Decode, in order, with a bounded number of bytes in flight; on a few threads where the first are not small."""
     batches = _batches(kept)
     first = next(batches, [])
@@ -247,11 +257,11 @@ def _num_bytes(named: _NamedItem) -> int:
     return len(image) if isinstance(image, bytes) else 0 if image is None else image.nbytes
 
 
-def _check(named: _NamedItem, spec: DatasetSpec) -> _CheckedImage:
+def _check(named: _NamedItem, spec: DatasetSpec) -> CheckedImage:
     image = named.item.image
     item = named.item._replace(image=None)
     if image is None or named.item.problem:
-        return _CheckedImage(named.row, named.key, item, reason=named.item.problem or "could not be read")
+        return CheckedImage(named.row, named.key, item, reason=named.item.problem or "could not be read")
     try:
         item = item._replace(caption=_caption(item, named, spec))
         if isinstance(image, bytes):
@@ -266,8 +276,8 @@ def _check(named: _NamedItem, spec: DatasetSpec) -> _CheckedImage:
             frame = put_sticker(decode(data, spec.max_image_pixels, spec.frame_px), named.key, spec.stickers)
             header, data = Header("png", frame.shape[1], frame.shape[0]), encode_png(frame)
     except DataError as error:
-        return _CheckedImage(named.row, named.key, item, reason=str(error))
-    return _CheckedImage(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())
+        return CheckedImage(named.row, named.key, item, reason=str(error))
+    return CheckedImage(named.row, named.key, item, data, header, hashlib.sha256(data).hexdigest())
 
 
 def _caption(item: Item, named: _NamedItem, spec: DatasetSpec) -> str | None:
@@ -337,7 +347,7 @@ class _Output:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stack.__exit__(kind, error, at)
 
-    def write(self, checked: _CheckedImage, split: str, label: int) -> None:
+    def write(self, checked: CheckedImage, split: str, label: int) -> None:
         """Append one image to its split's shard and to the table."""
         suffix, width, height = checked.header
         caption = checked.item.caption

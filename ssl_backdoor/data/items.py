@@ -1,10 +1,10 @@
 """What every source of images gives: one image after the other, with its split, class and caption."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ssl_backdoor.data.archives import is_hidden
 from ssl_backdoor.data.images import UInt8Image
@@ -37,6 +37,23 @@ _MAX_KINDS = 100
 _NAMED = 10
 
 
+class Claim(NamedTuple):
+    """What came with an image says of its bytes."""
+
+    sha256: str
+    """In hexadecimal. A downloader's is of the file before it was resized or encoded again."""
+    phash: int | None
+    """64 bits, as imagehash's phash."""
+
+
+def claim_of(record: Mapping[str, Any]) -> Claim | None:
+    """The fields sha256 and phash of a record; None where it has no sha256."""
+    sha256, phash = (str(record.get(name) or "").lower() for name in ("sha256", "phash"))
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        return None
+    return Claim(sha256, int(phash, 16) if re.fullmatch(r"[0-9a-f]{16}", phash) else None)
+
+
 class Item(NamedTuple):
     """One image of a source."""
 
@@ -51,6 +68,7 @@ class Item(NamedTuple):
     """Bytes as found, or pixels where there never were any; None in a listing."""
     problem: str = ""
     """Why the image is refused before it is looked at."""
+    claim: Claim | None = None
 
 
 class Ignored(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ssl_backdoor.data.items import Found, Item, printable
+from ssl_backdoor.data.items import Found, Item, claim_of, printable
 from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of, split_of_shards
 from ssl_backdoor.errors import DataError
 
@@ -31,6 +31,8 @@ class _Columns(NamedTuple):
     class_name: str
     split: str
     status: str
+    sha256: str
+    phash: str
     names: tuple[str, ...]
     """Of the classes, where labels are their numbers."""
 
@@ -52,7 +54,14 @@ def image_columns(path: Path) -> _Columns | None:
 
     class_name = pick(*_CLASS)
     return _Columns(
-        image, pick(*_CAPTION), class_name, pick(*SPLIT_FIELDS), pick("status"), _class_names(schema, class_name)
+        image,
+        pick(*_CAPTION),
+        class_name,
+        pick(*SPLIT_FIELDS),
+        pick("status"),
+        pick("sha256"),
+        pick("phash"),
+        _class_names(schema, class_name),
     )
 
 
@@ -131,7 +140,7 @@ class ParquetImages:
         split = self._words.of_field(row.get("split"), f"row {name}") or file_split
         caption = "\n".join(text.replace("\n", " ") for text in texts if isinstance(text, str)) or None
         problem = "the row holds no image" if "image" in row and image is None else ""
-        return Item(name, split, class_name_of(label), caption, image, problem)
+        return Item(name, split, class_name_of(label), caption, image, problem, claim_of(row))
 
 
 def _read_rows(path: Path, columns: _Columns, *, with_images: bool) -> Iterator[dict[str, Any]]:
@@ -139,7 +148,7 @@ def _read_rows(path: Path, columns: _Columns, *, with_images: bool) -> Iterator[
     wanted = {
         field: name
         for field, name in columns._asdict().items()
-        if isinstance(name, str) and name and (with_images or field not in ("image", "caption"))
+        if isinstance(name, str) and name and (with_images or field not in ("image", "caption", "sha256", "phash"))
     }
     with _translate_errors(path), pq.ParquetFile(path) as file:
         if not wanted:

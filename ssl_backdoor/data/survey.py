@@ -2,11 +2,10 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
+from ssl_backdoor.data.counts import count
 from ssl_backdoor.data.items import Found, Ignored, Item, Source, printable
 from ssl_backdoor.data.selection import Selection, select
 from ssl_backdoor.data.sources import open_source
@@ -81,15 +80,23 @@ def survey(spec: DatasetSpec, data: str | None, test_data: str | None = None) ->
     """
     source = open_source(spec, data, test_data)
     rejections = Rejections()
+    return describe(source, list_source(source, spec, rejections.add), rejections)
+
+
+def list_source(source: Source, spec: DatasetSpec, reject: Callable[[str, str], None]) -> Selection:
+    """Which images are kept; ``reject`` hears of the others' names and problems.
+
+    Raises:
+        DataError, SpecError: as ``survey``.
+    """
 
     def items() -> Iterator[Item]:
         for item in source.listing():
             if item.problem and item.split != IGNORED:
-                rejections.add(printable(item.name), printable(item.problem))
+                reject(item.name, item.problem)
             yield item
 
-    selection = select(items(), spec, source.found)
-    return describe(source, selection, rejections)
+    return select(items(), spec, source.found)
 
 
 class Rejections:
@@ -102,6 +109,7 @@ class Rejections:
 
     def add(self, name: str, reason: str) -> None:
         """Count one image."""
+        name, reason = printable(name), printable(reason)
         self.num += 1
         if len(self.first) < _SHOWN:
             self.first.append((name, reason))
@@ -117,12 +125,9 @@ def describe(source: Source, selection: Selection, rejections: Rejections) -> Li
     """
     if source.found.words is not None:
         source.found.words.check_mapping(word for _, word in source.found.splits)
-    size = len(selection.classes) + 1
-    train, test = (
-        np.bincount(selection.labels[selection.keep & mask] + 1, minlength=size).tolist()
-        for mask in (~selection.is_test, selection.is_test)
-    )
-    unlabelled, *counts = map(ClassCount, train, test)
+    numbers = count(selection)
+    counts = [*map(ClassCount, numbers.train_per_class, numbers.test_per_class)]
+    unlabelled = ClassCount(numbers.num_unlabelled, numbers.num_unlabelled_test)
     found = source.found
     return Listing(
         found.layout,

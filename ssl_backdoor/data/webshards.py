@@ -11,6 +11,7 @@ from ssl_backdoor.data.archives import Amount, Member, TarFiles
 from ssl_backdoor.data.items import (
     Found,
     Item,
+    claim_of,
     kind_of,
     looks_like_image,
     stem_of,
@@ -229,6 +230,7 @@ def read_sample(
                 caption=caption,
                 image=image.data,
                 problem=placed.problem or problem or image.problem,
+                claim=claim_of(about),
             ),
             is_wanted,
         )

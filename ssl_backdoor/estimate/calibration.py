@@ -223,7 +223,7 @@ class Calibrator:
     def _run(
         self, stage: StageSpec, inputs: Mapping[str, ArtifactRef], is_streamed: bool = False, data: Path | None = None
     ) -> _TimedStage:
-        call = StageCall(stage, inputs, source=data.name if data else "", data=str(data) if data else None)
+        call = StageCall(stage, inputs, data=str(data) if data else None)
         resources = self._resources.model_copy(update={"max_resident_bytes": 0}) if is_streamed else self._resources
         timer, began_s, began_cpu_s = _ProgressTimer(), time.perf_counter(), time.process_time()
         ref = run_stage(call, self._store, resources, timer).ref

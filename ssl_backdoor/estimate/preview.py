@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
+from ssl_backdoor.data.counts import Counts, count, measure
 from ssl_backdoor.data.images import encode_jpeg75, encode_png
-from ssl_backdoor.data.selection import Selection, select
+from ssl_backdoor.data.selection import select
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.data.sources import open_source
 from ssl_backdoor.errors import DataError
@@ -28,24 +29,13 @@ _SIDE_PX = 224
 class Preview(NamedTuple):
     """The kept images in numbers, and at most ``MAX_IMAGES`` of them."""
 
-    classes: tuple[str, ...]
-    train_per_class: tuple[int, ...]
-    """Training images of each class."""
-    num_unlabelled: int
-    """Further training images, of no class."""
-    num_test: int
-    """Labelled test images."""
+    counts: Counts
     images: tuple[bytes, ...]
     """Encoded, as found."""
     listing_s: float = 0.0
     """To list them all."""
     reading_s: float = 0.0
     """To read one of them."""
-
-    @property
-    def num_train(self) -> int:
-        """Training images, labelled or not."""
-        return sum(self.train_per_class) + self.num_unlabelled
 
 
 def preview_source(spec: DatasetSpec, data: str | None, test_data: str | None = None) -> Preview:
@@ -67,16 +57,7 @@ def preview_source(spec: DatasetSpec, data: str | None, test_data: str | None = 
     if not images:
         raise DataError("none of the images would be kept: look at dataset.classes, or bring other images")
     reading_s = (time.perf_counter() - listed_s) / len(images)
-    return _count(selection)._replace(images=tuple(images), listing_s=listed_s - began_s, reading_s=reading_s)
-
-
-def _count(selection: Selection) -> Preview:
-    labels, size = selection.labels, len(selection.classes) + 1
-    train, test = (
-        np.bincount(labels[selection.keep & mask] + 1, minlength=size)
-        for mask in (~selection.is_test, selection.is_test)
-    )
-    return Preview(selection.classes, tuple(train[1:].tolist()), int(train[0]), int(test[1:].sum()), ())
+    return Preview(count(selection), tuple(images), listed_s - began_s, reading_s)
 
 
 def preview_artifact(store: ArtifactStore, ref: ArtifactRef) -> Preview:
@@ -85,24 +66,22 @@ def preview_artifact(store: ArtifactStore, ref: ArtifactRef) -> Preview:
     Raises:
         StoreError: the artifact cannot be read.
     """
-    classes = tuple(store.manifest(ref).summary["classes"])
     samples = pq.read_table(store.fetch(ref, ["samples.parquet"]) / "samples.parquet")
+    counts = measure(samples, store.manifest(ref).summary["classes"]).counts
     train = samples.filter(pc.equal(samples["split"], "train"))
-    counts = np.bincount(train["label"].to_numpy() + 1, minlength=len(classes) + 1)
-    num_test = samples.num_rows - train.num_rows
-    num_test -= pc.sum(pc.and_(pc.equal(samples["split"], "test"), pc.less(samples["label"], 0))).as_py() or 0
     shard = train.filter(pc.equal(train["shard"], train["shard"][0]))
     rows = shard.take(pa.array(np.unique(np.linspace(0, shard.num_rows - 1, MAX_IMAGES, dtype=np.int64))))
-    images = tuple(read_bytes(store.fetch(ref, [train["shard"][0].as_py()]), rows))
-    return Preview(classes, tuple(counts[1:].tolist()), int(counts[0]), num_test, images)
+    return Preview(counts, tuple(read_bytes(store.fetch(ref, [train["shard"][0].as_py()]), rows)))
 
 
 def synthetic_preview(spec: DatasetSpec, num_train: int, num_test: int) -> Preview:
     """For data that do not exist yet: classes of equal size, and smooth noise in place of images."""
     classes: Sequence[str] = spec.classes or [f"class {index}" for index in range(_NUM_CLASSES)]
-    each, rest = divmod(num_train, len(classes))
     side_px = spec.frame_px or spec.resident_px or _SIDE_PX
     noise = stream(0, "imagined").integers(0, 256, (MAX_IMAGES // 8, 16, 16, 3), dtype=np.uint8)
     images = [np.asarray(Image.fromarray(pixels).resize((side_px, side_px))) for pixels in noise]
-    per_class = tuple(each + (index < rest) for index in range(len(classes)))
-    return Preview(tuple(classes), per_class, 0, num_test, tuple(map(encode_jpeg75, images)))
+    train, test = (
+        tuple(number // len(classes) + (index < number % len(classes)) for index in range(len(classes)))
+        for number in (num_train, num_test)
+    )
+    return Preview(Counts(tuple(classes), train, test, 0, 0), tuple(map(encode_jpeg75, images)))

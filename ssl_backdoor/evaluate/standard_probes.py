@@ -1,6 +1,6 @@
 """The built-in probes: what each is, and which file has its work. ``linear`` is the one to compare methods by."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -27,6 +27,15 @@ class KNNSpec(FeatureProbe):
     neighbours: Neighbours | Annotated[tuple[Neighbours, ...], Field(min_length=1)] = 20
     """k; several make a classifier each, knn_k1, knn_k50 and so on."""
     uses_label_fractions: ClassVar[bool] = False
+
+    def remarks(self, train_of_class: Mapping[str, int]) -> Iterator[str]:
+        """Where a class cannot fill the vote."""
+        least, most = min(train_of_class, key=train_of_class.__getitem__), max(self._by_name().values())
+        if train_of_class[least] < most:
+            yield (
+                f"probe knn asks {most} neighbours, but class {least!r} has {train_of_class[least]} training images, "
+                "which can never fill the vote: lower evaluation.probes.knn.neighbours"
+            )
 
     def heads(self, backbone: BackboneSpec) -> tuple[str, ...]:
         """knn, or one for each k."""

@@ -15,6 +15,7 @@ from PIL import Image
 from ssl_backdoor.data.dataset import Dataset, LazyDataset, lookup_locations
 from ssl_backdoor.data.images import UInt8Image, decode, encode_jpeg75, encode_png
 from ssl_backdoor.data.shards import ShardWriter
+from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.plan import training
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import AttackSpec, Box, Codec, TriggerSpec
@@ -90,7 +91,10 @@ def _craft(
         spec = dataset.spec
         image, box = decode(original, spec.max_image_pixels, spec.frame_px), None
         if row["action"] != "recode":
-            image, box = attack.craft(image, row["sub_seed"], source)
+            try:
+                image, box = attack.craft(image, row["sub_seed"], source)
+            except SpecError as error:
+                raise SpecError(f"image {row['source_key']!r}: {error}") from error
         return row, box, (box.width if box else 0) / min(image.shape[:2]), encoder.encode(image)
 
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:

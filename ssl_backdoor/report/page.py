@@ -443,9 +443,14 @@ def _environment(markup: bool) -> jinja2.Environment:
 
 
 def _write_pages(context: Mapping[str, Any], out: Path) -> None:
-    for markup, name in ((True, "report.html"), (False, "report.md")):
-        text = _environment(markup).get_template(f"{name}.j2").render(context, verbatim=Verbatim)
-        (out / name).write_text(text + "\n", encoding="utf-8")
+    for name in ("report.html", "report.md"):
+        (out / name).write_text(render_page(name, context), encoding="utf-8")
+
+
+def render_page(name: str, context: Mapping[str, Any]) -> str:
+    """The template of the page ``name`` with all of ``context`` escaped, as HTML or by ``markdown``."""
+    environment = _environment(markup=name.endswith(".html"))
+    return environment.get_template(f"{name}.j2").render(context, verbatim=Verbatim) + "\n"
 
 
 def _pictures_in(sections: Iterable[Section]) -> list[Picture]:

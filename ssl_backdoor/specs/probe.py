@@ -35,6 +35,10 @@ class Probe(Idea):
         """Names of its classifiers on such a backbone."""
         return (self.kind,)
 
+    def remarks(self, train_of_class: Mapping[str, int]) -> Iterator[str]:
+        """What makes its numbers weak where each class has so many labelled training images."""
+        return iter(())
+
     def names(self, backbone: BackboneSpec, label_fractions: Sequence[float]) -> Iterator[str]:
         """Names of its predictions: those on part of the labels end with the part, in per cent."""
         for head in self.heads(backbone):

@@ -2,7 +2,7 @@
 
 An artifact is a folder of files and a ``manifest.json`` that is written last: where there is no manifest there is no
 artifact. An artifact is never changed after that. Two runs that race on one key: the first manifest wins and the
-other run adopts it.
+other run adopts it. Other files under a key that is taken are refused.
 """
 
 import abc
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic_core import from_json
 
-from ssl_backdoor.errors import SpecError, SslBackdoorError, StoreError
+from ssl_backdoor.errors import SpecError, SslBackdoorError, StoreError, translate_os_errors
 from ssl_backdoor.events import log_event
 from ssl_backdoor.specs import Spec, Stage
 
@@ -154,7 +154,6 @@ class ArtifactStore(abc.ABC):
         They are not verified: the caller must check their digests. A file that ends too soon or is gone gives fewer.
         """
 
-    @abc.abstractmethod
     def commit(
         self,
         stage: Stage,
@@ -165,13 +164,46 @@ class ArtifactStore(abc.ABC):
         inputs: dict[str, str],
         summary: dict[str, Any],
         seconds: float,
+        adopts: bool = False,
     ) -> ArtifactRef:
         """Keep a copy of the folder ``files`` as the result of ``stage`` and ``key``: the parts, then the manifest.
 
-        A crash before the manifest leaves nothing that can be found. When another run was first, its artifact is
-        adopted and this copy dropped. Absolute paths in ``spec``, ``inputs`` and ``summary`` are cut to their last
-        name.
+        A crash before the manifest leaves nothing that can be found. What is there already stays. Absolute paths in
+        ``spec``, ``inputs`` and ``summary`` are cut to their last name.
+
+        Args:
+            stage: which stage.
+            key: ``identity.artifact_key``, or a name of your own.
+            files: every file of the artifact.
+            spec: of the manifest, as are ``inputs``, ``summary`` and ``seconds``.
+            inputs: role to key.
+            summary: small results.
+            seconds: how long it took.
+            adopts: where an artifact of this key is there already, or another run is first, take it whatever its bytes
+                are: the key says all that they depend on.
+
+        Raises:
+            StoreError: the store cannot do its work, or (unless ``adopts``) has other files under this key.
         """
+        ref = self.ref(stage, key)
+        if self.find(stage, key) is None:
+            manifest = {"spec": spec, "inputs": inputs, "summary": summary, "seconds": seconds}
+            if self._commit_first(ref, files, manifest):
+                return ref
+        if not adopts:
+            kept = self.manifest(ref).files
+            with translate_os_errors(f"the folder {files}"):
+                given = {name: digest_file(file) for name, file in list_files(files).items()}
+            if other := sorted(name for name in kept.keys() | given.keys() if kept.get(name) != given.get(name)):
+                raise StoreError(
+                    f"expected the files that are kept as {ref.uri}, found others ({', '.join(other[:3])}): "
+                    "an artifact is never changed, so commit under another key, such as one made of the files' digests"
+                )
+        return ref
+
+    @abc.abstractmethod
+    def _commit_first(self, ref: ArtifactRef, files: Path, manifest: Mapping[str, Any]) -> bool:
+        """``commit`` where nothing was there; ``manifest`` are ``manifest_bytes``' fields. Whether it was the first."""
 
     @abc.abstractmethod
     def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, final
 from urllib.parse import unquote
@@ -126,38 +126,25 @@ class LocalStore(ArtifactStore):
                     yield data
 
     @override
-    def commit(
-        self,
-        stage: Stage,
-        key: str,
-        files: Path,
-        *,
-        spec: dict[str, Any],
-        inputs: dict[str, str],
-        summary: dict[str, Any],
-        seconds: float,
-    ) -> ArtifactRef:
-        ref = self.ref(stage, key)
-        if self.find(stage, key):
-            return ref
+    def _commit_first(self, ref: ArtifactRef, files: Path, manifest: Mapping[str, Any]) -> bool:
         place = self._place(ref)
         with self._translate_os_errors(), _hidden_folder(place) as unfinished:
             entries = {name: copy_file(source, unfinished / name) for name, source in list_files(files).items()}
-            data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds)
-            _write(unfinished / MANIFEST, data)
+            _write(unfinished / MANIFEST, manifest_bytes(ref, entries, **manifest))
             _sync_folders(unfinished)
             try:
                 os.rename(unfinished, place)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
-                if not self.find(stage, key):  # no winner to adopt: something else lies there
+                if not self.find(ref.stage, ref.key):  # no winner to adopt: something else lies there
                     raise StoreError(
                         f"expected no folder or a finished artifact at {ref.uri}, found a folder without a manifest; "
                         "remove it and run again"
                     ) from error
+                return False
             _sync_folder(place.parent)
-        return ref
+        return True
 
     @override
     def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast, final
 from urllib.parse import urlsplit
@@ -153,25 +153,12 @@ class S3Store(ArtifactStore):
         return parallel_map(one, ranges, REQUESTS)
 
     @override
-    def commit(
-        self,
-        stage: Stage,
-        key: str,
-        files: Path,
-        *,
-        spec: dict[str, Any],
-        inputs: dict[str, str],
-        summary: dict[str, Any],
-        seconds: float,
-    ) -> ArtifactRef:
-        ref = self.ref(stage, key)
-        if self.find(stage, key):
-            return ref
+    def _commit_first(self, ref: ArtifactRef, files: Path, manifest: Mapping[str, Any]) -> bool:
         attempt = uuid.uuid4().hex
         with translate_os_errors(f"the folder {files}"):
             sources = list_files(files)
             entries = {name: digest_file(source) for name, source in sources.items()}
-        data = manifest_bytes(ref, entries, spec=spec, inputs=inputs, summary=summary, seconds=seconds, parts=attempt)
+        data = manifest_bytes(ref, entries, **manifest, parts=attempt)
         keys = {self._key(ref, attempt, name): source for name, source in sources.items()}
         try:
             for object_key, source in keys.items():
@@ -183,7 +170,8 @@ class S3Store(ArtifactStore):
         # succeeded, and its own retry then finds the manifest of this very attempt.
         if not self._put_first(self._key(ref, MANIFEST), data) and self.manifest(ref).parts != attempt:
             self._discard(list(keys))
-        return ref
+            return False
+        return True
 
     @override
     def save_checkpoint(self, stage: Stage, key: str, step: int, file: Path) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from flows.estimate.workload import plan_stages
+from flows.pipeline import plan_stages
 from flows.plan import plan
 from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.data.ingest import source_digest

@@ -1,6 +1,7 @@
 """What users get wrong: one clear sentence, exit code 2, nothing left behind."""
 
 import io
+import json
 import os
 import pickle
 import shutil
@@ -16,6 +17,7 @@ from tests.support.command_server import TINY, refused_input
 
 pytestmark = pytest.mark.services
 SETTINGS = ("--set", "dataset.classes=[]", "--set", "attack.target_class=cat", "--pairs", "1")
+FEW = ("--set", "train.fit.batch_size=8", "--set", "defences=[]")
 
 
 def jpeg(colour: int) -> bytes:
@@ -108,6 +110,33 @@ def unwritable_store(folder: Path) -> tuple[list[str], str]:
     return ["--data", str(tree(folder / "images")), "--store", str(folder / "file" / "store")], "store"
 
 
+def no_test_images(folder: Path) -> tuple[list[str], str]:
+    shutil.rmtree(tree(folder / "images") / "test")
+    return ["--data", str(folder / "images")], "have no test images"
+
+
+def unlabelled_test_images(folder: Path) -> tuple[list[str], str]:
+    tested = tree(folder / "images") / "test"
+    for file in [*tested.glob("*/*.jpg")]:
+        file.rename(tested / f"{file.parent.name}-{file.name}")
+    return ["--data", str(folder / "images")], "none of the 16 test images has a class"
+
+
+def target_not_tested(folder: Path) -> tuple[list[str], str]:
+    shutil.rmtree(tree(folder / "images") / "test" / "cat")
+    return ["--data", str(folder / "images")], "'cat' has none of the 8 test images"
+
+
+def small_image(folder: Path) -> tuple[list[str], str]:
+    Image.new("RGB", (16, 5)).save(tree(folder / "images") / "train/cat/small.png")
+    setting = ["--set", "dataset.frame_px=0", "--set", "dataset.resident_px=16"]
+    return ["--data", str(folder / "images"), *setting], "'train-cat-small' of 16 x 5 px"
+
+
+def smaller_set_than_a_batch(folder: Path) -> tuple[list[str], str]:
+    return ["--data", str(tree(folder / "images")), "--set", "train.fit.batch_size=17"], "needs 17 images, but there"
+
+
 CASES = [
     missing_path,
     empty_folder,
@@ -130,8 +159,37 @@ def test_one_sentence_and_nothing_left(lab, tmp_path, case):
     run, _ = lab
     arguments, expected = case(tmp_path)
     store = tmp_path / "store"
-    outcome = run("train", "cifar10_byol", *SETTINGS, "--store", store, *arguments)
+    outcome = run("train", "cifar10_byol", *SETTINGS, *FEW, "--store", store, *arguments)
     assert expected in refused_input(outcome, store)
+
+
+UNFIT = [no_test_images, unlabelled_test_images, target_not_tested, small_image, smaller_set_than_a_batch]
+
+
+@pytest.mark.parametrize("case", UNFIT, ids=lambda case: case.__name__)
+def test_what_does_not_fit_the_plan_is_refused_by_ingest(lab, tmp_path, case):
+    run, _ = lab
+    arguments, expected = case(tmp_path)
+    store = tmp_path / "store"
+    outcome = run("ingest", "cifar10_byol", *SETTINGS, *FEW, "--store", store, *arguments)
+    assert expected in refused_input(outcome, store)
+
+
+def test_data_are_inspected_without_a_store(lab, tmp_path):
+    run, _ = lab
+    data, out = tree(tmp_path / "images"), tmp_path / "pages"
+    (data / "train/cat/bad.jpg").write_bytes(b"no picture")
+    outcome = run("inspect", data, "--out", out, "--json")
+    assert outcome.code == 0, outcome
+    found = json.loads(outcome.stdout)
+    assert (found["classes"]["cat"], found["num_rejected"]) == ({"train": 9, "test": 8}, 1)
+    assert [found["files"]["page"]] == [str(page) for page in out.glob("images-*/inspection.html")]
+    for arguments, expected in (
+        (("inspect", tmp_path / "nowhere"), "nowhere"),
+        (("inspect", data, "--set", "train.fit.epochs=3"), "--set takes dataset.*"),
+        (("inspect", data, "--test-data", tmp_path / "nowhere"), "nowhere"),
+    ):
+        assert expected in refused_input(run(*arguments, "--out", out), tmp_path / "store")
 
 
 def test_full_disk(lab, tmp_path):
@@ -162,8 +220,8 @@ def test_checkpoint_that_is_a_pickle(lab, experiment, tmp_path):
         file.write_bytes(pickle.dumps({"weight": os.urandom(9)}).ljust(size, b"\0"))
     outcome = run("evaluate", "demo", *TINY, "--store", store, "--set", "defences=[]")
     assert outcome.code == 2, outcome
-    assert len(outcome.stderr.splitlines()) == 1, outcome.stderr
-    assert "backbone.safetensors" in outcome.stderr
+    (sentence,) = [line for line in outcome.stderr.splitlines() if line.startswith("ssl-backdoor: ")]
+    assert "backbone.safetensors" in sentence
     assert not list(store.glob("evaluate/*"))
 
 

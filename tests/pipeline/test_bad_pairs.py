@@ -14,6 +14,7 @@ from tests.support.command_server import refused_input
 pytestmark = pytest.mark.services
 SOURCE_CAPTIONS = ("--set", 'dataset.captions={"kind":"source"}')
 SETTINGS = ("--seeds", "1", "--pairs", "1", "--set", "attack.target_class=cat", "--set", "attack.num_poisons=4")
+SETTINGS += ("--set", "train.fit.batch_size=8", "--set", "defences=[]")
 Row = tuple[str, str, str, str]  # path, caption, label, split
 
 

@@ -94,7 +94,7 @@ def test_a_program_is_told_in_json_what_is_reused_and_what_fails(stack, demo):
     settings = [part for one in DEMO_SETTINGS for part in ("--set", one)]
     script = f"""
 from flows.cli import main
-for more in ([], ["--set", "attack.target_class=axolotl"]):
+for more in ([], ["--set", "attack.num_poisons=100000"]):
     try:
         main(["poison", "demo", "--json", *{settings!r}, *more])
     except SystemExit:
@@ -103,6 +103,7 @@ for more in ([], ["--set", "attack.target_class=axolotl"]):
     done = stack.client(script, SSL_BACKDOOR_LOG="json")
     assert json.loads(done.stdout)["recipe"] == "demo"
     lines = [json.loads(line) for line in done.stderr.splitlines() if not line.startswith("ssl-backdoor: ")]
+    lines = [one for one in lines if one["event"] != "remark"]
     planned, *stages, ended = lines[:6]
     assert (planned["event"], ended["event"], ended["message"]) == ("planned", "ended", "done up to poison")
     assert [one["event"] for one in stages] == ["reused"] * 4
@@ -114,7 +115,7 @@ for more in ([], ["--set", "attack.target_class=axolotl"]):
     failed = [one for one in lines[6:] if one["event"] == "failed"]
     assert failed
     for one in failed:
-        assert (one["level"], one["stage"], "axolotl" in one["message"]) == ("error", "poison", True)
+        assert (one["level"], one["stage"], "100000" in one["message"]) == ("error", "poison", True)
 
 
 def test_mlflow_has_the_speed_and_the_use_of_the_machine(stack, demo):

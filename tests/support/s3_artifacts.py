@@ -18,7 +18,7 @@ def make_source(folder, text="hello", large_bytes=0):
 def commit(store, source):
     """Keep ``source`` as ingest/KEY."""
     about = {"spec": {"kind": "x"}, "inputs": {"data": "d"}, "summary": {"n": 1}, "seconds": 2.0}
-    return store.commit("ingest", KEY, source, **about)
+    return store.commit("ingest", KEY, source, **about, adopts=True)
 
 
 def artifact_keys(server, prefix):

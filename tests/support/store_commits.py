@@ -103,9 +103,10 @@ def main() -> None:
     try:
         store = open_store(uri)
         if verb == "ingest":
-            ref = run_stage(StageCall(IngestStage(dataset=DatasetSpec()), source=summary, data=source), store).ref
+            ref = run_stage(StageCall(IngestStage(dataset=DatasetSpec()), data=source), store).ref
         else:
-            ref = store.commit("ingest", KEY, Path(source), spec={}, inputs={}, summary={"by": summary}, seconds=0.0)
+            about = {"spec": {}, "inputs": {}, "summary": {"by": summary}, "seconds": 0.0}
+            ref = store.commit("ingest", KEY, Path(source), **about, adopts=True)
     except UserError as error:
         print(error, flush=True)
         sys.exit(2)

@@ -17,7 +17,7 @@ from ssl_backdoor.data import ingest as ingest_module
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.data.images import decode
 from ssl_backdoor.data.ingest import ingest
-from ssl_backdoor.data.selection import plain_key
+from ssl_backdoor.data.selection import plain_key, select
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.errors import DataError, SpecError, StoreError, UserError
 from ssl_backdoor.progress import Progress
@@ -312,7 +312,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
 def test_data_that_change_while_they_are_read_are_noticed(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "s", cats_and_dogs(4, 0))
     source = ingest_module.open_source(DatasetSpec(), str(root))
-    selection = ingest_module.select(source.listing(), DatasetSpec())
+    selection = select(source.listing(), DatasetSpec())
     (root / "train/cat/0000.png").write_bytes(picture(99))
     with pytest.raises(DataError, match="changed while they were read"):
         list(selection.name_items(source.read(iter(selection.keep.tolist()))))

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flows.estimate.workload import Workload, plan_stages
+from flows.estimate.workload import Workload
+from flows.pipeline import plan_stages
 from flows.plan import plan
 from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.errors import SpecError

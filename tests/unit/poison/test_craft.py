@@ -102,7 +102,7 @@ def test_an_image_triggers_bytes_are_kept_as_they_are(tmp_path: Path) -> None:
 
 def test_a_trigger_larger_than_the_images_is_refused(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "base")
-    with pytest.raises(SpecError, match="25x25 px is larger than the image of 32x24 px"):
+    with pytest.raises(SpecError, match=r"image 'train-.*25x25 px is larger than the image of 32x24 px"):
         poison(targeted(GridTriggerSpec(size_px=25)), dataset, tmp_path / "out", 0)
 
 

@@ -75,8 +75,26 @@ def test_parts_of_files_are_read_in_the_order_asked_for(store, source):
 
 def test_a_second_commit_adopts_the_first(store, source, tmp_path):
     first = commit(store, source)
-    assert commit(store, make_source(tmp_path / "other", "other"), summary={"n": 2}) == first
+    assert commit(store, make_source(tmp_path / "other", "other"), summary={"n": 2}, adopts=True) == first
     assert store.manifest(first).summary == {"n": 1}
+    assert (store.fetch(first) / "samples.txt").read_text() == "hello"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda folder: (folder / "samples.txt").write_text("other"), "samples.txt"),
+        (lambda folder: (folder / "more.txt").write_text("more"), "more.txt"),
+        (lambda folder: (folder / "samples.txt").unlink(), "samples.txt"),
+        (lambda folder: (folder / "samples.txt").rename(folder / "renamed.txt"), "renamed.txt, samples.txt"),
+    ],
+)
+def test_other_files_under_a_key_that_is_taken_are_refused(store, source, tmp_path, change, named):
+    first = commit(store, source)
+    assert commit(store, make_source(tmp_path / "same")) == first
+    change(other := make_source(tmp_path / "other"))
+    with pytest.raises(StoreError, match=rf"found others \({named}\).*commit under another key"):
+        commit(store, other)
     assert (store.fetch(first) / "samples.txt").read_text() == "hello"
 
 

@@ -1,0 +1,70 @@
+"""``ssl-backdoor inspect``: what the data hold and how an ingest would read them, before anything is computed."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.overrides import apply, with_list
+from flows.recipes import choose
+from flows.terminal.console import show_progress
+from ssl_backdoor.data.counts import Counts
+from ssl_backdoor.data.inspection import inspect_data
+from ssl_backdoor.errors import SpecError, translate_os_errors
+from ssl_backdoor.preflight import problems_of_test
+from ssl_backdoor.report.inspection import as_json, write_inspection
+from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec
+from tasks.planner import Sources
+
+
+def inspect(settings: Sequence[str], sources: Sources, out: Path) -> dict[str, Any]:
+    """What was found, as JSON data, with the files that were written into ``out`` and the lines for people.
+
+    Raises:
+        SpecError: a setting that is not of the dataset.
+        UserError: the data cannot be used, or ``out`` cannot be written.
+    """
+    dataset = dataset_of(settings, has_test_data=sources.test_data is not None)
+    name = str(sources.data)
+    with show_progress() as listen:
+        found = inspect_data(dataset, name, sources.test_data, lambda progress: listen("inspect", progress))
+    train, test = zip(*found.listing.classes.values(), strict=True) if found.listing.classes else ((), ())
+    counts = Counts(tuple(found.listing.classes), train, test, *found.listing.num_unlabelled)
+    doubts = [*found.listing.questions, *problems_of_test(counts, "")]
+    if shared := found.facts["duplicates"]["num_test_also_train"]:
+        doubts.append(f"{shared:,} test images are training images too, byte for byte: scores on them prove nothing")
+    found = found._replace(listing=found.listing._replace(questions=tuple(doubts)))
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name).strip(".")[:80] or "data"
+    place = hashlib.sha256(os.fsencode(Path(name).absolute())).hexdigest()  # two folders may have one name
+    folder = out / f"{plain}-{place[:8]}"
+    with translate_os_errors(f"the folder {folder}"):
+        files = write_inspection(found, Path(name).name or name, folder)
+    return {**as_json(found), "files": files}
+
+
+def dataset_of(settings: Sequence[str], *, has_test_data: bool = False) -> DatasetSpec:
+    """The dataset with each ``dataset.field=value`` set; with a second source where there is one.
+
+    Raises:
+        SpecError: a setting of something else, or one that the field refuses.
+    """
+    if other := [setting for setting in settings if not setting.startswith("dataset.")]:
+        raise SpecError(f"inspect looks at data alone, so --set takes dataset.*, found {other[0]!r:.80}")
+    report = choose("demo", None).build(1, 1)
+    second = {"test_source": FilesSourceSpec()} if has_test_data else {}
+    run = report.runs[0].model_copy(update={"dataset": DatasetSpec(**second)})
+    changed = apply(report.model_copy(update={"runs": (run,)}), [with_list(setting) for setting in settings])
+    return changed.runs[0].dataset
+
+
+def render(found: Mapping[str, Any]) -> Iterator[str]:
+    """The lines for people."""
+    yield from found["summary"]
+    for name, counts in list(found["classes"].items())[:20]:
+        yield f"  {name}: {counts['train']:,} training, {counts['test']:,} test images"
+    if len(found["classes"]) > 20:
+        yield f"  and {len(found['classes']) - 20:,} more classes"
+    for what, place in found["files"].items():
+        yield f"{what.replace('_', ' ')}: {place}"
