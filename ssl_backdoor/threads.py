@@ -21,11 +21,13 @@ def num_decode_threads(bytes_each: float, most: int) -> int:
     return 1 if bytes_each < SMALL_BYTES else min(most, os.cpu_count() or 1)
 
 
-def parallel_map(function: Callable[[T], U], items: Iterable[T], threads: int) -> Iterator[U]:
+def parallel_map(
+    function: Callable[[T], U], items: Iterable[T], threads: int, on_end: Callable[[], None] = lambda: None
+) -> Iterator[U]:
     """``function`` of each item, in order; items are taken lazily, so that few results wait in memory.
 
-    On an error or Ctrl-C, or when the iterator is closed, calls that have not started are cancelled. A single thread is
-    the caller's own.
+    On an error or Ctrl-C, or when the iterator is closed, calls that have not started are cancelled and those that run
+    are waited for, once ``on_end`` has had its chance to shorten them. A single thread is the caller's own.
     """
     if threads == 1:
         yield from map(function, items)
@@ -39,4 +41,5 @@ def parallel_map(function: Callable[[T], U], items: Iterable[T], threads: int) -
         while running:
             yield running.popleft().result()
     finally:
+        on_end()
         pool.shutdown(cancel_futures=True)

@@ -5,9 +5,11 @@ import io
 import os
 import re
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,20 @@ from typing import BinaryIO, Literal, NamedTuple, Protocol
 
 from ssl_backdoor.errors import DataError
 
-MAX_MEMBER_BYTES = 256 * 2**20
+MAX_MEMBER_BYTES = 160 * 2**20
+"""The largest file that is read: CIFAR-100's training batch has 148 MiB."""
 HEAD_BYTES = 64
+MAX_HEADER_BYTES = 16 * 2**10
+"""Of a tar member, with its extended headers: tarfile's time and memory grow with their square."""
+_MAX_GLOBAL_FIELDS = 100
 _MAX_PADDING_BYTES = 2**26  # of zeros behind the end mark of a tar
+MAX_DEPTH = 64
+"""Of folders in one another."""
+_MAX_LINKS = 100
+"""That lead to one folder: folders that link to one another have exponentially many paths."""
+_MAX_UNPACKED_BYTES, _MAX_RATIO = 256 * 2**20, 100
+"""An archive unpacks to at most the former, or that many times its own size."""
+_ZIP_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2}
 _BUFFER_BYTES = 2**20
 # What tarfile, gzip and zipfile raise on damaged or hostile bytes.
 _DAMAGE = (
@@ -30,6 +43,9 @@ _DAMAGE = (
     OverflowError,
     RuntimeError,
     NotImplementedError,
+    LookupError,
+    MemoryError,
+    struct.error,
 )
 
 
@@ -115,7 +131,7 @@ class FolderFiles:
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
-        for name, path, problem in self._walk(str(self.root), "", ()):
+        for name, path, problem in self._walk(str(self.root), "", (), Counter()):
             amount = wanted(name)
             if problem:
                 yield Member(name, problem=problem)
@@ -124,36 +140,47 @@ class FolderFiles:
 
     def walk(self) -> Iterator[tuple[str, str]]:
         """(relative name, path) of every regular file."""
-        return ((name, path) for name, path, problem in self._walk(str(self.root), "", ()) if not problem)
+        return ((name, path) for name, path, problem in self._walk(str(self.root), "", (), Counter()) if not problem)
 
-    def _walk(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str, str]]:
+    def _walk(
+        self, folder: str, prefix: str, above: tuple[tuple[int, int], ...], links: Counter[tuple[int, int]]
+    ) -> Iterator[tuple[str, str, str]]:
         """(relative name, path, why it is no regular file) of everything that is no folder."""
-        status = os.stat(folder)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            return
         try:
+            status = os.stat(folder)
+            here = (status.st_dev, status.st_ino)
+            if here in above:
+                return
+            if os.path.islink(folder):
+                links[here] += 1
+            if len(above) > MAX_DEPTH:
+                raise DataError(f"{folder:.200} lies more than {MAX_DEPTH} folders deep: give a folder further down")
+            if links[here] > _MAX_LINKS:
+                raise DataError(f"more than {_MAX_LINKS} links lead to the folder {folder:.200}: remove some")
             with os.scandir(folder) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(f"cannot list the folder {folder} ({error.strerror}): check its permissions") from error
         for entry in entries:
-            if entry.is_dir():
-                yield from self._walk(entry.path, f"{prefix}{entry.name}/", (*above, here))
-            elif entry.is_file():
-                yield prefix + entry.name, entry.path, ""
+            try:
+                is_folder, is_file, problem = entry.is_dir(), entry.is_file(), ""
+            except OSError as error:  # a link to itself
+                is_folder, is_file, problem = False, False, f"cannot be read: {error.strerror}"
+            if is_folder:
+                yield from self._walk(entry.path, f"{prefix}{entry.name}/", (*above, here), links)
             else:
-                is_link = entry.is_symlink()
-                yield prefix + entry.name, entry.path, "is a link to nothing" if is_link else "is no regular file"
+                if not (is_file or problem):
+                    problem = "is no regular file" if os.path.exists(entry.path) else "is a link to nothing"
+                yield prefix + entry.name, entry.path, problem
 
     @staticmethod
     def read(name: str, path: str, amount: Amount = True) -> Member:
         """The file at ``path``, called ``name``."""
         try:
             with open(path, "rb") as file:
-                if amount == "head":
-                    return Member(name, file.read(HEAD_BYTES))
-                data = file.read(MAX_MEMBER_BYTES + 1)
+                # a file of the kernel says 0 bytes, and may be read for ever
+                limit = HEAD_BYTES if amount == "head" else MAX_MEMBER_BYTES + 1
+                data = file.read(min(os.fstat(file.fileno()).st_size, limit))
         except OSError as error:
             return Member(name, problem=f"cannot be read: {error.strerror}")
         return _limit_member(name, data, len(data))
@@ -161,7 +188,7 @@ class FolderFiles:
 
 def _limit_member(name: str, data: bytes, size: int) -> Member:
     if size > MAX_MEMBER_BYTES:
-        return Member(name, problem=f"over the limit of {MAX_MEMBER_BYTES} bytes a file")
+        return Member(name, problem=f"is over the limit of {MAX_MEMBER_BYTES} bytes a file")
     return Member(name, data)
 
 
@@ -171,22 +198,37 @@ class _Forward(io.RawIOBase):
     Headers that claim a negative or an enormous size make ``tarfile`` loop or fill the memory; here they stop.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, packed_bytes: int) -> None:
         self._file = file
         self._at = 0
+        self._is_packed = packed_bytes > 0
+        self._end = _MAX_UNPACKED_BYTES + _MAX_RATIO * packed_bytes
+        self.header_left = MAX_HEADER_BYTES
+        """Bytes that the next header may still take."""
         self.last = b""
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_MEMBER_BYTES + tarfile.RECORDSIZE:
-            raise ValueError(f"a header claims {size} bytes")
-        self.last = self._file.read(size)
-        self._at += len(self.last)
+        self.header_left -= size
+        if size < 0 or self.header_left < 0:
+            raise ValueError(f"a header claims {size} bytes more, over {MAX_HEADER_BYTES} in all")
+        self.last = self.read_content(size)
         return self.last
+
+    def read_content(self, size: int) -> bytes:
+        """``size`` bytes of a member, or fewer at the end of the archive."""
+        data = self._file.read(size)
+        self._at += len(data)
+        if self._is_packed and self._at > self._end:
+            raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size")
+        return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence != os.SEEK_SET or offset < self._at:
             raise ValueError("a header points backwards")
-        self._at = self._file.seek(offset)
+        if not self._is_packed:
+            self._at = self._file.seek(offset)
+        while self._at < offset and self.read_content(min(_BUFFER_BYTES, offset - self._at)):
+            pass
         return self._at
 
     def tell(self) -> int:
@@ -202,16 +244,19 @@ class TarFiles:
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
         with _translate_read_errors(self.path), self._open() as raw:
-            forward = _Forward(raw)
+            forward = _Forward(raw, self.path.stat().st_size if isinstance(raw.raw, _OwningGzip) else 0)
             with tarfile.open(fileobj=forward, mode="r:") as tar:
                 while (info := tar.next()) is not None:
                     # tarfile would keep every header it has seen; its stubs hide the public list
                     tar.members = []  # type: ignore[attr-defined]
+                    if len(tar.pax_headers) > _MAX_GLOBAL_FIELDS:
+                        raise ValueError(f"over {_MAX_GLOBAL_FIELDS} fields in global headers")
                     self._check(info)
                     if info.isreg():
                         name = _clean(info.name)
                         amount = wanted(name)
-                        yield self._read(tar, info, name, amount) if amount else Member(name)
+                        yield self._read(forward, info, name, amount) if amount else Member(name)
+                    forward.header_left = MAX_HEADER_BYTES
             # tarfile takes a damaged header for the end; the true end is a block of zeros
             if len(forward.last) != tarfile.BLOCKSIZE or any(forward.last):
                 raise EOFError("no end-of-archive mark")
@@ -220,7 +265,7 @@ class TarFiles:
     def _check_rest(self, rest: _Forward) -> None:
         """Refuse what follows the end mark and is more than padding: a second archive, as ``cat`` puts it there."""
         num_bytes = 0
-        while block := rest.read(tarfile.RECORDSIZE):
+        while block := rest.read_content(tarfile.RECORDSIZE):
             num_bytes += len(block)
             if block.count(0) != len(block) or num_bytes > _MAX_PADDING_BYTES:
                 raise DataError(
@@ -228,7 +273,7 @@ class TarFiles:
                     "unpack each (tar --ignore-zeros) and pack them as one, or give them one by one"
                 )
 
-    def _open(self) -> BinaryIO:
+    def _open(self) -> io.BufferedReader:
         file = self.path.open("rb")
         is_gzip = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -238,15 +283,20 @@ class TarFiles:
 
     def _check(self, info: tarfile.TarInfo) -> None:
         _check_name(self.path, info.name)
-        if not (info.isreg() or info.isdir()):
-            kind = "link" if info.issym() or info.islnk() else "special file"
+        if info.issparse() or not (info.isreg() or info.isdir()):
+            kind = "link" if info.issym() or info.islnk() else "sparse file" if info.issparse() else "special file"
             raise DataError(f"{self.path} holds the {kind} {info.name!r}: pack regular files only")
 
-    def _read(self, tar: tarfile.TarFile, info: tarfile.TarInfo, name: str, amount: Amount) -> Member:
+    @staticmethod
+    def _read(file: _Forward, info: tarfile.TarInfo, name: str, amount: Amount) -> Member:
         if info.size > MAX_MEMBER_BYTES and amount != "head":
             return _limit_member(name, b"", info.size)
-        content = tar.extractfile(info)
-        return Member(name, content.read(HEAD_BYTES if amount == "head" else -1) if content is not None else b"")
+        file.seek(info.offset_data)
+        size = min(info.size, HEAD_BYTES) if amount == "head" else info.size
+        data = file.read_content(size)
+        if len(data) != size:
+            raise EOFError(f"it ends within {name!r}")
+        return Member(name, data)
 
 
 class _OwningGzip(gzip.GzipFile):
@@ -270,6 +320,11 @@ class ZipFiles:
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
         with _translate_read_errors(self.path), zipfile.ZipFile(self.path) as archive:
+            packed_bytes = self.path.stat().st_size
+            if sum(info.compress_size for info in archive.infolist()) > packed_bytes:
+                raise ValueError("its members overlap")
+            if sum(info.file_size for info in archive.infolist()) > _MAX_UNPACKED_BYTES + _MAX_RATIO * packed_bytes:
+                raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size")
             for info in sorted(archive.infolist(), key=lambda info: info.filename):
                 self._check(info)
                 if not info.is_dir():
@@ -282,6 +337,10 @@ class ZipFiles:
         mode = info.external_attr >> 16
         if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise DataError(f"{self.path} holds the link or special file {info.filename!r}: pack regular files only")
+        if info.compress_type not in _ZIP_METHODS:
+            raise DataError(
+                f"{self.path} is packed by method {info.compress_type} (member {info.filename!r}): pack it with deflate"
+            )
         if info.flag_bits & 1:
             raise DataError(f"{self.path} is encrypted (member {info.filename!r}): unpack it first")
 

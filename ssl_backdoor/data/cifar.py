@@ -48,33 +48,78 @@ def _reconstruct(*_: Any) -> _Pixels:
     return _Pixels()
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """``_codecs.encode``: how Python 3 writes bytes for Python 2."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("an unknown text encoding")
-    return text.encode("latin1")
-
-
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
     ("numpy", "ndarray"): _Pixels,
     ("numpy", "dtype"): _ByteType,
-    ("_codecs", "encode"): _encode,
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data), encoding="bytes")
+        self._left = 2 * len(data)
+
+    def _encode(self, text: Any, encoding: Any = "latin1") -> bytes:
+        """``_codecs.encode``: how Python 3 writes bytes for Python 2. The same text over and over ends in an error."""
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("an unknown text encoding")
+        self._left -= len(text)
+        if self._left < 0:
+            raise pickle.UnpicklingError("it repeats a text")
+        return text.encode("latin1")
+
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return self._encode
         try:
             return _ALLOWED[module, name]
         except KeyError:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}") from None
 
 
+# Operations of a pickle and the bytes of their argument: no others are let through, so that a few bytes can neither ask
+# for memory nor make dictionaries of colliding keys (of large integers, floats or many tuples).
+_PLAIN = dict.fromkeys(b"(])}Naestub.R\x85\x86\x87\x88\x89\x93\x94", 0)
+_PLAIN |= {0x80: 1, 0x95: 8} | dict.fromkeys(b"hKq", 1) | {ord("M"): 2} | dict.fromkeys(b"Jjr", 4)
+_TEXTS = dict.fromkeys(b"UC\x8c", 1) | dict.fromkeys(b"TXB", 4) | {0x8D: 8, 0x8E: 8}
+"""Those that hold a text or bytes, and the bytes of their length."""
+_MAX_OPERATIONS, _MAX_TUPLES = 2_000_000, 1_000
+_TUPLES, _MEMO, _REDUCE, _STOP, _GLOBAL = frozenset(b"t\x85\x86\x87"), frozenset(b"qr"), ord("R"), ord("."), ord("c")
+
+
+def _check_operations(data: bytes) -> None:
+    """Refuse a pickle of other than the operations that the archives and their copies are made of.
+
+    Raises:
+        UnpicklingError: it holds another operation, too many, or ends within one.
+    """
+    at = num_tuples = code = 0
+    for count in range(_MAX_OPERATIONS):
+        if at >= len(data) or code == _STOP:
+            break
+        code = data[at]
+        at += 1
+        if (size := _PLAIN.get(code)) is not None:
+            if code in _MEMO and int.from_bytes(data[at : at + size], "little") > count:
+                raise pickle.UnpicklingError("it numbers more values than it has")
+            at += size
+            num_tuples += (code in _TUPLES) - (code == _REDUCE)  # the arguments of a call are no key
+        elif size := _TEXTS.get(code, 0):
+            at += size + int.from_bytes(data[at : at + size], "little")
+        elif code == _GLOBAL:  # two lines
+            at = data.find(b"\n", data.find(b"\n", at) + 1) + 1 or len(data)
+        else:
+            raise pickle.UnpicklingError(f"it holds the operation {bytes([code])!r}")
+    if code != _STOP or at > len(data) or num_tuples > _MAX_TUPLES:
+        raise pickle.UnpicklingError("it ends early, or holds too many operations")
+
+
 def _unpickle(name: str, data: bytes | None) -> dict[bytes, Any]:
     try:
-        value = _ArrayUnpickler(io.BytesIO(data or b""), encoding="bytes").load()
+        _check_operations(data or b"")
+        value = _ArrayUnpickler(data or b"").load()
     except Exception as error:  # a hostile or cut pickle raises nearly anything
         raise DataError(f"{name} is not a CIFAR batch ({error}): fetch the official python archive again") from error
     if not isinstance(value, dict):

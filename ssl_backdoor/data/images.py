@@ -1,21 +1,62 @@
-"""Pixels from bytes and back. Bytes are hostile: the size is read from the header before anything is decoded."""
+"""Pixels from bytes and back. Bytes are hostile: what decoding will take is bounded before anything is decoded.
+
+| found in an image | what becomes of it |
+|---|---|
+| JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, whatever the file is called | read; any other format is refused |
+| several frames or pages | the first |
+| transparency | dropped |
+| EXIF orientation | not applied: pixels stay as they are stored |
+| 16-bit grey | the high byte; 16-bit colour as Pillow reads it |
+| palettes, bilevel, CMYK, YCbCr | converted to RGB, without colour profiles |
+| float, 32-bit and Lab TIFFs, and TIFFs of other than lossless common compression | refused |
+| more pixels than ``max_pixels`` (WebP: than a 2.5th of it), too many scans, far more bytes than pixels | refused |
+"""
 
 import io
 import struct
 import threading
 import warnings
 import zlib
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
 from PIL.ImageFile import ImageFile
 
 from ssl_backdoor.errors import DataError
 
 UInt8Image = npt.NDArray[np.uint8]
+
+MAX_SCANS = 100
+"""Of a JPEG; encoders make about ten. Each scan costs a pass over all pixels, in a few bytes of the file."""
+_MAX_SCANNED_PIXELS = 10**9
+"""Pixels times scans: the former take 1.5 ns each."""
+_WEBP_MEMORY = 2.5
+"""Decoding a WebP takes so many times the memory of other formats: it may have so many times fewer pixels."""
+_MAX_METADATA_BYTES = 3 * 2**20
+_MAX_BYTES_PER_PIXEL = 8  # four channels of 16 bits, uncompressed
+_MAX_RESIZED_PIXELS = 2**22
+_TIFF_COMPRESSIONS = frozenset(
+    {"raw", "tiff_ccitt", "group3", "group4", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "packbits", "zstd"}
+)
+_TIFF_TILE_SIDES = (322, 323)
+_MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I"})
+"""Pillow's modes that become RGB, and those of 16-bit grey, which begin with I;16."""
+_ONE_LARGE = threading.Lock()
+_LARGE_PIXELS = 2**23
+"""Images of more pixels are decoded one at a time, lest several threads multiply their memory."""
 
 # Pillow warns while it parses odd EXIF blocks. Python 3.11's warning filters are shared by all threads, so the header
 # (which holds the interpreter lock anyway) is parsed under a lock; decoding runs in parallel.
@@ -45,20 +86,77 @@ def _opener(data: bytes) -> tuple[str, type[ImageFile]]:
         return "gif", GifImagePlugin.GifImageFile
     if data.startswith(b"BM"):
         return "bmp", BmpImagePlugin.BmpImageFile
-    raise DataError(f"not a JPEG, PNG, WebP, GIF or BMP image ({len(data)} bytes)")
+    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        return "tif", TiffImagePlugin.TiffImageFile
+    if data[4:12] in (b"ftypavif", b"ftypavis"):
+        return "avif", AvifImagePlugin.AvifImageFile
+    raise DataError(f"not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image ({len(data)} bytes)")
+
+
+def _check_claims(data: bytes, max_pixels: int) -> None:
+    """Refuse by a glance at the first bytes what Pillow would spend memory or time on while it parses the header."""
+    width = height = 0
+    if data.startswith(b"\x89PNG") and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+    elif data.startswith(b"RIFF") and data[12:16] == b"VP8X" and len(data) >= 30:
+        width, height = (1 + int.from_bytes(data[at : at + 3], "little") for at in (24, 27))
+    elif data.startswith(b"RIFF") and data[12:16] == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        width, height = 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    elif data.startswith(b"RIFF") and data[12:16] == b"VP8 " and len(data) >= 30:
+        width, height = (side & 0x3FFF for side in struct.unpack("<HH", data[26:30]))
+    if width:
+        _check_size(width, height, len(data), int(max_pixels / _WEBP_MEMORY) if data[8:12] == b"WEBP" else max_pixels)
+
+
+def _check_scans(width: int, height: int, data: bytes) -> None:
+    """Refuse a JPEG that takes far longer to decode than its size says."""
+    scans = _num_scans(data)
+    if scans > MAX_SCANS or scans * width * height > _MAX_SCANNED_PIXELS:
+        raise DataError(
+            f"has {scans} scans of {width} x {height} px: a JPEG may have {MAX_SCANS}, fewer if it is large"
+        )
+
+
+def _num_scans(data: bytes) -> int:
+    """At least as many as a JPEG has: a thumbnail inside it counts."""
+    return data.count(b"\xff\xda")
+
+
+def _check_size(width: int, height: int, num_bytes: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(f"{width} x {height} px is over the limit of {max_pixels} pixels")
+    if num_bytes > _MAX_METADATA_BYTES + _MAX_BYTES_PER_PIXEL * width * height:
+        raise DataError(f"holds {num_bytes} bytes, far more than its {width} x {height} px can take")
+
+
+def _check_mode(image: ImageFile) -> None:
+    """Refuse what does not become RGB, or not at a bounded cost."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if (compression := image.info.get("compression")) not in _TIFF_COMPRESSIONS:
+            raise DataError(f"is a TIFF of compression {compression}: save it as PNG or JPEG")
+        width, height = (image.tag_v2.get(tag, 1) for tag in _TIFF_TILE_SIDES)
+        _check_size(width, height, 0, max(2**20, 4 * image.width * image.height))
+    if not (image.mode in _MODES or image.mode.startswith("I;16")) or (image.mode == "I" and image.format == "TIFF"):
+        raise DataError(f"has pixels of mode {image.mode}, which do not become RGB: save it with 8 bits a channel")
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[str, ImageFile]:
     """Parse the header; ``Image.open`` is avoided because its own bomb check warns."""
     suffix, factory = _opener(data)
+    _check_claims(data, max_pixels)
     try:
         with _HEADER_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = factory(io.BytesIO(data), "")
+            _check_size(image.width, image.height, len(data), max_pixels)
+            if suffix == "jpg":
+                _check_scans(image.width, image.height, data)
+            _check_mode(image)
+    except DataError:
+        raise
     except Exception as error:  # Pillow's parsers raise many kinds on hostile bytes
         raise DataError(f"broken {suffix} header: {_words(error)}") from error
-    if image.width * image.height > max_pixels:
-        raise DataError(f"{image.width} x {image.height} px is over the limit of {max_pixels} pixels")
     return suffix, image
 
 
@@ -66,7 +164,8 @@ def _load(data: bytes, max_pixels: int) -> tuple[str, ImageFile]:
     """Decode every pixel."""
     suffix, image = _open(data, max_pixels)
     try:
-        image.load()
+        with _ONE_LARGE if image.width * image.height > _LARGE_PIXELS else nullcontext():
+            image.load()
     except Exception as error:  # as in _open
         raise DataError(f"cannot be decoded: {_words(error)}") from error
     return suffix, image
@@ -81,11 +180,11 @@ def _plain_jpeg(data: bytes, max_pixels: int) -> UInt8Image | None:
 
     The pixels are those of Pillow, which calls the same library; most of its time on a small image is its own Python.
     """
-    if not data.startswith(b"\xff\xd8\xff"):
+    if not data.startswith(b"\xff\xd8\xff") or _num_scans(data) > MAX_SCANS:
         return None
     try:
         height, width, *colours = simplejpeg.decode_jpeg_header(data)
-        if tuple(colours) not in _PLAIN_JPEGS or width * height > max_pixels:
+        if tuple(colours) not in _PLAIN_JPEGS or width * height > min(max_pixels, _LARGE_PIXELS):
             return None
         pixels: UInt8Image = simplejpeg.decode_jpeg(data)  # strict: a warning of the library's is an error
     except ValueError:
@@ -124,9 +223,26 @@ def decode(data: bytes, max_pixels: int, side_px: int = 0) -> UInt8Image:
     short = min(image.size)
     if short != side_px:
         width, height = (max(side_px, round(side * side_px / short)) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BOX if side_px < short else Image.Resampling.BILINEAR)
+        method = Image.Resampling.BOX if side_px < short else Image.Resampling.BILINEAR
+        if is_too_long(width, height, side_px):
+            return _pixels(image.resize((side_px, side_px), method, centre_box(*image.size, short)))
+        image = image.resize((width, height), method)
     left, top = ((side - side_px) // 2 for side in image.size)
     return np.ascontiguousarray(_pixels(image)[top : top + side_px, left : left + side_px])
+
+
+def is_too_long(width: int, height: int, side_px: int) -> bool:
+    """Whether an image resized to ``width`` x ``height`` holds far more than its centre square of ``side_px``.
+
+    Then the centre is cut out before the resizing, which gives the same pixels up to rounding.
+    """
+    return width * height > max(_MAX_RESIZED_PIXELS, 4 * side_px**2)
+
+
+def centre_box(width: int, height: int, side: float) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the centre square of ``side`` px, for Pillow's ``resize``."""
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
 
 
 def decode_with_alpha(data: bytes, max_pixels: int) -> UInt8Image:
@@ -141,7 +257,7 @@ def decode_with_alpha(data: bytes, max_pixels: int) -> UInt8Image:
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         image = Image.fromarray(grey)
     if image.mode in ("P", "PA") and "transparency" in image.info:
         image = image.convert("RGBA")

@@ -5,6 +5,7 @@ Training images that bear a sticker are stored as PNG in the stored frame, the s
 
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from itertools import chain
@@ -235,7 +236,12 @@ def _check_all(kept: Iterable[_NamedItem], spec: DatasetSpec) -> Iterator[Checke
     batches = _batches(kept)
     first = next(batches, [])
     threads = num_decode_threads(sum(map(_num_bytes, first)) / max(1, len(first)), _MAX_THREADS)
-    for checked in parallel_map(lambda batch: [_check(one, spec) for one in batch], chain([first], batches), threads):
+    is_over = threading.Event()
+
+    def check(batch: list[_NamedItem]) -> list[CheckedImage]:
+        return [_check(one, spec) for one in batch if not is_over.is_set()]
+
+    for checked in parallel_map(check, chain([first], batches), threads, is_over.set):
         yield from checked
 
 

@@ -9,8 +9,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_backdoor.data.archives import MAX_MEMBER_BYTES
+from ssl_backdoor.data.cells import (
+    UNREADABLE,
+    as_bytes,
+    check_parquet,
+    join_captions,
+    max_unpacked_bytes,
+    rows_at_once,
+    text_of,
+)
 from ssl_backdoor.data.items import Found, Item, claim_of, printable
 from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of, split_of_shards
 from ssl_backdoor.errors import DataError
@@ -41,9 +52,10 @@ def image_columns(path: Path) -> _Columns | None:
     """The columns of a Parquet file that holds images; None where it holds none.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it cannot be read, claims far more than it can hold, or has two columns of one name.
     """
     with _translate_errors(path):
+        check_parquet(path)
         schema = pq.read_schema(path)
     image = next((name for name in _IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)), "")
     if not image:
@@ -52,22 +64,15 @@ def image_columns(path: Path) -> _Columns | None:
     def pick(*names: str) -> str:
         return next((name for name in names if name in schema.names), "")
 
-    class_name = pick(*_CLASS)
-    return _Columns(
-        image,
-        pick(*_CAPTION),
-        class_name,
-        pick(*SPLIT_FIELDS),
-        pick("status"),
-        pick("sha256"),
-        pick("phash"),
-        _class_names(schema, class_name),
-    )
+    picked = image, pick(*_CAPTION), pick(*_CLASS), pick(*SPLIT_FIELDS), pick("status"), pick("sha256"), pick("phash")
+    if twice := [name for name in picked if schema.names.count(name) > 1]:
+        raise DataError(f"{path} has several columns called {twice[0]}: rename or remove all but one")
+    return _Columns(*picked, _class_names(schema, picked[2]))
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return bool(kind.get_field_index("bytes") >= 0)
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -83,7 +88,8 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
 class ParquetImages:
     """The rows of ``files``, in their order. The split is the row's own, else what the file's name or folder says.
 
-    A row that img2dataset could not download is counted and left out. Memory: 64 rows with their images.
+    A row that img2dataset could not download is counted and left out. A row whose caption is no text, or whose image
+    has more than ``MAX_MEMBER_BYTES``, is refused. Memory: 64 rows with their images, fewer where they may be large.
 
     Raises:
         DataError: a file holds no images or cannot be read; two say which split they are and another does not.
@@ -118,13 +124,13 @@ class ParquetImages:
             for row in _read_rows(path, columns, with_images=keep is not None):
                 item = self._item(f"{name}/{number:07d}", row, columns, file_split)
                 number += 1
-                if row.get("status") not in (None, _SUCCESS):
+                if text_of(row.get("status")) not in (None, _SUCCESS):
                     if keep is None:
                         self.found.ignore("download that failed", item.name)
                     continue
                 if keep is None:
-                    word = row.get("split")
-                    where, said = ("table", str(word)) if word not in (None, "") else ("file", file_word)
+                    word = text_of(row.get("split"))
+                    where, said = ("table", printable(str(word))) if word not in (None, "") else ("file", file_word)
                     if said:
                         self.found.count_split(where, said[:100], item.split)
                 yield item, keep is not None and next(keep, False)
@@ -133,18 +139,21 @@ class ParquetImages:
         label = row.get("class_name")
         if isinstance(label, int) and 0 <= label < len(columns.names):
             label = columns.names[label]
-        image = row.get("image")
-        image = image.get("bytes") if isinstance(image, dict) else image
-        captions = row.get("caption")
-        texts = captions if isinstance(captions, list) else [captions]
-        split = self._words.of_field(row.get("split"), f"row {name}") or file_split
-        caption = "\n".join(text.replace("\n", " ") for text in texts if isinstance(text, str)) or None
+        image, caption = row.get("image"), None
         problem = "the row holds no image" if "image" in row and image is None else ""
-        return Item(name, split, class_name_of(label), caption, image, problem, claim_of(row))
+        if image is not None and len(image) > MAX_MEMBER_BYTES:
+            image, problem = None, f"is over the limit of {MAX_MEMBER_BYTES} bytes a file"
+        try:
+            caption = join_captions(row.get("caption"))
+        except DataError as error:
+            problem = problem or f"its caption {error}"
+        split = self._words.of_field(row.get("split"), f"row {name}") or file_split
+        claim = claim_of({field: text_of(row.get(field)) for field in ("sha256", "phash")})
+        return Item(name, split, class_name_of(label), caption, image, problem, claim)
 
 
 def _read_rows(path: Path, columns: _Columns, *, with_images: bool) -> Iterator[dict[str, Any]]:
-    """Each row as a dictionary of the fields of ``_Columns``; the caption and the image where asked for."""
+    """Each row as a dictionary of the fields of ``_Columns``, text as bytes; the caption and image where asked for."""
     wanted = {
         field: name
         for field, name in columns._asdict().items()
@@ -154,11 +163,22 @@ def _read_rows(path: Path, columns: _Columns, *, with_images: bool) -> Iterator[
         if not wanted:
             yield from repeat({}, file.metadata.num_rows)
             return
-        rows = _BATCH_ROWS if with_images else _LISTED_ROWS
-        for batch in file.iter_batches(rows, columns=list(dict.fromkeys(wanted.values()))):
-            values = {field: batch.column(batch.schema.get_field_index(name)) for field, name in wanted.items()}
+        names = list(dict.fromkeys(wanted.values()))
+        rows = rows_at_once(file.metadata, names, _BATCH_ROWS if with_images else _LISTED_ROWS)
+        left = max_unpacked_bytes(path)
+        for batch in file.iter_batches(rows, columns=names, use_threads=False):
+            values = {field: _column(batch, name) for field, name in wanted.items()}
             for index in range(batch.num_rows):
-                yield {field: column[index].as_py() for field, column in values.items()}
+                row = {field: column[index].as_py() for field, column in values.items()}
+                left -= sum(len(cell) for cell in row.values() if isinstance(cell, bytes))
+                if left < 0:
+                    raise ValueError("its cells unpack to far more than its size")
+                yield row
+
+
+def _column(batch: pa.RecordBatch, name: str) -> Any:
+    column = batch.column(name)
+    return as_bytes(pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column)
 
 
 @contextmanager
@@ -166,6 +186,6 @@ def _translate_errors(path: Path) -> Iterator[None]:
     """Turn whatever an unreadable file raises into one sentence."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+    except UNREADABLE as error:
         reason = printable(" ".join(str(error).split())[:200] or type(error).__name__)
         raise DataError(f"{path} cannot be read as a Parquet file ({reason}): fetch it or write it again") from error

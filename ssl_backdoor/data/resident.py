@@ -4,6 +4,7 @@ Memory beyond the tensor itself is a few chunks of encoded images, whatever the 
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
-from ssl_backdoor.data.images import UInt8Image, decode
+from ssl_backdoor.data.images import UInt8Image, centre_box, decode, is_too_long
 from ssl_backdoor.data.rows import Encoded, encoded_rows, rows_of
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.progress import OnProgress, Progress, silent
@@ -89,7 +90,16 @@ def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8
     height, width = image.shape[:2]
     short = min(height, width)
     if resize_px and short != resize_px:
+        found = width, height
         height, width = int(height * resize_px / short), int(width * resize_px / short)
+        if is_too_long(width, height, resize_px):
+            if not 0 < crop_px <= resize_px:
+                raise DataError(
+                    f"an image of {found[0]} x {found[1]} px would be resized to {width} x {height} px: leave it out, "
+                    "or set evaluation.crop_px to at most evaluation.resize_px"
+                )
+            box = centre_box(*found, crop_px * short / resize_px)
+            return np.asarray(Image.fromarray(image).resize((crop_px, crop_px), Image.Resampling.BILINEAR, box))
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
     if not crop_px:
         return image
@@ -132,9 +142,12 @@ def _fill(
     on_progress: OnProgress,
 ) -> None:
     """Write every image after the first to its row of ``images`` (N, 3, H, W), a bounded number of chunks at once."""
+    is_over = threading.Event()
 
     def write(chunk: list[Encoded]) -> int:
         for one in chunk:
+            if is_over.is_set():
+                break
             image = pixels(one)
             if image.shape[:2] != images.shape[2:]:
                 raise DataError(_sizes_differ(one.key, image.shape, images.shape))
@@ -143,7 +156,7 @@ def _fill(
 
     done = 1
     on_progress(Progress(done, len(images), "images"))
-    for count in parallel_map(write, _chunks(encoded), threads):
+    for count in parallel_map(write, _chunks(encoded), threads, is_over.set):
         done += count
         on_progress(Progress(done, len(images), "images"))
 

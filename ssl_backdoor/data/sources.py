@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ssl_backdoor.data.archives import Files, FolderFiles, TarFiles, is_hidden, open_files
@@ -18,9 +19,11 @@ from ssl_backdoor.data.splits import SplitWords
 from ssl_backdoor.data.trees import Tree, find_rule
 from ssl_backdoor.data.webshards import WebShards
 from ssl_backdoor.errors import DataError, SpecError
-from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec, SourceSpec
+from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, ScenesSourceSpec, SourceSpec, TxtCaptions
 
-_MAX_SHARDS = 1_000_000
+_MAX_SHARDS = 250_000
+_MAX_PATTERN_CHARS = 2**25
+"""Of all names that a brace pattern stands for."""
 _BLOCK_BYTES = 2**20
 
 
@@ -89,7 +92,7 @@ def _open(source: SourceSpec, data: str | None, words: SplitWords, spec: Dataset
     if (official := _official(source, paths)) is not None:
         return Official(*official)
     if len(paths) > 1 or source.layout in ("webdataset", "parquet") or paths[0].suffix.lower() == ".parquet":
-        return _open_shards(source.layout, paths, words)
+        return _open_shards(source.layout, paths, words, spec.txt_captions)
     files = open_files(paths[0])
     if source.layout == "cifar":
         return Cifar(files)
@@ -98,15 +101,15 @@ def _open(source: SourceSpec, data: str | None, words: SplitWords, spec: Dataset
     if layout == "cifar":
         return Cifar(files, find_cifar(scan.cifar))
     if layout in ("webdataset", "parquet"):
-        return _open_shards(layout, paths, words)
+        return _open_shards(layout, paths, words, spec.txt_captions)
     rule = find_rule(scan.folder_counts(), words, takes_outer=source.layout == "folder")
     names_no_class = rule.shape == "flat" or not rule.has_classes
     if scan.num_sidecars and scan.is_numbered:  # img2dataset's "files": 00000/000000000.jpg with .txt and .json
         rule, names_no_class = rule._replace(shape="flat"), True
     if isinstance(files, TarFiles) and scan.num_sidecars and names_no_class and not rule.splits:
-        return WebShards(paths, words)
+        return WebShards(paths, words, spec.txt_captions)
     reads_sidecars = scan.num_sidecars > 0 and (names_no_class or spec.captions_required)
-    return Tree(files, scan, rule, words, reads_sidecars=reads_sidecars)
+    return Tree(files, scan, rule, words, spec.txt_captions if reads_sidecars else None)
 
 
 def _find_layout(path: Path, files: Files, scan: Scan) -> str:
@@ -131,7 +134,7 @@ def _find_layout(path: Path, files: Files, scan: Scan) -> str:
     return next(iter(readings), "folder")
 
 
-def _open_shards(layout: str, paths: list[Path], words: SplitWords) -> Source:
+def _open_shards(layout: str, paths: list[Path], words: SplitWords, txt_captions: TxtCaptions) -> Source:
     suffix = ".parquet" if layout == "parquet" or paths[0].suffix.lower() == ".parquet" else ".tar"
     folder = paths[0] if paths[0].is_dir() else None
     if folder is not None:
@@ -145,7 +148,7 @@ def _open_shards(layout: str, paths: list[Path], words: SplitWords) -> Source:
     elif not paths or not all(isinstance(open_files(path), TarFiles) for path in paths):
         raise DataError("expected WebDataset shards: tar files, a folder that holds some, or a brace pattern of them")
     else:
-        source = WebShards(paths, words)
+        source = WebShards(paths, words, txt_captions)
     return source
 
 
@@ -191,12 +194,14 @@ def _paths(data: str | None) -> list[Path]:
     whole = Path(os.path.expanduser(data))
     try:
         paths = [whole] if whole.exists() or "{" not in data else [Path(path) for path in expand_braces(str(whole))]
-        if missing := [path for path in paths if not path.exists()]:
-            raise DataError(f"there is nothing at {missing[0]}: check the path")
+        if (missing := next((path for path in paths if not path.exists()), None)) is not None:
+            raise DataError(f"there is nothing at {missing!s:.500}: check the path")
     except OSError as error:  # a name that no file can have, or a folder that may not be entered
         raise DataError(f"cannot look at {data:.200} ({error.strerror}): check its path and permissions") from error
     if strange := [path for path in paths if not (path.is_file() or path.is_dir())]:  # a pipe would be read for ever
         raise DataError(f"{strange[0]} is neither a file nor a folder: give a folder, an archive, shards or a table")
+    if empty := [path for path in paths if path.is_file() and path.stat().st_size == 0]:  # or a file of the kernel
+        raise DataError(f"{empty[0]} is empty: give a folder, an archive, shards or a table")
     return paths
 
 
@@ -204,26 +209,35 @@ def expand_braces(pattern: str) -> list[str]:
     """``a-{000..002}.tar`` and ``{a,b}.tar`` spelt out.
 
     Raises:
-        DataError: a range of more than a million.
+        DataError: a range that counts down, or more than 250,000 names or 32 MiB of them.
     """
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if found is None:
-        return [pattern]
-    if numbers := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", found[1]):
-        low, high = numbers.groups()
-        if int(high) - int(low) >= _MAX_SHARDS:
-            raise DataError(f"the pattern {pattern} names more than {_MAX_SHARDS} shards")
-        width = len(low) if low.startswith("0") else 0
-        choices = [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
-    else:
-        choices = found[1].split(",")
-    before, after = pattern[: found.start()], pattern[found.end() :]
-    paths: list[str] = []
-    for choice in choices:
-        paths += expand_braces(before + choice + after)
-        if len(paths) > _MAX_SHARDS:
-            raise DataError(f"the pattern {pattern} names more than {_MAX_SHARDS} shards")
+    paths, is_done = [pattern], False
+    while not is_done:
+        is_done, before, paths = True, paths, []
+        for path in before:
+            if (found := re.search(r"\{([^{}]*)\}", path)) is None:
+                paths.append(path)
+                continue
+            is_done = False
+            head, tail = path[: found.start()], path[found.end() :]
+            choices = _choices(found[1], pattern)
+            if max(len(paths) + len(choices), len(before)) > min(_MAX_SHARDS, _MAX_PATTERN_CHARS // len(path)):
+                raise DataError(f"the pattern {pattern:.200} names more than {_MAX_SHARDS} shards, or too long ones")
+            paths += [head + choice + tail for choice in choices]
     return paths
+
+
+def _choices(inside: str, pattern: str) -> Sequence[str]:
+    """What stands in one pair of braces, one after the other."""
+    if (numbers := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside)) is None:
+        return inside.split(",")
+    low, high = numbers.groups()
+    if int(high) < int(low):
+        raise DataError(f"the pattern {pattern:.200} counts down from {low} to {high}: give the smaller number first")
+    if int(high) - int(low) >= _MAX_SHARDS:
+        raise DataError(f"the pattern {pattern:.200} names more than {_MAX_SHARDS} shards")
+    width = len(low) if low.startswith("0") else 0
+    return [f"{number:0{width}d}" for number in range(int(low), int(high) + 1)]
 
 
 def _is_table(spec: FilesSourceSpec, paths: list[Path]) -> bool:

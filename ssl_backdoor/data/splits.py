@@ -11,8 +11,9 @@ HELD_OUT = ("test", "eval", "val")
 """Splits that hold test images: the first of these that a source has is its test split, the others are left out."""
 IGNORED = "ignore"
 LABEL_FIELDS = ("label", "class", "cls")
-SPLIT_FIELDS = ("split", "partition")
+SPLIT_FIELDS = ("split", "partition", "subset", "data_split")
 _MAX_CLASS_NAME = 200  # characters
+_MAX_FIELD = 10_000  # characters or bytes, blanks and all
 _SHOWN = 5
 _REMEMBERED = 1000
 
@@ -55,6 +56,8 @@ def class_name_of(value: object) -> str | None:
 
     None for none: empty, -1, longer than 200 characters, or any other value.
     """
+    if isinstance(value, bytes | str) and len(value) > _MAX_FIELD:
+        return None
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bytes):
@@ -104,6 +107,7 @@ class SplitWords:
 
         ``where`` is said where the word is not known.
         """
+        value = value[:_MAX_FIELD] if isinstance(value, bytes | str) else value
         word = plain(value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value))
         if value is None or word in ("", "nan", "None"):
             return None

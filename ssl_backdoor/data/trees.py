@@ -16,6 +16,7 @@ from ssl_backdoor.data.scan import Scan
 from ssl_backdoor.data.splits import IGNORED, SplitWords, class_name_of, how_to_map
 from ssl_backdoor.data.webshards import read_sample
 from ssl_backdoor.errors import DataError
+from ssl_backdoor.specs import TxtCaptions
 
 _NO_CLASS = frozenset(
     re.findall(
@@ -182,17 +183,19 @@ def _list(names: Collection[str]) -> str:
 class Tree:
     """The images of a scanned tree.
 
-    With ``reads_sidecars`` the .txt, .json and .cls of the same name beside an image are read as in a shard; folders
-    that name a class are believed first.
+    With ``txt_captions`` the .txt, .json and .cls of the same name beside an image are read as in a shard; folders that
+    name a class are believed first.
     """
 
-    def __init__(self, files: Files, scan: Scan, rule: Rule, words: SplitWords, *, reads_sidecars: bool) -> None:
+    def __init__(
+        self, files: Files, scan: Scan, rule: Rule, words: SplitWords, txt_captions: TxtCaptions | None
+    ) -> None:
         self.found = Found()
         self._files = files
         self._scan = scan
         self._rule = rule
         self._words = words
-        self._reads_sidecars = reads_sidecars
+        self._txt_captions = txt_captions
         self._prefix = "".join(f"{part}/" for part in rule.wrapped)
         self._places: dict[str, Item] = {}
         shape = f"folders {rule.shape}" if rule.shape != "flat" else "images in one folder"
@@ -200,12 +203,13 @@ class Tree:
             shape if rule.has_classes else shape.replace("/class", "").replace("folders class", "images in one folder")
         )
         around = f" inside {self._prefix}" if self._prefix else ""
-        self.found.layout = shape + around + (", with captions and labels in files beside the images" * reads_sidecars)
+        beside = ", with captions and labels in files beside the images" if txt_captions else ""
+        self.found.layout = shape + around + beside
 
     def listing(self) -> Iterator[Item]:
         """See ``Source``."""
         self.found.clear()
-        skipped = {f".{suffix}" for suffix in SIDECARS if self._reads_sidecars}
+        skipped = {f".{suffix}" for suffix in SIDECARS if self._txt_captions}
         kinds = self._scan.found.ignored.items()
         self.found.ignored.update((kind, one) for kind, one in kinds if kind not in skipped)
         for folder, count in self._scan.folders.items():
@@ -213,8 +217,8 @@ class Tree:
             word = self._split_folder(folder)
             if word and not place.problem:
                 self.found.count_split("folder", word, place.split, count)
-        if self._reads_sidecars:
-            yield from (item for item, _ in self._samples(lambda _: False, self.found))
+        if self._txt_captions:
+            yield from (item for item, _ in self._samples(self._txt_captions, lambda _: False, self.found))
             self._words.check()
         else:
             yield from (
@@ -225,14 +229,14 @@ class Tree:
     def read(self, keep: Iterator[bool]) -> Iterator[Item]:
         """See ``Source``; the listing comes first."""
         is_image = self._scan.is_image_again()
-        if self._reads_sidecars:
+        if self._txt_captions:
             asked = array("b")
 
             def ask(_: str) -> bool:
                 asked.append(next(keep, False))
                 return bool(asked[-1])
 
-            for item, _ in self._samples(ask):
+            for item, _ in self._samples(self._txt_captions, ask):
                 if asked.pop(0):
                     yield item
             return
@@ -248,7 +252,9 @@ class Tree:
                 item = self._place(member.name)
                 yield item._replace(image=member.data, problem=item.problem or member.problem)
 
-    def _samples(self, ask: Callable[[str], bool], found: Found | None = None) -> Iterator[tuple[Item, bool]]:
+    def _samples(
+        self, txt_captions: TxtCaptions, ask: Callable[[str], bool], found: Found | None = None
+    ) -> Iterator[tuple[Item, bool]]:
         """Every image with what lies beside it, in order."""
         is_image = self._scan.is_image_again()
         kinds: dict[str, str] = {}
@@ -265,7 +271,7 @@ class Tree:
                     yield member, kind
 
         for _, group in groupby(used(), lambda pair: stem_of(pair[0].name)):
-            yield from read_sample(group, self._place, self._words, found)
+            yield from read_sample(group, self._place, self._words, txt_captions, found)
 
     def _split_folder(self, folder: str) -> str:
         """The part of the path that is a split; "" for none."""

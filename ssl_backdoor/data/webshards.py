@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from ssl_backdoor.data.archives import Amount, Member, TarFiles
+from ssl_backdoor.data.archives import MAX_MEMBER_BYTES, Amount, Member, TarFiles
+from ssl_backdoor.data.captions import decode_text
 from ssl_backdoor.data.items import (
     Found,
     Item,
@@ -18,8 +19,11 @@ from ssl_backdoor.data.items import (
     suffix_of,
 )
 from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of, split_of_shards
+from ssl_backdoor.errors import DataError
+from ssl_backdoor.specs import TxtCaptions
 
 Pair = tuple[Member, str]
+_TOO_LARGE = "its sample is too large"
 _MAX_SIDECAR_BYTES = 2**20
 _MAX_FIELDS = 64
 """Of one sample; more members whose names agree up to the first dot are samples with a dot in their keys."""
@@ -35,18 +39,21 @@ def key_and_field(name: str) -> tuple[str, str]:
 class WebShards:
     """The images of ``shards``, in their order; the members of one sample follow one another.
 
-    A caption is each line of the .txt or, where there is none, each of the json's "caption" and "captions" (text or a
-    list of texts). A class is the json's "label", "class" or "cls" (text or number), or the .cls member; -1 is none.
-    The split is the json's "split", else that which the shard's name or folder says; train where no shard says any.
-    A key may hold a dot (22.05.png) where no image has the name before it (22.png). An image with a sidecar over 1 MiB
-    is refused, and so is a sample without an image.
+    A caption is the .txt (or each of its lines, if ``txt_captions`` is "lines") or, where there is none, each of the
+    json's "caption" and "captions" (text or a list of texts). A class is the json's "label", "class" or "cls" (text or
+    number), or the .cls member; -1 is none. The split is the json's (``SPLIT_FIELDS``), else that which the shard's
+    name or folder says; train where no shard says any. A key may hold a dot (22.05.png) where no image has the name
+    before it (22.png). An image with a sidecar over 1 MiB or a .txt or .cls that is no text is refused, and so is a
+    sample without an image.
 
     Raises:
-        DataError: a shard says two splits, or says none beside others that do.
+        DataError: a shard says two splits, or says none beside others that do; one cannot be read, or holds a member
+            of a sample twice.
     """
 
-    def __init__(self, shards: Sequence[Path], words: SplitWords) -> None:
+    def __init__(self, shards: Sequence[Path], words: SplitWords, txt_captions: TxtCaptions = "whole") -> None:
         self.found = Found(f"{len(shards)} WebDataset shard{'s' * (len(shards) > 1)}")
+        self._txt_captions = txt_captions
         self._shards = shards
         self._words = words
         around = os.path.commonpath([shard.parent.absolute() for shard in shards])
@@ -67,7 +74,7 @@ class WebShards:
             place = _placer(name, split)
             for _, group in itertools.groupby(self._list_members(shard), lambda pair: key_and_field(pair[0].name)[0]):
                 for sample in self._part_group(next(number), group):
-                    for item, _ in read_sample(sample, place, self._words, self.found, keeps_lone=True):
+                    for item, _ in read_sample(sample, place, self._words, self._txt_captions, self.found, shard=name):
                         if word and item.split == split:
                             self.found.count_split("shard", word, split)
                         yield item
@@ -81,7 +88,8 @@ class WebShards:
             used = ((m, *asking.last) for m in TarFiles(shard).members(asking) if asking.last[0])
             for _, group in itertools.groupby(used, lambda found: found[2]):
                 sample = ((member, kind) for member, kind, _ in group)
-                yield from (item for item, is_wanted in read_sample(sample, place, self._words) if is_wanted)
+                items = read_sample(sample, place, self._words, self._txt_captions, shard=name)
+                yield from (item for item, is_wanted in items if is_wanted)
             asking.leave_shard()
 
     def _list_members(self, shard: Path) -> Iterator[tuple[Member, str]]:
@@ -187,9 +195,10 @@ def read_sample(
     group: Iterable[Pair],
     place: Callable[[str], Item],
     words: SplitWords,
+    txt_captions: TxtCaptions,
     found: Found | None = None,
     *,
-    keeps_lone: bool = False,
+    shard: str = "",
 ) -> Iterator[tuple[Item, bool]]:
     """The images of a sample, each with its captions, class and split, and whether its bytes were asked for.
 
@@ -197,27 +206,23 @@ def read_sample(
         group: the images and sidecars of one sample.
         place: an image's own name, split and class, from a member's name.
         words: what names of splits mean.
+        txt_captions: whether a .txt is one caption, or each of its lines.
         found: where the words of splits are counted.
-        keeps_lone: a sample without an image is an item with a problem.
+        shard: its name, where the sample is of one; a sample without an image is then an item with a problem.
+
+    Raises:
+        DataError: a shard holds a member twice.
     """
-    images: list[Member] = []
-    sidecars: dict[str, bytes] = {}
-    problem = name = ""
-    for member, kind in group:
-        name = member.name
-        if kind == "image":
-            images.append(member)
-            continue
-        field = suffix_of(name)
-        sidecars[field] = member.data if member.data is not None else b""
-        size = len(sidecars[field])
-        if member.problem or size > _MAX_SIDECAR_BYTES:
-            sidecars[field] = b""
-            problem = f"its .{field} is larger than the {_MAX_SIDECAR_BYTES} bytes that a sidecar may have"
+    images, sidecars, name, problem = _gather(group, shard)
     about = _object(sidecars.get("json", b""))
     word = next((about[field] for field in SPLIT_FIELDS if about.get(field) is not None), None)
     split = words.of_field(word, f"the json of {place(stem_of(name)).name}") if word is not None else None
-    class_name, caption = _class_name(about, sidecars.get("cls")), _caption(about, sidecars.get("txt"))
+    class_name = caption = None
+    try:
+        class_name = _class_name(about, sidecars.get("cls"))
+        caption = _caption(about, sidecars.get("txt"), txt_captions)
+    except DataError as error:
+        problem = problem or f"its .txt or .cls {error}"
     for image in images:
         placed = place(image.name)
         if split and found is not None:
@@ -234,12 +239,44 @@ def read_sample(
             ),
             is_wanted,
         )
-    if sidecars and not images and found is not None and not keeps_lone:
+    if sidecars and not images and found is not None and not shard:
         found.ignore(f".{suffix_of(name)}", name)
-    if keeps_lone and sidecars and not images:
+    if shard and sidecars and not images:
         lone = place(stem_of(name))
         problem = "has a caption or a label but no image beside it"
         yield lone._replace(split=split or lone.split, problem=problem), False
+
+
+def _gather(group: Iterable[Pair], shard: str) -> tuple[list[Member], dict[str, bytes], str, str]:
+    """The images and sidecars of a sample, the name of its last member, and why its images are refused."""
+    images: list[Member] = []
+    sidecars: dict[str, bytes] = {}
+    seen: set[str] = set()
+    problem = name = ""
+    num_bytes = 0
+    for member, kind in group:
+        name, field = member.name, suffix_of(member.name)
+        if shard and name.lower() in seen:
+            raise DataError(
+                f"shard {shard} holds the .{field} of sample {stem_of(name)!r:.200} twice: pack each member once"
+            )
+        seen.add(name.lower())
+        num_bytes += len(member.data or b"")
+        if kind == "image":
+            is_kept = num_bytes <= MAX_MEMBER_BYTES or member.data is None
+            images.append(member if is_kept else member._replace(data=None, problem=_TOO_LARGE))
+            continue
+        if field in sidecars:
+            problem = f"has two .{field} files"
+        sidecars[field] = member.data if member.data is not None else b""
+        if member.problem:
+            problem = f"its .{field} {member.problem}"
+        elif len(sidecars[field]) > _MAX_SIDECAR_BYTES:
+            sidecars[field] = b""
+            problem = f"its .{field} is larger than the {_MAX_SIDECAR_BYTES} bytes that a sidecar may have"
+    if num_bytes > MAX_MEMBER_BYTES:
+        images = [one if one.data is None else one._replace(data=None, problem=_TOO_LARGE) for one in images]
+    return images, sidecars, name, problem
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -251,10 +288,11 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _caption(about: dict[str, Any], text: bytes | None) -> str | None:
+def _caption(about: dict[str, Any], text: bytes | None, txt_captions: TxtCaptions) -> str | None:
     """The captions as found, one a line."""
     if text is not None:
-        return text.decode("utf-8", "replace") or None
+        found_text = decode_text(text)
+        return (found_text if txt_captions == "lines" else " ".join(found_text.splitlines())) or None
     found: list[str] = []
     for value in (about.get("caption"), about.get("captions")):
         found += (one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str))
@@ -262,5 +300,7 @@ def _caption(about: dict[str, Any], text: bytes | None) -> str | None:
 
 
 def _class_name(about: dict[str, Any], text: bytes | None) -> str | None:
-    values = [*(about.get(name) for name in LABEL_FIELDS), text]
+    values = [about.get(field) for field in LABEL_FIELDS]
+    if text is not None:
+        values.append(decode_text(text))
     return next(filter(None, map(class_name_of, values)), None)

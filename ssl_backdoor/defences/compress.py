@@ -20,7 +20,7 @@ class CompressSpec(Repair):
     trusted_fraction: float = Field(default=0.25, gt=0.0, le=1.0)
     """Share of the clean training images, of each class, that the defender may use."""
     temperature: float = Field(default=0.04, gt=0.0)
-    queue_size: int = Field(default=128_000, ge=1)
+    queue_size: int = Field(default=128_000, ge=1, le=2**21)
     num_queues: Literal[1, 2] = 2
     """2: a teacher and a student queue, the latter filled by a slow copy of the student; 1: the teacher's for both."""
     ema_decay: float = Field(default=0.999, ge=0.0, le=1.0)

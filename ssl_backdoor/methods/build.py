@@ -1,9 +1,12 @@
 """Specs to backbones."""
 
-from typing import TypeAlias, overload
+from typing import Literal, TypeAlias, overload
+
+import torch
+from torch import nn
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
-from ssl_backdoor.methods.clip_towers import ImageTower, build_towers
+from ssl_backdoor.methods.clip_towers import ImageTower, build_towers, load_open_clip, tower_config
 from ssl_backdoor.methods.vit import ViT, build_with_mae_init
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import BackboneSpec, ResNetSpec, ViTSpec
@@ -24,3 +27,21 @@ def build_backbone(spec: BackboneSpec, bn_groups: int, seed: int, role: str = "b
     if isinstance(spec, ViTSpec):
         return build_with_mae_init(lambda: ViT(spec, bn_groups), torch_generator(seed, role))
     return build_towers(spec, seed, role, bn_groups)[0]
+
+
+def num_weight_bytes(spec: BackboneSpec, part: Literal["backbone", "text"] = "backbone") -> int:
+    """Bytes of the weights and buffers of a network, or of the text tower beside it, without making them.
+
+    Raises:
+        SpecError: it is a tower of CLIP and open_clip is missing.
+    """
+    network: nn.Module
+    with torch.device("meta"):
+        if isinstance(spec, ResNetSpec):
+            network = ResNet(spec, 1)
+        elif isinstance(spec, ViTSpec):
+            network = ViT(spec, 1)
+        else:
+            model = load_open_clip().CustomTextCLIP(**tower_config(spec.config))
+            network = model.visual if part == "backbone" else model.text
+    return sum(value.nbytes for value in network.state_dict().values())

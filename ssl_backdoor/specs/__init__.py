@@ -36,6 +36,7 @@ from ssl_backdoor.specs.data import (
     StickersSpec,
     TemplateCaptionsSpec,
     TestSourceSpec,
+    TxtCaptions,
 )
 from ssl_backdoor.specs.defence import Defence, DefenceSpec, Filter, Repair, RobustTraining
 from ssl_backdoor.specs.detector import Detector, DetectorSpec
@@ -165,6 +166,7 @@ __all__ = [
     "TrainedOn",
     "Trigger",
     "TriggerSpec",
+    "TxtCaptions",
     "ViTSpec",
     "ViewsSpec",
     "attack_phrase",

@@ -65,6 +65,7 @@ class TemplateCaptionsSpec(Spec):
 CaptionsSpec = Annotated[SourceCaptionsSpec | TemplateCaptionsSpec, Field(discriminator="kind")]
 
 
+TxtCaptions = Literal["whole", "lines"]
 SplitName = Literal["train", "val", "test", "ignore"]
 
 
@@ -135,8 +136,11 @@ class DatasetSpec(Spec):
     filter of torchvision's Resize."""
     max_rejected_frac: Fraction = 0.01
     """Ingestion stops when a larger share of the images cannot be read."""
-    max_image_pixels: int = Field(default=50_000_000, ge=1)
+    max_image_pixels: int = Field(default=50_000_000, ge=1, le=1_000_000_000)
     captions: CaptionsSpec = SourceCaptionsSpec()
+    txt_captions: TxtCaptions = "whole"
+    """Of shards and of files beside images. whole: a .txt is one caption, of however many lines; lines: each line is
+    one."""
     captions_required: bool = False
     """An image that has no caption left after cleaning is rejected; a second source's test images need none."""
     max_caption_chars: int = Field(default=1_000, ge=1, le=100_000)

@@ -7,6 +7,11 @@ from pydantic import Field, model_validator
 from ssl_backdoor.specs.base import Fraction, Spec
 from ssl_backdoor.specs.method import Method, MethodSpec
 
+MAX_DIM = 2**14
+"""Of projectors, predictors and embeddings: a layer between two of them has 1 GiB."""
+MAX_QUEUE = 2**21
+"""Embeddings in a queue; the papers' have 65,536 and 128,000."""
+
 
 class ResNetSpec(Spec):
     """A residual network with torchvision's parameter names."""
@@ -133,7 +138,7 @@ class FitSpec(Spec):
     """How a network is optimised; shared by pre-training and distillation."""
 
     epochs: int = Field(default=200, ge=1, le=100_000)
-    batch_size: int = Field(default=256, ge=2)
+    batch_size: int = Field(default=256, ge=2, le=2**20)
     """Images of one step over ALL replicas; the last incomplete batch of an epoch is dropped."""
     views: ViewsSpec = ViewsSpec()
     optimizer: OptimizerSpec = SGDSpec()
@@ -164,8 +169,8 @@ class SimCLRSpec(Method):
 
     kind: Literal["simclr"] = "simclr"
     network: ClassVar[str] = "ssl_backdoor.methods.simclr:SimCLR"
-    projector_hidden_dim: int = Field(default=2048, ge=1)
-    embedding_dim: int = Field(default=128, ge=1)
+    projector_hidden_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
+    embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
     temperature: float = Field(default=0.1, gt=0.0)
 
 
@@ -174,9 +179,9 @@ class SimSiamSpec(Method):
 
     kind: Literal["simsiam"] = "simsiam"
     network: ClassVar[str] = "ssl_backdoor.methods.simsiam:SimSiam"
-    projector_hidden_dim: int = Field(default=2048, ge=1)
-    embedding_dim: int = Field(default=2048, ge=1)
-    predictor_hidden_dim: int = Field(default=512, ge=1)
+    projector_hidden_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
+    embedding_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
+    predictor_hidden_dim: int = Field(default=512, ge=1, le=MAX_DIM)
 
 
 class MoCoV2Spec(Method):
@@ -184,9 +189,9 @@ class MoCoV2Spec(Method):
 
     kind: Literal["moco_v2"] = "moco_v2"
     network: ClassVar[str] = "ssl_backdoor.methods.moco_v2:MoCoV2"
-    projector_hidden_dim: int = Field(default=512, ge=1)
-    embedding_dim: int = Field(default=128, ge=1)
-    queue_size: int = Field(default=65_536, ge=1)
+    projector_hidden_dim: int = Field(default=512, ge=1, le=MAX_DIM)
+    embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
+    queue_size: int = Field(default=65_536, ge=1, le=MAX_QUEUE)
     temperature: float = Field(default=0.2, gt=0.0)
     ema_decay: float = Field(default=0.999, ge=0.0, le=1.0)
     shuffle_bn: bool = True
@@ -197,9 +202,9 @@ class BYOLSpec(Method):
 
     kind: Literal["byol"] = "byol"
     network: ClassVar[str] = "ssl_backdoor.methods.byol:BYOL"
-    projector_hidden_dim: int = Field(default=1024, ge=1)
-    embedding_dim: int = Field(default=128, ge=1)
-    predictor_hidden_dim: int = Field(default=1024, ge=1)
+    projector_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
+    embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
+    predictor_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
     ema_decay_start: float = Field(default=0.99, ge=0.0, le=1.0)
     """Rises to 1 by a cosine over training."""
     ema_per: Literal["epoch", "step"] = "epoch"
@@ -213,10 +218,10 @@ class MSFSpec(Method):
 
     kind: Literal["msf"] = "msf"
     network: ClassVar[str] = "ssl_backdoor.methods.msf:MSF"
-    projector_hidden_dim: int = Field(default=1024, ge=1)
-    embedding_dim: int = Field(default=128, ge=1)
-    predictor_hidden_dim: int = Field(default=1024, ge=1)
-    queue_size: int = Field(default=128_000, ge=1)
+    projector_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
+    embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
+    predictor_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
+    queue_size: int = Field(default=128_000, ge=1, le=MAX_QUEUE)
     neighbours: int = Field(default=5, ge=1)
     """The target's nearest embeddings in the queue, the target itself among them, that a query is pulled to."""
     ema_decay: float = Field(default=0.99, ge=0.0, le=1.0)
@@ -238,9 +243,9 @@ class JigsawSpec(Method):
     """Chosen far apart: each next one has the largest mean Hamming distance to those before."""
     tile_px: int = Field(default=64, ge=2)
     """Side of a tile, cut at random from its cell of fit.views.size_px // 3."""
-    tile_dim: int = Field(default=512, ge=1)
+    tile_dim: int = Field(default=512, ge=1, le=MAX_DIM)
     """Each tile's features pass one linear layer, shared by the nine, to so many."""
-    hidden_dim: int = Field(default=4096, ge=1)
+    hidden_dim: int = Field(default=4096, ge=1, le=MAX_DIM)
 
     def check(self, train: "TrainSpec") -> None:
         """The nine tiles lie in cells of a third of the view."""
@@ -261,7 +266,7 @@ class MAESpec(Method):
     mask_ratio: float = Field(default=0.75, gt=0.0, lt=1.0)
     decoder_dim: int = Field(default=512, ge=4, le=4096)
     """A multiple of 4 (positions) and of ``decoder_heads``."""
-    decoder_depth: int = Field(default=8, ge=1)
+    decoder_depth: int = Field(default=8, ge=1, le=48)
     decoder_heads: int = Field(default=16, ge=1)
     norm_pixels: bool = True
     """The target is each patch's pixels with the patch's own mean and variance taken out."""

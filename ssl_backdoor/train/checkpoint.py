@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.identity import canonical_json
 from ssl_backdoor.methods.base import SSLMethod
-from ssl_backdoor.methods.build import Backbone, build_backbone
+from ssl_backdoor.methods.build import Backbone, build_backbone, num_weight_bytes
 from ssl_backdoor.methods.clip_towers import TextTower, build_towers, load_open_clip, tower_config
 from ssl_backdoor.specs import BackboneSpec, OpenCLIPSpec
 
@@ -161,15 +161,19 @@ def load_backbone(folder: Path) -> Backbone:
         CheckpointError: A file is missing, truncated, a pickle, or its tensors do not fit the described network.
         SpecError: It is a tower of CLIP and open_clip is missing, or a vision transformer and timm is.
     """
-    backbone = build_backbone(backbone_spec(folder), 1, 0)
-    _load_network(backbone, folder / BACKBONE_WEIGHTS)
+    spec = backbone_spec(folder)
+    weights = _read_weights(folder / BACKBONE_WEIGHTS, num_weight_bytes(spec))
+    backbone = build_backbone(spec, 1, 0)
+    _load_network(backbone, weights, folder / BACKBONE_WEIGHTS)
     return backbone
 
 
 def load_text_tower(folder: Path) -> TextTower:
     """The text tower next to the backbone in ``folder``; as ``load_backbone``."""
-    text = build_towers(_read_spec(folder / TEXT_JSON, "text", _TEXT_SPEC), 0)[1]
-    _load_network(text, folder / TEXT_WEIGHTS)
+    spec = _read_spec(folder / TEXT_JSON, "text", _TEXT_SPEC)
+    weights = _read_weights(folder / TEXT_WEIGHTS, num_weight_bytes(spec, "text"))
+    text = build_towers(spec, 0)[1]
+    _load_network(text, weights, folder / TEXT_WEIGHTS)
     return text
 
 
@@ -207,7 +211,8 @@ def _save_network(network: nn.Module, file: Path) -> None:
     file.write_bytes(save({name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}))
 
 
-def _load_network(network: nn.Module, file: Path) -> None:
+def _read_weights(file: Path, num_bytes: int) -> dict[str, Tensor]:
+    """The tensors in ``file``, for a network of ``num_bytes``, which is not made where the file is too small for it."""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -215,7 +220,17 @@ def _load_network(network: nn.Module, file: Path) -> None:
             f"expected the weights {file.name} in {file.parent}, but they cannot be read ({error.strerror}); "
             "give the folder of a finished training"
         ) from error
-    _load_weights(network, _parse(data, str(file)), str(file))
+    weights = _parse(data, str(file))
+    if len(data) < num_bytes:
+        raise CheckpointError(
+            f"{file} does not fit the network: expected at least {num_bytes} bytes, found {len(data)}; "
+            "use the network it was made with"
+        )
+    return weights
+
+
+def _load_network(network: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    _load_weights(network, weights, str(file))
     network.eval().requires_grad_(False)
 
 

@@ -46,7 +46,10 @@ def test_jpeg75_has_pillows_tables_and_halved_chroma() -> None:
     assert encode_jpeg75(PIXELS) == expected
 
 
-@pytest.mark.parametrize(("kind", "suffix"), [("PNG", "png"), ("BMP", "bmp"), ("GIF", "gif"), ("WEBP", "webp")])
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [("PNG", "png"), ("BMP", "bmp"), ("GIF", "gif"), ("WEBP", "webp"), ("TIFF", "tif"), ("AVIF", "avif")],
+)
 def test_every_format_is_told_by_its_bytes(kind: str, suffix: str) -> None:
     assert inspect(saved(Image.fromarray(PIXELS), kind), 10_000) == (suffix, 14, 9)
 
@@ -126,6 +129,15 @@ def test_a_frame_of_the_right_size_is_left_alone() -> None:
 @pytest.mark.parametrize("side", [1, 5, 16])
 def test_a_frame_always_has_the_side(shape: tuple[int, int], side: int) -> None:
     assert framed(np.full((*shape, 3), 77, np.uint8), side).tolist() == np.full((side, side, 3), 77).tolist()
+
+
+@pytest.mark.parametrize("side", [16, 64, 224])
+def test_a_long_image_is_cut_to_its_centre_before_it_is_resized(side: int) -> None:
+    column = (np.arange(60_001) % 251).astype(np.uint8)
+    image = np.repeat(column[:, None, None], 3, axis=2)
+    centre = framed(image[29_995:30_006], side)  # short enough to be resized whole
+    assert np.abs(framed(image, side).astype(int) - centre).max() <= 1
+    assert np.array_equal(framed(image.transpose(1, 0, 2), side), framed(image, side).transpose(1, 0, 2))
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16"])

@@ -262,7 +262,7 @@ def test_bad_images_are_listed_with_their_reasons(tmp_path: Path) -> None:
     assert not caught
     assert (summary["num_train"], summary["num_rejected"]) == (400, 3)
     reasons = {row["source"]: row["reason"] for row in rejected(out)}
-    assert reasons["train/cat/short.jpg"] == "not a JPEG, PNG, WebP, GIF or BMP image (1 bytes)"
+    assert reasons["train/cat/short.jpg"] == "not a JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF image (1 bytes)"
     assert reasons["train/dog/huge.png"] == "30000 x 30000 px is over the limit of 50000000 pixels"
     assert "cannot be decoded" in reasons["train/dog/torn.png"]
 

@@ -264,6 +264,9 @@ def test_shards_of_unknown_splits_stop(tmp_path: Path, names: list[str], message
         ({"split": "seg_test", "label": "x"}, ({"x": (0, 1)})),
         ({"split": "", "label": True}, ({"": (1, 0)})),
         ({"partition": "holdout", "cls": "-1"}, ({"": (0, 1)})),
+        ({"subset": "Testing", "label": "x"}, ({"x": (0, 1)})),
+        ({"data_split": "test", "label": "x"}, ({"x": (0, 1)})),
+        ({"split": "train", "subset": "laion", "label": "x"}, ({"x": (1, 0)})),
     ],
 )
 def test_a_json_is_read_like_a_table(tmp_path: Path, about: dict[str, Any], expected: object) -> None:
@@ -342,6 +345,19 @@ def test_sidecars_in_a_tree_of_classes_are_read_where_captions_are_asked_for(tmp
     assert summary.get("ignored", {}) == {}
 
 
+def test_sidecars_in_a_tree_are_read_as_in_a_shard(tmp_path: Path) -> None:
+    files = sample("cat/1", "a cat\nand more") | sample("cat/2") | sample("cat/3", "a dog") | {"cat/3.TXT": b"another"}
+    path = str(write_folder(tmp_path / "set", files | {"cat/2.txt": "caf\xe9".encode("latin-1")}))
+    for txt_captions, caption in (("whole", "a cat and more"), ("lines", "a cat\nand more")):
+        spec = DatasetSpec(captions_required=True, max_rejected_frac=0.9, txt_captions=txt_captions)
+        summary = ingest(spec, path, tmp_path / txt_captions)
+        assert pq.read_table(tmp_path / f"{txt_captions}/samples.parquet")["caption"].to_pylist() == [caption]
+        assert set(summary["rejected_by_reason"]) == {
+            "its .txt or .cls is not UTF-N text (byte N): save it as UTF-N",
+            "has two .txt files",
+        }
+
+
 def test_a_mixture_stops_with_both_readings(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", tree(*below("train", "test")))
     write_tar(root / "00000.tar", sample("0"))
@@ -399,6 +415,23 @@ def test_parquet_of_img2dataset(tmp_path: Path) -> None:
     assert (summary["num_train"], summary["ignored"]) == (2, {"download that failed": 1})
     assert summary["rejected_by_reason"] == {"the row holds no image": 1}
     assert pq.read_table(tmp_path / "out/samples.parquet")["caption"].to_pylist() == ["a", "c"]
+
+
+def test_cells_of_parquet_that_cannot_be_used_cost_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(0), picture(1), picture(2) + bytes(10_000)]
+    captions = pa.array([[b"caf\xe9"], [b"a", b"two\nlines"], [b"c"]], pa.large_list(pa.binary()))
+    data = pa.table({"image": images, "caption": captions.cast(pa.large_list(pa.string()), safe=False)})
+    monkeypatch.setattr("ssl_backdoor.data.parquet_images.MAX_MEMBER_BYTES", 10_000)
+    pq.write_table(data, tmp_path / "0.parquet")
+    summary = ingest(DatasetSpec(max_rejected_frac=0.9), str(tmp_path / "0.parquet"), tmp_path / "out")
+    assert summary["rejected_by_reason"] == {
+        "its caption is not UTF-N text (byte N): save it as UTF-N": 1,
+        "is over the limit of N bytes a file": 1,
+    }
+    assert pq.read_table(tmp_path / "out/samples.parquet")["caption"].to_pylist() == ["a\ntwo lines"]
+    pq.write_table(pa.table([images, [0, 1, 2], [0, 1, 2]], ["image", "label", "label"]), tmp_path / "1.parquet")
+    with pytest.raises(DataError, match="several columns called label: rename or remove all but one"):
+        survey(DatasetSpec(), str(tmp_path / "1.parquet"))
 
 
 def test_the_tables_beside_img2datasets_shards_are_no_second_reading(tmp_path: Path) -> None:

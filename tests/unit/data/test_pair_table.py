@@ -97,7 +97,12 @@ def test_the_delimiter_is_the_headers_and_columns_can_be_named(tmp_path: Path) -
         ),
         (b"path,words\n", {}, r"no column caption or .* for the image's caption: found path, words; .*caption_column"),
         (b"path,caption\n", {"path_column": "src"}, r"no column src for the image's path: found path, caption"),
-        (b"", {}, "cannot be read as a CSV, TSV or Parquet table"),
+        (b"", {}, "is empty"),
+        (b"path,caption,caption\na,b,c\n", {}, "has 2 columns called caption: rename or remove all but one"),
+        (b"path," + b"x" * 2**16, {}, "its first line has 65536 bytes or more"),
+        (b'path,caption\na.png,"b" c\nd.png,"e,f"\n', {}, "has a quote in line 2 that neither .* as line 3 has not 2"),
+        (b'path,caption\na.png,"b\nc\n', {}, "has a quote in line 2 that neither .* as line 3 has not 2 cells"),
+        (b'path,caption\n"a,b.png\nc,d"\n', {}, "can be read in two ways: the quote that line 2 opens"),
         (b"path,caption\na.png,b,c\n", {}, "cannot be read as a CSV, TSV or Parquet table .*Expected 2 columns, got 3"),
         (b"PAR1 and no more", {}, "cannot be read as a CSV, TSV or Parquet table"),
         (b"\xff\xfep\x00a\x00", {}, "t.csv"),
@@ -151,9 +156,41 @@ def test_text_is_taken_as_it_comes(tmp_path: Path) -> None:
     spec = DatasetSpec(source=FilesSourceSpec(), test_fraction=0.5, keep_fraction=0.9)
     source = open_source(spec, str(tmp_path / "t.csv"))
     (item,) = source.listing()
-    assert (item.name, item.split) == ("i/\udcff.png", "test")
-    (item,) = source.read(iter([True]))
-    assert (item.caption, item.image) == ("caf\ufffd", picture(0))
+    assert (item.name, item.split) == ("row 1, 'i/\\udcff.png'", "test")
+    assert item.problem == "its caption is not UTF-8 text (byte 3): save it as UTF-8"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        (tmp_path / "u.tsv").write_bytes("path\tcaption\ni/0.png\tcaf\xe9\n".encode(encoding))
+        assert [(item.name, item.caption) for item in read_source(tmp_path / "u.tsv")] == [("i/0.png", "caf\xe9")]
+    pq.write_table(pa.table({"path": [name, b"i/0.png"], "caption": [b"caf\xe9", b"b"]}), tmp_path / "t.parquet")
+
+
+CAPTIONS_WITH_QUOTES = {  # what is in the table, and its captions
+    "one that opens and does not close": (b'a "b\t0\n', ['a "b']),
+    "the review's": (
+        b'"hello world\t1.jpg\na dog\t2.jpg\nthe "big" house\t3.jpg\n',
+        ['"hello world', "a dog", 'the "big" house'],
+    ),
+    "whole cells": (b'"a ""b"" c"\t1\n"d\te"\t2\n', ['a "b" c', "d\te"]),
+    "several lines": (b'"a\nb\n\nc"\t1\nd\t2\n', ["a b  c", "d"]),
+    "one that closes amid its cell": (b'"best day" ever\t1\n"whole"\t2\n', ['"best day" ever', '"whole"']),
+    "windows": (b'"a"\t1\r\nb "c"\t2\r\n', ["a", 'b "c"']),
+    "doubled alone": (b'""\t1\n""""\t2\n', [None, '"']),
+}
+
+
+@pytest.mark.parametrize("kind", CAPTIONS_WITH_QUOTES)
+def test_quotes_hold_cells_together_or_are_text(tmp_path: Path, kind: str) -> None:
+    rows, captions = CAPTIONS_WITH_QUOTES[kind]
+    (tmp_path / "t.tsv").write_bytes(b"caption\tpath\n" + rows)
+    source = open_source(files_spec(), str(tmp_path / "t.tsv"))
+    assert len(list(source.listing())) == len(captions)
+    assert [item.caption for item in source.read(iter([True] * 9))] == captions
+
+
+def test_a_quote_that_may_be_either_stops_the_table(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_bytes(b'caption\tpath\nx\t0\n"a\t1\nb\t2\nc"\t3\n')
+    with pytest.raises(DataError, match="can be read in two ways: the quote that line 3 opens"):
+        open_source(files_spec(), str(tmp_path / "t.tsv"))
 
 
 def test_blocks_and_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,7 @@ def test_a_file_over_the_limit_is_a_problem_of_its_own(tmp_path: Path, monkeypat
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2000)
     for path in paths:
         large, fits = read_source(path)
-        assert (large.image, large.problem) == (None, "over the limit of 2000 bytes a file")
+        assert (large.image, large.problem) == (None, "is over the limit of 2000 bytes a file")
         assert (fits.image, fits.problem) == (b"y" * 2000, "")
 
 
@@ -242,8 +242,13 @@ def test_braces() -> None:
     assert expand_braces("a{08..11}b") == ["a08b", "a09b", "a10b", "a11b"]
     assert expand_braces("{x,y}-{9..10}") == ["x-9", "x-10", "y-9", "y-10"]
     assert expand_braces("plain") == ["plain"]
-    with pytest.raises(DataError, match="more than 1000000 shards"):
-        expand_braces("{0..1000000}")
+    assert expand_braces("{a,{b,c}}") == ["a", "b", "a", "c"]
+    assert expand_braces("{a}" * 1000) == ["a" * 1000]
+    with pytest.raises(DataError, match=r"counts down from 5 to 3: give the smaller number first"):
+        expand_braces("x-{5..3}.tar")
+    for pattern in ("{0..250000}", "{a,b}" * 1000, "{0..9}" * 6, "x" * 4000 + "{0..99999}", "{0..99999}" + "{a,b,c}"):
+        with pytest.raises(DataError, match="names more than 250000 shards"):
+            expand_braces(pattern)
 
 
 # ------------------------------------------------------------------------------------------------ digests

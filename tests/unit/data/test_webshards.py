@@ -1,13 +1,16 @@
 """WebDataset shards as people hold them: sidecars, splits, missing and hostile members."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
-from picture_files import facts, files_spec, picture, read_source, write_tar
+from picture_files import everything, facts, files_spec, picture, read_source, write_tar
 
 from ssl_backdoor.data.items import Item
 from ssl_backdoor.data.sources import open_source
+from ssl_backdoor.errors import DataError
+from ssl_backdoor.specs import DatasetSpec
 
 
 def about(**fields: object) -> bytes:
@@ -28,7 +31,7 @@ def test_shards_as_img2dataset_writes_them(tmp_path: Path) -> None:
     )
     write_tar(tmp_path / "00001.tar", {"000010000.webp": picture(3, kind="WEBP"), "000010000.cls": b"3\n"})
     expected = [
-        Item("00000/000000000.jpg", "train", None, " a caf\u00e9 \n", first),
+        Item("00000/000000000.jpg", "train", None, " a caf\u00e9 ", first),
         Item("00000/000000001.jpg", "train", "7", "from the json", second),
         Item("00001/000010000.webp", "train", "3", None, picture(3, kind="WEBP")),
     ]
@@ -64,7 +67,9 @@ def test_malformed_sidecars_cost_the_caption_only(tmp_path: Path, sidecar: bytes
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({"a.txt": b"one\ntwo\n"}, "one\ntwo\n"),  # each line of a .txt
+        ({"a.txt": b"one\ntwo\n"}, "one two"),  # a .txt of several lines is one caption
+        ({"a.txt": "\ufeffcaf\xe9".encode()}, "caf\xe9"),
+        ({"a.txt": "caf\xe9 \u732b".encode("utf-16")}, "caf\xe9 \u732b"),
         ({"a.json": about(caption="one\nline")}, "one line"),
         ({"a.json": about(captions=["one", 2, None, "two"])}, "one\ntwo"),
         ({"a.json": about(caption=["one"], captions="two")}, "one\ntwo"),
@@ -76,6 +81,41 @@ def test_malformed_sidecars_cost_the_caption_only(tmp_path: Path, sidecar: bytes
 def test_captions_of_a_sample(tmp_path: Path, files: dict[str, bytes], expected: str | None) -> None:
     path = write_tar(tmp_path / "0.tar", {"a.png": b"x"} | files)
     assert [item.caption for item in read_source(path, "webdataset")] == [expected]
+
+
+@pytest.mark.parametrize(("txt_captions", "expected"), [("whole", "one two"), ("lines", "one\ntwo\n")])
+def test_lines_of_a_txt_may_be_captions_of_their_own(tmp_path: Path, txt_captions: str, expected: str) -> None:
+    path = write_tar(tmp_path / "0.tar", {"a.png": b"x", "a.txt": b"one\ntwo\n"})
+    source = open_source(DatasetSpec(txt_captions=txt_captions), str(path))
+    assert [item.caption for item in source.read(everything())] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"a.txt": "caf\xe9".encode("latin-1")}, "its .txt or .cls is not UTF-8 text (byte 3): save it as UTF-8"),
+        ({"a.txt": b"ok", "a.cls": b"\xff"}, "its .txt or .cls is not UTF-8 text (byte 0): save it as UTF-8"),
+        (
+            {"a.txt": "cat".encode("utf-16-le")},
+            "its .txt or .cls holds zero bytes, which no text has: save it as UTF-8",
+        ),
+        ({"a.txt": b"\xff\xfea"}, "its .txt or .cls is not UTF-8 text (byte 2): save it as UTF-8"),
+    ],
+)
+def test_text_that_does_not_decode_is_refused_with_its_reason(
+    tmp_path: Path, files: dict[str, bytes], reason: str
+) -> None:
+    path = write_tar(tmp_path / "0.tar", {"a.png": b"x"} | files)
+    assert [(item.caption, item.problem) for item in read_source(path)] == [(None, reason)]
+
+
+@pytest.mark.parametrize("names", [["a.png", "a.png"], ["a.png", "a.PNG"], ["a.png", "a.txt", "a.TXT"]])
+def test_a_member_that_comes_twice_in_a_sample_stops_the_shard(tmp_path: Path, names: list[str]) -> None:
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for name in names:
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(DataError, match=r"shard 0 holds the \.(png|txt) of sample 'a' twice"):
+        read_source(tmp_path / "0.tar", "webdataset")
 
 
 def test_members_that_are_missing_or_too_large_are_named(tmp_path: Path) -> None:

@@ -227,3 +227,12 @@ def stepped_state() -> tuple[SSLMethod, torch.optim.Optimizer, dict[str, Tensor]
     optimizer = build_optimizer(AdamSpec(), [p for p in method.parameters() if p.requires_grad])
     stepped(method, optimizer, range(3))
     return method, optimizer, load(training_state(method, optimizer, 3, {"x": torch.zeros(2)}))
+
+
+def test_a_giant_is_refused_by_the_size_of_its_weights_before_it_is_made(tmp_path, monkeypatch):
+    spec = {"kind": "resnet", "depth": 50, "width": 512}
+    (tmp_path / "backbone.json").write_text(json.dumps({"backbone": spec, "bn_groups": 1}))
+    save_file({"fc.weight": torch.zeros(2)}, tmp_path / "backbone.safetensors")
+    monkeypatch.setattr("ssl_backdoor.train.checkpoint.build_backbone", None)
+    with pytest.raises(CheckpointError, match=r"does not fit the network: expected at least \d{10} bytes, found"):
+        load_backbone(tmp_path)
