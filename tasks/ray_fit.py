@@ -176,7 +176,7 @@ class ProgressMonitor:
         """
         self._stop.set()
         if self._polling is not None:
-            self._polling.join(FLUSH_TIMEOUT_S)
+            self._polling.join(_POLL_S + 2 * FLUSH_TIMEOUT_S)  # longer than it takes to give up
         with self._fewer_wait:
             self._fewer_wait.wait_for(lambda: not self._waiting)
 
@@ -202,9 +202,7 @@ class ProgressMonitor:
         while not is_over and not self._is_lost:
             is_over = self._stop.wait(_POLL_S)
             try:
-                latest, events = ray.get(
-                    self._actor.drain.remote(), timeout=FLUSH_TIMEOUT_S if is_over else _PATIENCE_S
-                )
+                latest, events = self._drain()
             except (ray.exceptions.RayError, RuntimeError):  # an actor that died alone is back within seconds
                 self._is_lost = time.monotonic() - heard_s > patience_s
                 continue
@@ -220,6 +218,25 @@ class ProgressMonitor:
             seen = latest
             patience_s = _PATIENCE_S
             heard_s = time.monotonic()  # not before: a slow listener is not a silent cluster
+
+
+    def _drain(self) -> tuple[dict[str, Progress], list[dict[str, Any]]]:
+        """What the actor has; soon an error where the flow ends meanwhile: who asks when Ray is left ends the process.
+
+        Raises:
+            RayError: no answer within ``_PATIENCE_S``, or ``FLUSH_TIMEOUT_S`` once the flow has ended.
+        """
+        asked, deadline_s = self._actor.drain.remote(), time.monotonic() + _PATIENCE_S
+        was_over = self._stop.is_set()
+        while True:
+            try:
+                found: tuple[dict[str, Progress], list[dict[str, Any]]] = ray.get(
+                    asked, timeout=FLUSH_TIMEOUT_S if was_over else _POLL_S
+                )
+                return found
+            except ray.exceptions.GetTimeoutError:
+                if self._stop.is_set() or time.monotonic() > deadline_s:
+                    raise
 
 
 @ray.remote
