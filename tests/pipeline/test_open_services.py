@@ -9,7 +9,8 @@ from tests.support.command_server import TINY_SETTINGS
 from tests.support.service_stack import is_over
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
-SETTINGS = (*TINY_SETTINGS, "dataset.source.train_per_class=16", "train.fit.batch_size=16")
+SMALL = ("dataset.source.train_per_class=16", "train.fit.batch_size=16", "defences.*.fit.batch_size=16")
+SETTINGS = (*TINY_SETTINGS, *SMALL)
 
 
 def test_the_services_and_a_run_that_starts_its_own_ray_refuse_strangers(stack):
