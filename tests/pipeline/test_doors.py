@@ -19,7 +19,8 @@ from tests.support.service_stack import needs
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
 
-SETTINGS = (*TINY_SETTINGS, "dataset.source.train_per_class=16", "train.fit.batch_size=16")
+SMALL = ("dataset.source.train_per_class=16", "train.fit.batch_size=16", "defences.*.fit.batch_size=16")
+SETTINGS = (*TINY_SETTINGS, *SMALL)
 FLOW = f"""
 from flows.run import experiment
 def test_flow():

@@ -163,8 +163,8 @@ def specs(folder: Path) -> dict[str, Refused]:
             "100000", "200", methods="byol", settings=("train.fit.batch_size=100000",)
         ),
         "a class nobody knows": demo("axolotl", settings=("attack.target_class=axolotl",)),
-        "more than memory holds": demo(
-            "memory", methods="byol", settings=("train.method.embedding_dim=1000000000000",)
+        "more than a layer may have": demo(
+            "embedding_dim", "16384", methods="byol", settings=("train.method.embedding_dim=1000000000000",)
         ),
         "pairs that there are not": demo("demo has 1 pair(s)", pairs=2),
         "a size that there is not": demo("demo has a single size", size="paper"),
@@ -186,11 +186,11 @@ def data(folder: Path) -> dict[str, Refused]:
         "a path that no file can have": images("/x" * 5000, "File name too long"),
         "an empty folder": images(made(folder / "empty", Path.mkdir), "no images found"),
         "no image in it": images(only(folder / "texts" / "notes.txt", b"cat"), "no images found"),
-        "files that only look like images": images(only(folder / "fake/train/cat/0.jpg", b"cat").parents[1], "0.jpg"),
+        "files that only look like images": images(only(folder / "fake/train/cat/0.jpg", b"cat").parents[1], "only 1;"),
         "a tar cut short": images(cut(packed(folder / "cut.tar")), "cut.tar is truncated"),
         "a tar that climbs out": images(packed(folder / "up.tar", tarfile.TarInfo("../x")), "'../x'"),
         "a tar with a link": images(trap, "link 'images/out'"),
-        "a zip bomb": images(zip_bomb(folder / "bomb.zip"), "0.png", "over the limit"),
+        "a zip bomb": images(zip_bomb(folder / "bomb.zip"), "bomb.zip", "more than 100 times its size"),
         "a pixel bomb": images(pixel_bomb(folder / "pixels"), "30000 x 30000"),
         "a single class": images(tree(folder / "dogs", ("dog",)), "'cat'"),
         "a file that is no archive": images(
@@ -200,7 +200,7 @@ def data(folder: Path) -> dict[str, Refused]:
         "shards without number": images("/x/{0..999999}{0..999999}.tar", "more than"),
         "a folder for a table": pairs(tree(folder / "folder"), "one CSV"),
         "a table without its columns": pairs(table(folder / "columns", "where,what,label,split"), "path_column"),
-        "a table that breaks off": pairs(table(folder / "broken", path='"train'), "pairs.csv"),
+        "a table that breaks off": pairs(table(folder / "broken", path='"train'), '"train', "no such file"),
         "a caption without end": pairs(table(folder / "long", caption="cat " * 2**18), "max_caption_chars"),
         "a path that is no text": pairs(table(folder / "bytes", path=os.fsencode(bad_name)), "no such file"),
         "a path that climbs out": pairs(table(folder / "climb", path="../secret.jpg"), "../secret.jpg"),
