@@ -219,7 +219,6 @@ class ProgressMonitor:
             patience_s = _PATIENCE_S
             heard_s = time.monotonic()  # not before: a slow listener is not a silent cluster
 
-
     def _drain(self) -> tuple[dict[str, Progress], list[dict[str, Any]]]:
         """What the actor has; soon an error where the flow ends meanwhile: who asks when Ray is left ends the process.
 

@@ -13,6 +13,9 @@ MAX_QUEUE = 2**21
 """Embeddings in a queue; the papers' have 65,536 and 128,000."""
 
 
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+
 class ResNetSpec(Spec):
     """A residual network with torchvision's parameter names."""
 
@@ -76,7 +79,7 @@ class ViewsSpec(Spec):
     jitter_p: Fraction = 0.8
     grey_p: Fraction = 0.2
     blur_p: Fraction = 0.5
-    blur_sigma_px: tuple[float, float] = (0.1, 2.0)
+    blur_sigma_px: tuple[NotNegative, NotNegative] = (0.1, 2.0)
 
 
 class SGDSpec(Spec):

@@ -144,7 +144,8 @@ def profile(file: Path, canaries: Mapping[str, str]) -> dict[str, str]:
 def runs_that_fail(stack, word: str, environment: Mapping[str, str]) -> list[str]:
     """One refused, one that a stage fails with a traceback, and one without a store; their last messages."""
     asked = {"settings": [*TINY_SETTINGS, f"variant={word}"]}
-    unforeseen = {"methods": "byol", "settings": [*TINY_SETTINGS, "train.method.embedding_dim=1000000000000"]}
+    too_much = 'train.method={"kind":"moco_v2","queue_size":2097152,"embedding_dim":16384}'  # 128 GiB
+    unforeseen = {"methods": "byol", "settings": [*TINY_SETTINGS, too_much]}
     runs = [stack.queue("experiment/demo", asked, environment), stack.queue("experiment/demo", unforeseen)]
     ended = [stack.ended(run, timeout_s=400)[0] for run in runs]
     leader = service.running(stack.config, "s3")
