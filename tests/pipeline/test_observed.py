@@ -102,7 +102,9 @@ for more in ([], ["--set", "attack.num_poisons=1000"]):
 """
     done = stack.client(script, SSL_BACKDOOR_LOG="json")
     assert json.loads(done.stdout)["recipe"] == "demo"
-    lines = [json.loads(line) for line in done.stderr.splitlines() if not line.startswith("ssl-backdoor: ")]
+    told = [line for line in done.stderr.splitlines() if not line.startswith("ssl-backdoor: ")]
+    assert [line for line in told if not line.startswith("{")] == []
+    lines = [json.loads(line) for line in told]
     lines = [one for one in lines if one["event"] != "remark"]
     planned, *stages, ended = lines[:6]
     assert (planned["event"], ended["event"], ended["message"]) == ("planned", "ended", "done up to poison")

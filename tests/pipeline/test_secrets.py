@@ -182,7 +182,7 @@ def test_no_secret_is_kept_anywhere(stack, demo, tmp_path):
     refused, unforeseen, away = runs_that_fail(stack, word, profile(tmp_path / "profile", canaries))
     assert "refuses these credentials" in refused
     assert "unexpected RuntimeError" in unforeseen
-    assert "unexpected\nTraceback (most recent call last)" in stack.log("worker")
+    assert "unexpected\n  Traceback (most recent call last)" in stack.log("worker")
     assert "cannot reach s3://artifacts/lab" in away
     shells = [("a shell", text) for text in shells_that_fail(stack, password)]
     wanted = {**stack.config.secrets, **canaries, "password": password, "planted": word}
