@@ -103,6 +103,7 @@ for more in ([], ["--set", "attack.num_poisons=1000"]):
     done = stack.client(script, SSL_BACKDOOR_LOG="json")
     assert json.loads(done.stdout)["recipe"] == "demo"
     told = [line for line in done.stderr.splitlines() if not line.startswith("ssl-backdoor: ")]
+    told = [line for line in told if not re.match(r"\d\d:\d\d:\d\d\.\d{3} \| ", line)]  # Prefect's own
     assert [line for line in told if not line.startswith("{")] == []
     lines = [json.loads(line) for line in told]
     lines = [one for one in lines if one["event"] != "remark"]
