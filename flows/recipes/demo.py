@@ -99,8 +99,8 @@ def demo(pairs: int, seeds: int) -> ReportSpec:
     return ReportSpec(
         recipe="demo",
         question=ask(patched + captioned),
-        note="Each attack with one choice of trigger and target, pinned because it shows the effect: this page "
-        "illustrates, it is no evidence. Effects differ greatly between pairs; for evidence run the recipes over many: "
+        note="Each attack with one choice of trigger and target, pinned: this page illustrates, it is no "
+        "evidence. Effects differ greatly between pairs; for evidence run the recipes over many: "
         "ssl-backdoor run cifar10_byol --data PATH --pairs 10, and carlini2022_fig2_targeted or "
         "carlini2022_fig2_backdoor --data PATH.",
         runs=patched + captioned,

@@ -102,7 +102,7 @@ def _attack(models: Sequence[EvaluatedModel]) -> str:
 
     def told(name: str, unit: str, scale: float = 1.0) -> list[str]:
         values = sorted({one[name] for one in facts if name in one})
-        return [f"{listing([f'{scale * value:,.3g}' for value in values])} {unit}"] if values else []
+        return [f"{listing([_number(scale * value) for value in values])} {unit}"] if values else []
 
     sides = sorted({one["patch_frac"] for one in facts if "patch_frac" in one})
     parts = [f"a patch of {100 * side:.3g} % of the side, {100 * side**2:.2g} % of the area" for side in sides]
@@ -116,3 +116,8 @@ def _attack(models: Sequence[EvaluatedModel]) -> str:
 
 def _distinct(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
+
+
+def _number(value: float) -> str:
+    """Three digits, and whole numbers whole."""
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
