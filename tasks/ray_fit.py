@@ -32,6 +32,7 @@ from tasks.progress_actor import FLUSH_TIMEOUT_S, ProgressActor, WorkerReporter
 
 Listener = Callable[[str, Progress], None]
 _POLL_S = 1.0
+_LOOK_S = 1.0  # at most, until a wait for an answer of Ray's sees that the flow has ended
 _PATIENCE_S = 20.0  # Ray's own is a minute, and then it ends the process without a word
 _START_S = 120.0  # until a first worker of Ray's runs on a busy machine
 _CONNECT_S = 5.0
@@ -176,7 +177,7 @@ class ProgressMonitor:
         """
         self._stop.set()
         if self._polling is not None:
-            self._polling.join(_POLL_S + 2 * FLUSH_TIMEOUT_S)  # longer than it takes to give up
+            self._polling.join(_LOOK_S + 2 * FLUSH_TIMEOUT_S)  # longer than it takes to give up
         with self._fewer_wait:
             self._fewer_wait.wait_for(lambda: not self._waiting)
 
@@ -230,7 +231,7 @@ class ProgressMonitor:
         while True:
             try:
                 found: tuple[dict[str, Progress], list[dict[str, Any]]] = ray.get(
-                    asked, timeout=FLUSH_TIMEOUT_S if was_over else _POLL_S
+                    asked, timeout=FLUSH_TIMEOUT_S if was_over else _LOOK_S
                 )
                 return found
             except ray.exceptions.GetTimeoutError:
