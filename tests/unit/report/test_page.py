@@ -87,7 +87,7 @@ def test_the_content_stands_in_order(written):
     marks = [
         "Read this first",
         "If every unlabelled image",
-        "The backdoor",
+        "Attack works",
         "Excess over the control",
         "Example poisons",
         "trigger / target",
@@ -115,7 +115,8 @@ def test_the_summary_holds_the_key_numbers(written):
     _, spec, summary = written
     assert summary["question"] == spec.question
     assert summary["headline"]["target_false_positives_excess/suspect/triggered/knn"] > 0
-    assert 0 < summary["headline"]["z_score_sd_removed_frac/student/triggered/features"] < 2
+    assert summary["headline"]["target_false_positives_specific_excess/suspect/triggered/knn"] is not None
+    assert not any("removed_frac" in name for name in summary["headline"])  # all pairs share one clean-trained encoder
     json.dumps(summary, allow_nan=False)
 
 

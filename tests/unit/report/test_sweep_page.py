@@ -105,13 +105,13 @@ def test_both_papers_share_one_page(tmp_path):
     ]  # fmt: skip
     summary = write_report(spec, [*pair, *along], shown, {}, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
-    places = [page.text.index(mark) for mark in ("One trigger/target pair", "Excess over", "Success by poisons")]
+    places = [page.text.index(mark) for mark in ("Attack works", "Excess over", "Success by poisons")]
     assert places == sorted(places)
     assert page.text.index("Success by poisons") < page.text.index("trigger / target")
     names = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert {"poisons_saha2022_targeted", "poisons_carlini2022_targeted", "success", "confusion"} <= names
-    assert "One trigger/target pair" in summary["answer"]
-    assert "; targeted success (zero-shot) is 8.3 %" in summary["answer"]
+    assert summary["answer"].startswith("Attack works: cannot tell (n = 1).")
+    assert "Targeted success (zero-shot) is 8.3 %" in summary["answer"]
 
 
 def test_the_table_shows_ours_beside_the_papers():
@@ -152,8 +152,8 @@ def test_the_answer_to_a_backdoor_and_its_defence():
     assert "11.0 % (8.8 to 14.0) in the control" in answer
     assert "significantly above the control's from 50 poisons on" in answer
     assert "rising with the number of poisons" in answer
-    assert "the defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
-    assert "the mean cosine is" in answer
+    assert "The defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
+    assert "The mean cosine is" in answer
     twice = sweep_answer([RATE, RATE], backdoor_sweep(), [RATE])
     assert twice.count("takes attack success") == 2 * twice.count("clean accuracy −1.0 pt") == 2
 
@@ -176,7 +176,7 @@ def test_one_model_is_no_evidence():
     assert sweep_answer([RATE], scored).startswith("Attack works, by attack success (zero-shot): cannot tell (n = 1)")
     scored = [targeted(targeted_run(5, pairs=1), "suspect", 1)]
     assert sweep_answer([SUCCESS], scored).startswith(
-        "Attack works, by targeted success (zero-shot): cannot tell (n = 1)"
+        "Attack works, by targeted success (zero-shot): cannot tell (no control)"
     )
 
 
