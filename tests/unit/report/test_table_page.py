@@ -31,7 +31,7 @@ def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("matrix")
     found = matrix(out, LABELS, PAIRS[:2], seeds=2, num_test=100)
     summary = write_report(
-        matrix_spec(found, TABLES, missing=(MISSING,)),
+        matrix_spec(found, TABLES, missing=(MISSING,)).model_copy(update={"show_recalled": True}),
         found,
         [one._replace(attack="saha2022_targeted") for one in examples(["a"])],
         {},
@@ -78,7 +78,7 @@ def test_both_twins_tell_the_same_in_order(written):
             assert mark in text[place:], f"{mark} is not in its place"
             place = text.index(mark, place)
         assert "saha2022 targeted" in text
-        assert "Student's t over seeds" in text
+        assert "over seeds" in text
     assert summary["answer"] in (out / "report.md").read_text().replace("\\", "")
 
 
@@ -174,7 +174,7 @@ def test_a_report_without_tables_has_nothing_of_them(tmp_path):
     spec = report_spec(found)
     summary = write_report(spec, found, [], {}, tmp_path)
     assert "tables" not in summary
-    for word in ("Holm", "device-hours", "Missing.", "How visible"):
+    for word in ("device-hours", "Missing.", "How visible"):
         assert word not in Page((tmp_path / "report.html").read_text()).text
         assert word not in (tmp_path / "report.md").read_text()
 
