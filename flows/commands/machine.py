@@ -5,6 +5,7 @@ import resource
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from urllib.request import getproxies_environment
 
 import flows
@@ -126,5 +127,5 @@ CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
 """Each says what is so, or raises what is in the way."""
 
 
-def _root(module: object) -> Path:
-    return Path(str(module.__path__[0])).resolve().parent  # type: ignore[attr-defined]
+def _root(module: ModuleType) -> Path:
+    return Path(module.__path__[0]).resolve().parent
