@@ -135,11 +135,8 @@ def _misfit(trigger: Trigger, side_px: int, frame: Frame, what: str) -> Iterator
 
 
 def _problems_of_training(train: TrainSpec, images: Known) -> Iterator[str]:
-    if images.counts is not None and images.counts.num_train < train.fit.batch_size:
-        yield (
-            f"one batch needs {train.fit.batch_size} images, but there are only {images.counts.num_train}; "
-            "lower batch_size or bring more images"
-        )
+    if images.counts is not None and (shortage := train.fit.shortage(images.counts.num_train)):
+        yield shortage
     if (measured := images.measured) is None:
         return
     if train.method.has_text_tower and measured.num_uncaptioned:

@@ -152,11 +152,8 @@ def _cost_frame(dataset: DatasetSpec) -> DatasetSpec:
 
 
 def _num_steps(fit: FitSpec, num_images: int, title: str) -> int:
-    if num_images < fit.batch_size:
-        raise SpecError(
-            f"{title}: one batch needs {fit.batch_size} images, but there are only {num_images}; "
-            "lower batch_size or bring more images"
-        )
+    if shortage := fit.shortage(num_images):
+        raise SpecError(f"{title}: {shortage}")
     return fit.epochs * (num_images // fit.batch_size)
 
 

@@ -159,6 +159,15 @@ class FitSpec(Spec):
             )
         return self
 
+    def shortage(self, num_images: int) -> str:
+        """What is wrong where ``num_images`` do not fill one batch; else empty."""
+        if num_images >= self.batch_size:
+            return ""
+        return (
+            f"one batch needs {self.batch_size} images, but there are only {num_images}; "
+            "lower batch_size or bring more images"
+        )
+
 
 class RotNetSpec(Method):
     """RotNet: which of four rotations was the image turned by? Every image is seen in all four."""

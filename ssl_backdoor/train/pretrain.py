@@ -118,11 +118,8 @@ def train_backbone(
     """
     check_workers(spec, resources)
     num_images = len(data.images)
-    if num_images < spec.batch_size:
-        raise SpecError(
-            f"one batch needs {spec.batch_size} images, but there are only {num_images}; "
-            "lower batch_size or bring more images"
-        )
+    if shortage := spec.shortage(num_images):
+        raise SpecError(shortage)
     torch.set_num_threads(resources.threads)
     device = pick_device(resources)
     replicas = connect(resources, device)
