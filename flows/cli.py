@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from flows import settings
 from flows.commands import machine
 from flows.terminal import output
-from flows.terminal.arguments import MANY_RUNS, Command, parse
+from flows.terminal.arguments import MANY_RUNS, Command, parse, short_settings
 from flows.terminal.output import print_error, print_json, print_lines
 from flows.terminal.reaper import run_and_reap_children
 from ssl_backdoor.errors import SpecError, SslBackdoorError, UserError
@@ -135,7 +135,7 @@ def _parse_request(options: argparse.Namespace) -> dict[str, Any]:
         "recipe": options.recipe,
         "pairs": options.pairs or 0,
         "seeds": options.seeds or 0,
-        "settings": tuple(with_list(setting) for setting in options.settings),
+        "settings": (*short_settings(options), *(with_list(setting) for setting in options.settings)),
     }
 
 
@@ -202,9 +202,16 @@ def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "Re
 
 
 def _plan(options: argparse.Namespace, asked: dict[str, Any], *, has_data: bool) -> "ReportSpec":
-    from flows.plan import plan
+    from flows.plan import plan_and_count
+    from tasks.planner import Sources
 
-    return plan(**asked, methods=options.methods, size=options.size, has_data=has_data)
+    sources = Sources(options.data, options.test_data, options.probe_data)
+    planned = plan_and_count(**asked, methods=options.methods, size=options.size, has_data=has_data, sources=sources)
+    if planned.counts is not None and options.command is _run and options.until == "report":
+        from flows.estimate.counted import sentence
+
+        print_error(sentence(planned.report, planned.counts))
+    return planned.report
 
 
 def _confirm(num_runs: int) -> bool:

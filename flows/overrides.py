@@ -10,7 +10,17 @@ from pydantic import ValidationError
 
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.specs import ReportSpec, RunSpec, Spec, TableSpec
+from ssl_backdoor.specs import (
+    BYOLSpec,
+    DatasetSpec,
+    FilesSourceSpec,
+    NoAttackSpec,
+    ReportSpec,
+    RunSpec,
+    Spec,
+    TableSpec,
+    TrainSpec,
+)
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
@@ -39,6 +49,20 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
         runs = [_set(run, path, value) if has else run for run, has in zip(runs, have, strict=True)]
     runs = [_with_trigger_digest(run) for run in runs]
     return _with_runs(report, runs)
+
+
+def dataset_of(settings: Sequence[str], *, has_test_data: bool = False) -> DatasetSpec:
+    """A dataset with each ``dataset.field=value`` set; with a second source where there is one.
+
+    Raises:
+        SpecError: a setting of something else, or one that the field refuses.
+    """
+    if other := [setting for setting in settings if not setting.startswith("dataset.")]:
+        raise SpecError(f"inspect looks at data alone, so --set takes dataset.*, found {other[0]!r:.80}")
+    second = {"test_source": FilesSourceSpec()} if has_test_data else {}
+    run = RunSpec(dataset=DatasetSpec(**second), attack=NoAttackSpec(), train=TrainSpec(method=BYOLSpec()))
+    report = ReportSpec(recipe="", question="", runs=(run,))
+    return apply(report, settings).runs[0].dataset
 
 
 def _with_runs(report: ReportSpec, runs: Sequence[RunSpec]) -> ReportSpec:

@@ -151,7 +151,8 @@ def run(
     plugins.load_installed()
     amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
     specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
-    report = plan(recipe, None if size == "default" else size, specs=specs, has_data=bool(data), **amounts)
+    amounts |= {"specs": specs, "has_data": bool(data), "sources": sources}
+    report = plan(recipe, None if size == "default" else size, **amounts)
     opened = open_store(store or settings_of_flows.default_store())
     check_specs(report, opened, sources)
     opened.check()

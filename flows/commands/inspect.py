@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.overrides import apply, with_list
-from flows.recipes import choose
+from flows.overrides import dataset_of, with_list
 from flows.terminal.console import show_progress
 from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.data.inspection import inspect_data
-from ssl_backdoor.errors import SpecError, translate_os_errors
+from ssl_backdoor.errors import translate_os_errors
 from ssl_backdoor.preflight import problems_of_test
 from ssl_backdoor.report.inspection import as_json, write_inspection
-from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec
 from tasks.planner import Sources
 
 
@@ -26,7 +24,7 @@ def inspect(settings: Sequence[str], sources: Sources, out: Path) -> dict[str, A
         SpecError: a setting that is not of the dataset.
         UserError: the data cannot be used, or ``out`` cannot be written.
     """
-    dataset = dataset_of(settings, has_test_data=sources.test_data is not None)
+    dataset = dataset_of([with_list(setting) for setting in settings], has_test_data=sources.test_data is not None)
     name = str(sources.data)
     with show_progress() as listen:
         found = inspect_data(dataset, name, sources.test_data, lambda progress: listen("inspect", progress))
@@ -42,21 +40,6 @@ def inspect(settings: Sequence[str], sources: Sources, out: Path) -> dict[str, A
     with translate_os_errors(f"the folder {folder}"):
         files = write_inspection(found, Path(name).name or name, folder)
     return {**as_json(found), "files": files}
-
-
-def dataset_of(settings: Sequence[str], *, has_test_data: bool = False) -> DatasetSpec:
-    """The dataset with each ``dataset.field=value`` set; with a second source where there is one.
-
-    Raises:
-        SpecError: a setting of something else, or one that the field refuses.
-    """
-    if other := [setting for setting in settings if not setting.startswith("dataset.")]:
-        raise SpecError(f"inspect looks at data alone, so --set takes dataset.*, found {other[0]!r:.80}")
-    report = choose("demo", None).build(1, 1)
-    second = {"test_source": FilesSourceSpec()} if has_test_data else {}
-    run = report.runs[0].model_copy(update={"dataset": DatasetSpec(**second)})
-    changed = apply(report.model_copy(update={"runs": (run,)}), [with_list(setting) for setting in settings])
-    return changed.runs[0].dataset
 
 
 def render(found: Mapping[str, Any]) -> Iterator[str]:

@@ -5,15 +5,16 @@ each pair with seeds 0 to N - 1: a table's cell is the mean over both, its inter
 Carlini & Terzis have a model a seed, and ``pairs`` as their file says.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import carlini2022, cifar10, clip, demo, saha2022, small, ssl
+from flows.recipes import carlini2022, cifar10, clip, demo, own, saha2022, small, ssl
 from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
 from ssl_backdoor.specs import FilesSourceSpec, ReportSpec
+from tasks.planner import Sources
 
 Size = Literal["mini", "paper"]
 _MOST_PAIRS = 1000
@@ -32,6 +33,8 @@ class Recipe(NamedTuple):
     """A side variant's name from one of its runs, where settings can make the recipe's own name false."""
     ask: Ask | None = None
     """The question from the runs, where settings can make the recipe's own false."""
+    follow: Callable[[Sources, Mapping[str, str], Sequence[str]], own.Plan] | None = None
+    """Of a recipe whose runs follow from the data: it looks at them, in place of ``build``."""
 
 
 class Sized(NamedTuple):
@@ -118,6 +121,16 @@ _OWN: dict[str, "Recipe | Sized"] = {}
 RECIPES: Mapping[str, Recipe | Sized] = {
     "demo": Recipe(
         demo.demo, 1, 1, 1, False, "both papers in small on the embedded image set; minutes on two cores", ask=demo.ask
+    ),
+    "own": Recipe(
+        own.without_data,
+        _MOST_PAIRS,
+        1,
+        1,
+        True,
+        "your own images, or image-text pairs; what is not asked for follows from a look at them",
+        ask=own.ask,
+        follow=own.follow,
     ),
     "cifar10_byol": _cifar10(cifar10.cifar10_byol, "BYOL"),
     "cifar10_moco": _cifar10(cifar10.cifar10_moco, "MoCo v2"),

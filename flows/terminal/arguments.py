@@ -18,6 +18,20 @@ _DESCRIPTION = (
     "Measures how much a few poisoned samples corrupt self-supervised pre-training, and whether a defence undoes it."
 )
 
+SHORT_OPTIONS = {
+    "attack": ("KIND", "what the attacker does, such as saha2022_targeted"),
+    "method": ("KIND", "how encoders are trained, such as byol, simclr, clip"),
+    "image_size": ("PX", "side to which all images are brought"),
+    "backbone": ("NAME", "what is trained, such as resnet18"),
+    "target": ("CLASS", "the class that is attacked"),
+    "trigger": ("FILE", "your picture as the trigger, or a kind such as grid"),
+    "poisons": ("N", "how many images are poisoned, or pairs added"),
+    "poison_fraction": ("F", "the same as a share of the target's images, or of all"),
+    "epochs": ("E", "of each training; those of defences change in proportion"),
+    "defence": ("KIND", "defences to try, such as compress; none for none"),
+}
+"""Those of ``flows/shorthand.py``."""
+
 
 class _Parser(argparse.ArgumentParser):
     """One whose mistakes are told in one printable sentence, and that notices that nobody reads its help."""
@@ -119,6 +133,7 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. train.fit.epochs=3"
     )
+    _add_shorthands(parser)
     parser.add_argument(
         "--store", default=None, metavar="URI", help="folder, file:// or s3:// (default: the home's store)"
     )
@@ -130,6 +145,21 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", default=None, metavar="A,B", help="only runs of these methods, such as byol,msf")
     parser.add_argument("--probe-data", default=None, metavar="PATH", help="another labelled set, of transfer recipes")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+
+
+def _add_shorthands(parser: argparse.ArgumentParser) -> None:
+    """``--target cat``, which becomes the setting ``target=cat``."""
+    group = parser.add_argument_group("short names of settings", "of every run that they fit; --set is made after them")
+    for name, (metavar, text) in SHORT_OPTIONS.items():
+        many: dict[str, Any] = {"nargs": "+", "action": "extend"} if name == "defence" else {}
+        group.add_argument(f"--{name.replace('_', '-')}", metavar=metavar, help=text, **many)
+
+
+def short_settings(options: argparse.Namespace) -> list[str]:
+    """The settings that the short options stand for."""
+    given = {name: getattr(options, name) for name in SHORT_OPTIONS}
+    texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
+    return [f"{name}={text}" for name, text in texts.items() if text is not None]
 
 
 def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:

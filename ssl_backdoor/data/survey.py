@@ -62,7 +62,9 @@ class Listing(NamedTuple):
         words = {f"{use.where} {use.word}: {use.split}" for use in self.splits}
         facts = [
             f"read as {self.layout}: {train} training and {test} test images of {len(self.classes)} classes",
-            f"splits: {', '.join(sorted(words)[:_NAMED])}" if words else "no splits named: all images train",
+            f"splits: {', '.join(sorted(words)[:_NAMED])}"
+            if words
+            else f"no splits named: {'the test images are drawn from all' if test else 'all images train'}",
             *(f"{count} images of {split} left out" for split, count in self.left_out.items()),
             *(f"{count} rejected: {reason}" for reason, count in list(self.rejected_by_reason.items())[:_NAMED]),
         ]

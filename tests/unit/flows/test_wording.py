@@ -9,6 +9,7 @@ EVERY = [
     (name, size)
     for name, recipe in RECIPES.items()
     for size in (("mini", "paper") if isinstance(recipe, Sized) else (None,))
+    if isinstance(recipe, Sized) or recipe.follow is None
 ]
 
 
