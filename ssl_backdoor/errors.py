@@ -84,6 +84,19 @@ def translate_os_errors(place: str, *, only_full: bool = False) -> Iterator[None
         raise StoreError(f"cannot use {place}: {reason}") from error
 
 
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Turn the import of a package that is not installed into one sentence: ``what`` needs ``extra``.
+
+    Raises:
+        SpecError: a package is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SpecError(f"{what} needs {error.name}: pip install 'ssl-backdoor[{extra}]'") from error
+
+
 def summarize_error(error: BaseException) -> str:
     """One printable line on ``error``: a project error's own message, or the type and first line of any other."""
     if isinstance(error, SslBackdoorError):

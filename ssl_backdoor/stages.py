@@ -21,7 +21,7 @@ from pydantic import Field
 
 from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.data.stored import open_dataset, open_lazy_dataset, open_overlay, open_training_data
-from ssl_backdoor.errors import SpecError, to_printable_line, translate_os_errors
+from ssl_backdoor.errors import SpecError, needs_extra, to_printable_line, translate_os_errors
 from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.progress import OnProgress, silent
@@ -342,7 +342,8 @@ def _body(
         case EvaluateStage():
             return _evaluate(spec, inputs, store, out, resources, on_progress)
         case ReportSpec():
-            from ssl_backdoor.report.gather import report
+            with needs_extra("report", "a report"):
+                from ssl_backdoor.report.gather import report
 
             return report(spec, inputs, store, out)
         case _:

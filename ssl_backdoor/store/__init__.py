@@ -2,7 +2,7 @@
 
 import re
 
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import SpecError, needs_extra
 from ssl_backdoor.store.base import ArtifactRef, ArtifactStore, FileEntry, Manifest, Range
 from ssl_backdoor.store.local import LocalStore, folder_of
 
@@ -43,6 +43,7 @@ def open_store(uri: str) -> ArtifactStore:
     """
     if is_folder(uri):
         return LocalStore(folder_of(uri))
-    from ssl_backdoor.store.s3 import S3Store  # boto3 takes a third of a second to import
+    with needs_extra("s3", "a store on S3"):
+        from ssl_backdoor.store.s3 import S3Store  # boto3 takes a third of a second to import
 
     return S3Store(uri)

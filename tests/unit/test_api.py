@@ -1,6 +1,7 @@
 """The public functions: what they take, what they refuse, and that one call makes one artifact."""
 
 import ast
+import importlib
 import inspect
 import subprocess
 import sys
@@ -57,10 +58,16 @@ import sys, ssl_backdoor as sb
 assert set(sb.__all__) <= set(dir(sb)) and sb.__version__
 assert not {"torch", "numpy", "pydantic", "pyarrow"} & set(sys.modules)
 assert callable(sb.ingest) and "torch" not in sys.modules
-import ssl_backdoor.train.fit, ssl_backdoor.train as folder
-assert callable(sb.train) and folder.fit is not None
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_folder_of_the_library_is_also_the_function_of_its_name():
+    for name in ("train", "poison", "evaluate"):
+        folder = importlib.import_module(f"ssl_backdoor.{name}")
+        assert getattr(sb, name) is folder
+        with pytest.raises(TypeError, match="missing"):
+            getattr(sb, name)()
 
 
 def test_every_public_function_says_what_it_takes_gives_and_raises():
