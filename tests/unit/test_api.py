@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -280,3 +281,16 @@ def test_the_type_checker_sees_what_is_exported():
     tree = ast.parse(Path(sb.__file__).read_text())
     seen = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
     assert set(sb.__all__) - {"__version__"} <= seen
+
+
+def test_names_of_classes_come_with_a_hugging_face_dataset(tmp_path):
+    class ClassLabel:
+        names = ("ant", "bee")
+
+    class Hub(list):
+        features: ClassVar = {"img": None, "fine_label": ClassLabel()}
+
+    rows = Hub({"img": one, "fine_label": index % 2, "other": 1} for index, one in enumerate(pixels(4)))
+    named = [(one, ("ant", "bee")[index % 2]) for index, one in enumerate(pixels(4))]
+    digests = [write_samples(one, None, names, tmp_path) for one, names in ((rows, None), (named, ["ant", "bee"]))]
+    assert digests[0] == digests[1]
