@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ssl_backdoor.data.in_memory import Samples, write_samples
 from ssl_backdoor.data.stored import open_dataset, open_overlay
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import (
     Attack,
@@ -375,13 +375,14 @@ def load_encoder(
         device: such as "cuda".
 
     Returns:
-        A module from images (B, 3, H, W), normalised by ImageNet's mean and standard deviation, to features (B, D).
-        ``features`` takes plain images and normalises them.
+        A module from plain images (B, 3, H, W), uint8 in 0 to 255 or float in [0, 1], to float32 features (B, D), not
+        normalised.
 
     Raises:
         CheckpointError: its files cannot be read.
         SpecError: an artifact without a store, no such artifact, or several.
     """
+    from ssl_backdoor.evaluate.features import OfPlainImages
     from ssl_backdoor.train.checkpoint import load_backbone
 
     folder = encoder if not isinstance(encoder, ArtifactRef) else None
@@ -392,14 +393,14 @@ def load_encoder(
             )
         ref = encoder if isinstance(encoder, ArtifactRef) else _resolve(os.fspath(encoder), store)
         folder = store.fetch(ref)
-    return load_backbone(Path(folder)).to(device)
+    return OfPlainImages(load_backbone(Path(folder))).eval().to(device)
 
 
 def features(encoder: "nn.Module", images: ImagesLike, *, batch_size: int = 256) -> ImagesLike:
     """What an encoder makes of images.
 
     Args:
-        encoder: what ``load_encoder`` returned, on any device.
+        encoder: what ``load_encoder`` returned, on any device; or any module from such images to (B, D).
         images: as of ``stamp``.
         batch_size: images that pass at once.
 
@@ -408,19 +409,23 @@ def features(encoder: "nn.Module", images: ImagesLike, *, batch_size: int = 256)
 
     Raises:
         SpecError: images of another shape, type or range.
-        CheckpointError: a feature is not finite.
+        CheckpointError: a feature is not finite, or they are not of this shape.
     """
     import torch
-
-    from ssl_backdoor.evaluate.features import features as features_of
 
     batch, _ = _batch_of(images)
     is_numpy = isinstance(batch, np.ndarray)
     tensor = torch.from_numpy(np.moveaxis(batch, 3, 1).copy()) if is_numpy else batch
-    if tensor.is_floating_point():
-        tensor = tensor.mul(255).round().to(torch.uint8)
-    found: Any = features_of(encoder, iter(tensor.split(batch_size)))
-    values: ImagesLike = found.numpy() if is_numpy else found
+    device = next((one.device for one in encoder.parameters()), tensor.device)
+    with torch.inference_mode():
+        rows = torch.cat([encoder(part.to(device)).float().cpu() for part in tensor.split(batch_size)])
+    if rows.ndim != 2 or len(rows) != len(tensor) or not rows.isfinite().all():
+        raise CheckpointError(
+            f"expected finite features of shape ({len(tensor)}, D) from the encoder, found shape {tuple(rows.shape)}, "
+            f"{int((~rows.isfinite()).sum())} of them not finite"
+        )
+    found: Any = rows.numpy() if is_numpy else rows.clone()
+    values: ImagesLike = found
     return values
 
 

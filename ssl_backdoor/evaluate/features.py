@@ -43,6 +43,21 @@ class Features(NamedTuple):
     values: dict[str, Tensor]
 
 
+class OfPlainImages(nn.Module):
+    """A frozen backbone that takes plain images: (B, 3, H, W), uint8 from 0 to 255 or float in [0, 1]."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        """Of images normalised by ImageNet's mean and standard deviation, as ``load_backbone`` gives it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features float32 (B, D), not normalised; floats are rounded to the 256 levels of an image."""
+        levels = images.mul(255).round().clamp(0, 255).to(torch.uint8) if images.is_floating_point() else images
+        values: Tensor = self.backbone(evaluation_view(levels).contiguous(memory_format=torch.channels_last)).float()
+        return values
+
+
 def split_features(
     backbone: nn.Module,
     dataset: Dataset,

@@ -16,7 +16,7 @@ from PIL import Image
 import ssl_backdoor as sb
 from ssl_backdoor import api
 from ssl_backdoor.data.in_memory import write_samples
-from ssl_backdoor.errors import DataError, SpecError, UserError
+from ssl_backdoor.errors import CheckpointError, DataError, SpecError, UserError
 from ssl_backdoor.specs import DatasetSpec
 from tests.support.tiny_training import train_spec
 
@@ -261,6 +261,8 @@ def test_from_images_to_measurements(store, images, tmp_path):
     folder = sb.load_encoder(store.fetch(encoder))
     for other in (named, folder):
         np.testing.assert_allclose(sb.features(other, clean), rows, atol=1e-5)
+    with pytest.raises(CheckpointError, match="expected finite features of shape"):
+        sb.features(torch.nn.Identity(), clean)
     with pytest.raises(SpecError, match="holds no measurements"):
         sb.measurements(images, store=store)
     with pytest.raises(SpecError, match="expected train/KEY"):
