@@ -34,7 +34,8 @@ def split(settings: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     others: list[str] = []
     for setting in settings:
         name, _, value = setting.partition("=")
-        if name in SHORTHANDS and value and not value.lstrip().startswith("{"):
+        is_whole = name == "attack" and value.lstrip().startswith("{")
+        if name in SHORTHANDS and value and not is_whole:
             short[name] = value
         else:
             others.append(setting)

@@ -119,7 +119,7 @@ def _fields(sample: Any, place: str) -> tuple[Any, Any, list[str] | None]:
         if not isinstance(sample, Sequence) or not 2 <= len(sample) <= 3:
             raise DataError(
                 f"{place}: expected (image, label), (image, label, caption) or a mapping with the fields image, label "
-                f"and caption, found {type(sample).__name__}"
+                f"and caption, found {type(sample).__name__}; of arrays give zip(images, labels)"
             )
         found = [*sample, None][:3]
     image, label, caption = found
