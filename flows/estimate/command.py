@@ -4,15 +4,20 @@ A dry run gives the stages (``workload``), a calibration on this machine or its 
 (``tasks.ray_calibration``), and a simulated schedule the wall-clock time (``schedule``).
 """
 
+import json
 import logging
 import os
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import version
 from statistics import fmean
 from typing import Any, NamedTuple, get_args
 
+from flows import settings
 from flows.estimate.schedule import Job, makespan_s
 from flows.estimate.workload import StageWork, Workload
 from flows.pipeline import plan_stages
@@ -34,6 +39,7 @@ from tasks.ray_fit import Listener, disconnect
 from tasks.scheduler import ORDER
 from tasks.stages import ON_RAY
 
+_STARTUP_KEPT_S = 3600
 _MIN_SHARES = 5  # of the time that measuring may take
 # In multiples of the start (imports, Prefect's server), which is measured; tests/benchmarks/README.md has the figures.
 _REPORT_PER_START = LinearCost(0.7, 0.03)  # a unit is an encoder that was scored
@@ -132,11 +138,26 @@ def _startup_s() -> float:
     """The time until a run begins its first stage: imports, and Prefect's server, which is started if need be.
 
     Measured in a process of its own, and the second of two: the first also makes Prefect's database and fills the
-    file cache.
+    file cache. A home keeps the figure for an hour. Not that of a server which this shell names: it may be away.
 
     Raises:
         UserError: the server that this shell names does not answer.
     """
+    if "PREFECT_API_URL" in os.environ:
+        return _measure_startup_s()
+    file = settings.HOME / "startup.json"
+    machine = [platform.node(), sys.version, version("prefect")]
+    with suppress(OSError, ValueError, TypeError, KeyError):  # not there, or not ours
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        if kept["machine"] == machine and 0 <= time.time() - kept["at"] < _STARTUP_KEPT_S:
+            return float(kept["seconds"])
+    seconds = _measure_startup_s()
+    kept = {"machine": machine, "at": time.time(), "seconds": seconds}
+    file.write_text(json.dumps(kept), encoding="utf-8")  # one that is cut short is measured anew
+    return seconds
+
+
+def _measure_startup_s() -> float:
     startup_s = 0.0
     command = [sys.executable, "-P", "-m", "flows.estimate.startup_probe"]  # -P: no module of the working folder
     for _ in range(2):

@@ -10,6 +10,7 @@ r"""Untrusted text into captions, by rule.
 | lone surrogates | dropped |
 | bytes that are not UTF-8 (or UTF-16 with its byte order mark), zero bytes | the image is rejected |
 | letters spelt as a base and combining marks | composed (Unicode NFC) |
+| more than 30 combining marks in a row | those after the 30th are dropped: no script has so many |
 | markup nested deeper than eight levels | its signs ``&``, ``<`` and ``>`` are dropped |
 | more than ``max_caption_chars`` characters, as found or once cleaned | the image is rejected |
 | nothing left | no caption: null, or the image is rejected where ``captions_required`` |
@@ -28,6 +29,8 @@ from ssl_backdoor.errors import DataError
 MAX_CAPTIONS = 100
 """Of one image."""
 _PASSES = 8
+_MAX_MARKS = 30
+"""In a row: what Unicode's stream-safe text format allows (UAX 15, section 13). Sorting them takes time squared."""
 _TAG_NAMES = (
     "a abbr acronym address applet area article aside audio b base basefont bdi bdo big blink blockquote body "
     "br button canvas caption center cite code col colgroup data datalist dd del details dfn dialog dir div dl "
@@ -108,7 +111,17 @@ def _check_length(text: str, max_chars: int) -> None:
 def _clean_once(text: str) -> str:
     plain = _TAG.sub(" ", html.unescape(text))
     kept = "".join(filter(None, map(_keep_character, plain)))
-    return " ".join(unicodedata.normalize("NFC", kept).split())
+    return " ".join(unicodedata.normalize("NFC", kept if kept.isascii() else _limit_marks(kept)).split())
+
+
+def _limit_marks(text: str) -> str:
+    kept: list[str] = []
+    run = 0
+    for character in text:
+        run = run + 1 if unicodedata.combining(character) else 0
+        if run <= _MAX_MARKS:
+            kept.append(character)
+    return "".join(kept)
 
 
 def _keep_character(character: str) -> str:

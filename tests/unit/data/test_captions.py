@@ -14,7 +14,22 @@ from ssl_backdoor.specs import TemplateCaptionsSpec
 
 # Pieces of which hostile text is made; any of them may come to stand next to any other.
 PIECES = ["&", "amp;", "&lt", ";", "&#60;", "<", ">", "b", "/", "!--", "<br>", "a&nbsp;b", "&#x202e;"]
-PIECES += ["\u200b", "\u202e", "\ud800", "\u0338", "e", "\u0301", "\n", "\t", "\x00", "\u2028", "\xa0", "\u037e"]
+PIECES += [
+    "\u200b",
+    "\u202e",
+    "\ud800",
+    "\u0338",
+    "e",
+    "\u0301",
+    "\u0301" * 40,
+    "\u0344" * 20,
+    "\n",
+    "\t",
+    "\x00",
+    "\u2028",
+    "\xa0",
+    "\u037e",
+]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +48,7 @@ PIECES += ["\u200b", "\u202e", "\ud800", "\u0338", "e", "\u0301", "\n", "\t", "\
         ("a\u200bb\u202ec\u2066d\u200fe\ufefff\xadg", "abcdefg"),
         ("lone \ud800 surrogate \udcff", "lone surrogate"),
         ("cafe\u0301", "caf\xe9"),
+        ("x" + "\u0323" * 99 + "y", "x" + "\u0323" * 30 + "y"),
         ("שלום 猫 кот ÉCLAIR", "שלום 猫 кот ÉCLAIR"),
         ("non\xa0breaking\u2003blanks\u2028", "non breaking blanks"),
         ("", ""),
