@@ -136,8 +136,8 @@ def _estimate(options: argparse.Namespace) -> int:
     from flows.terminal.console import reserve_stdout
     from ssl_backdoor.store import open_store
 
-    asked, _ = _parse_request(options)
-    report = _plan(options, asked, has_data=bool(options.data or options.images) or _is_stored(options))
+    asked, digest = _parse_request(options)
+    report = _plan(options, asked, has_data=None if _is_stored(options) else bool(options.data or options.images))
     machine.check()
     store = open_store(options.store or settings.default_store())
     with reserve_stdout():
@@ -146,8 +146,8 @@ def _estimate(options: argparse.Namespace) -> int:
         from tasks.planner import Sources
 
         sources = Sources(options.data, options.test_data, options.probe_data)
-        asked_of_it = EstimateOptions(options.devices, sources, options.images, options.seconds)
-        result = estimate(report, store, asked_of_it)
+        how = EstimateOptions(options.devices, sources, options.images, options.seconds, digest)
+        result = estimate(report, store, how)
     _print(result, render, options.json)
     return 0
 

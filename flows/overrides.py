@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from flows import fields
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
@@ -235,20 +235,20 @@ def parse_run(document: Any, where: str) -> RunSpec:
         raise SpecError(f"{where}: {describe(error, document)}") from error
 
 
-def describe(error: ValidationError, document: Any = None, root: type[BaseModel] = RunSpec) -> str:
+def describe(error: ValidationError, document: Any = None, specs: fields.Specs = fields.ROOT) -> str:
     """Pydantic's findings as one sentence, with paths that ``--set`` takes.
 
     Args:
         error: what was found.
-        document: the plain data that was read as ``root``: paths are freed of the kinds that pydantic puts into them.
-        root: the spec that it was read as.
+        document: the plain data that was read: paths are freed of the kinds that pydantic puts into them.
+        specs: what it was read as one of.
     """
-    return "; ".join(_finding(item, document, root) for item in error.errors()[:3])
+    return "; ".join(_finding(item, document, specs) for item in error.errors()[:3])
 
 
-def _finding(item: Mapping[str, Any], document: Any, root: type[BaseModel]) -> str:
+def _finding(item: Mapping[str, Any], document: Any, specs: fields.Specs) -> str:
     """Where, what, and what was found there; the last only where it is a value and no whole spec."""
-    where, known = _locate(item["loc"], document, root)
+    where, known = _locate(item["loc"], document, specs)
     match item["type"]:
         case "value_error":
             what = str(item["ctx"]["error"]).rstrip(".")
@@ -265,12 +265,11 @@ def _finding(item: Mapping[str, Any], document: Any, root: type[BaseModel]) -> s
     return f"{where}: {what}" if where else what
 
 
-def _locate(loc: Sequence[str | int], document: Any, root: type[BaseModel]) -> tuple[str, list[str]]:
+def _locate(loc: Sequence[str | int], document: Any, specs: fields.Specs) -> tuple[str, list[str]]:
     """``loc`` as a path that ``--set`` takes, and the fields that its last step could have named."""
     steps: list[str] = []
     known: list[str] = []
     place: Any = document
-    specs: fields.Specs = (root,)
     for part in loc:
         kind = _kind_of(place)
         if str(part).startswith("function-") or (kind and part == kind and part not in place):

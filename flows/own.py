@@ -45,7 +45,7 @@ def load(name: str, store_uri: str) -> Digest:
         except ValidationError as error:
             raise SpecError(
                 f"{name} was made with other specs than there are now, or with a --plugin that is to be given again: "
-                f"{describe(error, stored, ReportSpec)}"
+                f"{describe(error, stored, (ReportSpec,))}"
             ) from error
         if report.missing:
             raise SpecError(

@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings as settings_of_flows
+from flows.fields import specs_in
 from flows.matrix import IncompleteError, run_matrix
 from flows.overrides import describe
 from flows.pipeline import check_specs, run_experiment
@@ -100,7 +101,9 @@ def _read_as(union: Any) -> BeforeValidator:
         try:
             return known.validate_python(value)
         except ValidationError as error:
-            raise PydanticCustomError("spec", "{message}", {"message": describe(error, value, union)}) from error
+            raise PydanticCustomError(
+                "spec", "{message}", {"message": describe(error, value, tuple(specs_in(union)))}
+            ) from error
 
     return BeforeValidator(read)
 

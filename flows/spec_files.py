@@ -98,7 +98,7 @@ def read(path: str) -> ReportSpec:
     try:
         report = ReportSpec.model_validate({"recipe": file.stem, "question": "", **document})
     except ValidationError as error:
-        raise SpecError(f"{path}: {describe(error, document, ReportSpec)}") from error
+        raise SpecError(f"{path}: {describe(error, document, (ReportSpec,))}") from error
     if not report.runs:
         raise SpecError(f"{path}: expected one run or more in runs, found none")
     return report if report.question else report.model_copy(update={"question": ask(report.runs)})
