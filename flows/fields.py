@@ -132,9 +132,9 @@ def _field_line(title: str, field: FieldInfo) -> str:
 def _value(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(value, Spec):
-        return str(getattr(value, "kind", "a group"))
+        return str(getattr(value, "kind", "those of its fields"))
     if isinstance(value, tuple) and any(isinstance(one, Spec) for one in value):
-        return ", ".join(str(getattr(one, "kind", "a group")) for one in value)
+        return ", ".join(str(getattr(one, "kind", "")) for one in value)
     return json.dumps(to_jsonable_python(value))
 
 

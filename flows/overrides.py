@@ -1,6 +1,5 @@
 """``--set path=value``: change one field of every run of a recipe that has it. ``--methods``: leave runs out."""
 
-import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -171,9 +170,8 @@ class _Draft:
         for depth, step in enumerate(steps):
             if not any(_has(place, step) for place in places):
                 known = sorted({one for place in places for one in _steps_into(place)})
-                near = difflib.get_close_matches(step, known, n=3) or known
-                where = ".".join(steps[:depth]) or "a run"
-                return f"{where} has no field {step!r}; it has {', '.join(near) or 'no fields'}"
+                near = did_you_mean(step, known) or f"; it has {', '.join(known) or 'no fields'}"
+                return f"{'.'.join(steps[:depth]) or 'a run'} has no field {step!r}{near}"
             places = [found for place in places if _has(place, step) for found in _into(place, step)]
         return None
 

@@ -7,7 +7,7 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "run": (
         "demo",
         "cifar10_byol --data cifar-10-python.tar.gz --pairs 1",
-        "saha2022_table1 --data PATH --set train.method.kind=simclr --dry-run",
+        "cifar10_byol --data PATH --set train.method.kind=simclr --dry-run",
         "demo --print-spec > mine.yaml",
         "mine.yaml --set train.fit.epochs=3",
         "report/4f1c --set evaluation.unseen_triggers=20",

@@ -44,7 +44,7 @@ def test_settings_need_to_fit_together_only_once_all_are_made():
         ),
         ('evaluation.probes=["linear","zerp_shot"]', "evaluation.probes.1: there is no kind 'zerp_shot'; did you mean"),
         ("defences.compress.fit.epochs=0", "defences.0.fit.epochs: Input should be greater"),
-        ("dataset.captions.per_imagee=2", "dataset.captions has no field 'per_imagee'"),
+        ("dataset.captions.knd=2", "dataset.captions has no field 'knd'; did you mean kind?"),
     ],
 )
 def test_a_mistake_names_a_path_that_a_setting_takes(setting, sentence):
