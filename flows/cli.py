@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from flows import settings
 from flows.commands import machine
@@ -29,7 +30,9 @@ from tasks.loopback import around_proxies
 
 if TYPE_CHECKING:
     from ssl_backdoor.specs import ReportSpec
-    from ssl_backdoor.store import ArtifactStore
+    from ssl_backdoor.stages import StageCall
+    from ssl_backdoor.store import ArtifactRef, ArtifactStore
+    from tasks.planner import Digest, Sources
 
 
 class _Terminated(KeyboardInterrupt):
@@ -57,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print_error(str(error))
         code = 1
     except ModuleNotFoundError as error:
-        if error.name not in ("prefect", "ray", "mlflow", "rich"):
+        if error.name not in ("prefect", "ray", "mlflow", "rich", "yaml", "argcomplete"):
             raise
         print_error(f"this command needs {error.name}: pip install 'ssl-backdoor[pipeline]', or `make setup`.")
         code = 2
@@ -86,6 +89,10 @@ def _raise_terminated(*_: object) -> NoReturn:
 def _run(options: argparse.Namespace) -> int:
     from flows.terminal.console import reserve_stdout
 
+    if options.print_spec:
+        return _print_spec(options)
+    if options.dry_run:
+        return _dry_run(options)
     started = time.perf_counter()
     with reserve_stdout():
         result = _execute(options)
@@ -96,17 +103,41 @@ def _run(options: argparse.Namespace) -> int:
         return 1 if result["missing"] else 0
     print_lines(result.pop("text", "").split("\n"))
     print_lines(f"{name}: {place}" for name, place in result["artifacts"].items())
-    print_lines([f"{seconds} s"])
+    print_lines([f"{seconds} s", *result["next"]])
     for cell in result["missing"]:
         print_error(f"missing, {cell}")
     return 1 if result["missing"] else 0
+
+
+def _print_spec(options: argparse.Namespace) -> int:
+    from flows.spec_files import write
+
+    asked, _ = _parse_request(options)
+    report = _plan(options, asked, has_data=True if options.data else None)
+    if not options.json:
+        data = "" if report.runs[0].dataset.source.kind == "scenes" else " --data PATH"
+        plugins = "".join(f" --plugin {shlex.quote(name)}" for name in options.plugins)
+        print_lines([f"# ssl-backdoor run THIS.yaml{data}{plugins}"])
+    print_lines(write(report, as_json=options.json).rstrip("\n").split("\n"))
+    return 0
+
+
+def _dry_run(options: argparse.Namespace) -> int:
+    from flows.commands.dry_run import dry_run, render
+    from flows.pipeline import check_data
+
+    planned = _prepare(options)
+    check_data(planned.calls, planned.store)
+    _print(dry_run(planned.calls, planned.store, options.until), render, options.json)
+    return 0
 
 
 def _estimate(options: argparse.Namespace) -> int:
     from flows.terminal.console import reserve_stdout
     from ssl_backdoor.store import open_store
 
-    report = _plan(options, _parse_request(options), has_data=bool(options.data or options.images))
+    asked, digest = _parse_request(options)
+    report = _plan(options, asked, has_data=None if _is_stored(options) else bool(options.data or options.images))
     machine.check()
     store = open_store(options.store or settings.default_store())
     with reserve_stdout():
@@ -115,78 +146,124 @@ def _estimate(options: argparse.Namespace) -> int:
         from tasks.planner import Sources
 
         sources = Sources(options.data, options.test_data, options.probe_data)
-        asked = EstimateOptions(options.devices, sources, options.images, options.seconds)
-        result = estimate(report, store, asked)
+        how = EstimateOptions(options.devices, sources, options.images, options.seconds, digest)
+        result = estimate(report, store, how)
     _print(result, render, options.json)
     return 0
 
 
-def _parse_request(options: argparse.Namespace) -> dict[str, Any]:
+def _parse_request(options: argparse.Namespace) -> "tuple[dict[str, Any], Digest]":
+    """What the flow is asked for, and how the data are told apart."""
+    from flows import own
     from flows.overrides import with_list
-    from flows.recipes import load_own
-    from ssl_backdoor import plugins
 
-    plugins.load_installed()
-    for name in options.plugins:
-        plugins.load(name)
-    if ".py:" in options.recipe:
-        load_own(options.recipe)
+    _load_plugins(options)
+    digest = own.load(options.recipe, options.store or settings.default_store())
     return {
         "recipe": options.recipe,
         "pairs": options.pairs or 0,
         "seeds": options.seeds or 0,
         "settings": (*short_settings(options), *(with_list(setting) for setting in options.settings)),
-    }
+    }, digest
 
 
-def _execute(options: argparse.Namespace) -> dict[str, Any]:
-    from flows.pipeline import check_specs
-    from ssl_backdoor.store import ArtifactRef, open_store
+def _load_plugins(options: argparse.Namespace) -> None:
+    from ssl_backdoor import plugins
+
+    plugins.load_installed()
+    for name in options.plugins:
+        plugins.load(name)
+
+
+def _is_stored(options: argparse.Namespace) -> bool:
+    """Whether a report of the store is run again: what its data were is known."""
+    return bool(options.recipe.startswith("report/"))
+
+
+class _Planned(NamedTuple):
+    """A run before anything starts."""
+
+    asked: dict[str, Any]
+    report: "ReportSpec"
+    store: "ArtifactStore"
+    sources: "Sources"
+    digest: "Digest"
+    calls: "Mapping[ArtifactRef, StageCall]"
+
+
+def _prepare(options: argparse.Namespace) -> _Planned:
+    """The run that was asked for, as far as the data are not looked at but for their digest.
+
+    Raises:
+        UserError: a mistake; nothing was started.
+    """
+    from flows.pipeline import check_specs, plan_stages
+    from ssl_backdoor.store import open_store
     from tasks.planner import Sources
 
-    asked = _parse_request(options)
+    asked, digest = _parse_request(options)
     report = _plan_and_confirm(options, asked)
     machine.check()
     store = open_store(options.store or settings.default_store())
-    check_specs(report, store, Sources(options.data, options.test_data, options.probe_data))
+    sources = Sources(options.data, options.test_data, options.probe_data)
+    check_specs(report, store, sources)
     store.check()
+    once = cache(digest)
+    return _Planned(asked, report, store, sources, once, plan_stages(report, store, once, sources))
 
-    is_first_run = embedded_prefect.needs_new_database()
-    embedded_prefect.start()
-    from flows.matrix import IncompleteError
-    from flows.run import Shell, experiment, matrix, run_for
+
+def _execute(options: argparse.Namespace) -> dict[str, Any]:
+    from flows.commands import results
+
+    planned = _prepare(options)
+    store, until = planned.store, options.until
+    reused = results.find_reused(planned.calls, store, until)
+    page, made, missing = (reused[-1], reused, ()) if reused else _compute(options, planned)
+    found = results.describe(planned.report, page, store, until, made)
+    last = [page] if until == "report" else made
+    return found | {"missing": list(missing), "next": results.next_commands(options.arguments, until, last)}
+
+
+def _compute(
+    options: argparse.Namespace, planned: _Planned
+) -> "tuple[ArtifactRef, Sequence[ArtifactRef], Sequence[str]]":
+    """The last artifact of the run, all those of its last stage, and the cells that did not come through."""
+    from flows.pipeline import check_data
     from flows.terminal.console import show_progress
-    from ssl_backdoor.specs import Resources
-    from tasks.ray_fit import connect_ahead, disconnect
 
-    resources = Resources(workers=options.workers)
-    if is_first_run and options.until not in ("ingest", "poison"):
-        connect_ahead(resources)
-    # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
-    threading.Thread(target=_import_ahead, args=(options.until, is_first_run), daemon=True).start()
-
-    missing: tuple[str, ...] = ()
     made: list[ArtifactRef] = []
-    try:
-        with show_progress() as display, run_for(Shell(display, report, store, made)):
-            page = (matrix if report.tables else experiment)(
-                **asked,
-                methods=options.methods or "",
-                size=options.size or "default",
-                data=options.data or "",
-                probe_data=options.probe_data or "",
-                test_data=options.test_data or "",
-                store=store.root,
-                resources=resources,
-                until=options.until,
-            )
-    except IncompleteError as error:
-        page, missing = error.page, error.missing
-    finally:
-        disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
-    from flows.commands.results import describe
+    with show_progress() as display:
+        check_data(planned.calls, planned.store)
+        is_first_run = embedded_prefect.needs_new_database()
+        embedded_prefect.start()
+        from flows.matrix import IncompleteError
+        from flows.run import Shell, experiment, matrix, run_for
+        from ssl_backdoor.specs import Resources
+        from tasks.ray_fit import connect_ahead, disconnect
 
-    return describe(report, page, store, options.until, made) | {"missing": list(missing)}
+        resources = Resources(workers=options.workers)
+        if is_first_run and options.until not in ("ingest", "poison"):
+            connect_ahead(resources)
+        # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.
+        threading.Thread(target=_import_ahead, args=(options.until, is_first_run), daemon=True).start()
+        try:
+            with run_for(Shell(display, planned.report, planned.store, planned.digest, made)):
+                page = (matrix if planned.report.tables else experiment)(
+                    **planned.asked,
+                    methods=options.methods or "",
+                    size=options.size or "default",
+                    data=options.data or "",
+                    probe_data=options.probe_data or "",
+                    test_data=options.test_data or "",
+                    store=planned.store.root,
+                    resources=resources,
+                    until=options.until,
+                )
+        except IncompleteError as error:
+            return error.page, made, error.missing
+        finally:
+            disconnect()  # after a failure or Ctrl-C this ends the trainings that still run; their checkpoints stay
+    return page, made, ()
 
 
 def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "ReportSpec":
@@ -195,13 +272,13 @@ def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "Re
     Raises:
         SpecError: the command line is not a valid run.
     """
-    report = _plan(options, asked, has_data=options.data is not None)
+    report = _plan(options, asked, has_data=None if _is_stored(options) else options.data is not None)
     if len(report.runs) > MANY_RUNS and not options.yes and not _confirm(len(report.runs)):
         raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or give --yes")
     return report
 
 
-def _plan(options: argparse.Namespace, asked: dict[str, Any], *, has_data: bool) -> "ReportSpec":
+def _plan(options: argparse.Namespace, asked: dict[str, Any], *, has_data: bool | None) -> "ReportSpec":
     from flows.plan import plan_and_count
     from tasks.planner import Sources
 
@@ -224,7 +301,6 @@ def _confirm(num_runs: int) -> bool:
 
 
 def _import_ahead(until: Stage, is_first: bool) -> None:
-    importlib.import_module("flows.commands.results")
     if until == "report":
         from tasks.tracking import open_database_ahead
 
@@ -245,22 +321,44 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
-def _recipes(_: argparse.Namespace) -> int:
-    from flows.recipes import RECIPES, Sized
+def _recipes(options: argparse.Namespace) -> int:
+    from flows.commands.listing import recipes, render_recipes
 
-    for name, one in RECIPES.items():
-        for recipe in one if isinstance(one, Sized) else (one,):
-            data = "--data PATH" if recipe.needs_data else "embedded data"
-            size = ", --size paper" if isinstance(one, Sized) and recipe is one.paper else ""
-            amount = f"{recipe.pairs} pair(s), {recipe.seeds} seed(s)"
-            print_lines([f"{name:<28}{recipe.summary} ({data}{size}; {amount})"])
+    _print(recipes(), render_recipes, options.json)
+    return 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from flows.fields import describe
+
+    _load_plugins(options)
+    print_lines(describe(options.path))
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    from flows.commands.gc import report_slow_progress
+    from flows.commands.listing import artifacts, render_artifacts
+
+    found = artifacts(_existing_store(options.store), options.stage, report_slow_progress("list"))
+    _print(found, render_artifacts, options.json)
+    return 0
+
+
+def _completion(options: argparse.Namespace) -> int:
+    from argcomplete.shell_integration import shellcode
+
+    print_lines(shellcode(["ssl-backdoor"], shell=options.shell).split("\n"))
     return 0
 
 
 def _show(options: argparse.Namespace) -> int:
     from flows.commands.results import resolve
+    from flows.own import is_file
 
-    store, ref = resolve(options.ref, options.store or settings.default_store())
+    if "/" not in options.recipe or is_file(options.recipe):
+        return _print_spec(options)
+    store, ref = resolve(options.recipe, options.store or settings.default_store())
     manifest = store.manifest(ref)
     if isinstance(performance := manifest.summary.get("performance"), dict):
         performance.pop("series", None)  # hundreds of lines; MLflow draws them
@@ -370,6 +468,8 @@ _COMMANDS: dict[str, Command] = {
     "estimate": _estimate,
     "inspect": _inspect,
     "recipes": _recipes,
+    "describe": _describe,
+    "list": _list,
     "show": _show,
     "export": _export,
     "reindex": _reindex,
@@ -378,6 +478,7 @@ _COMMANDS: dict[str, Command] = {
     "env": _env,
     "browse": _browse,
     "doctor": _doctor,
+    "completion": _completion,
 }
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 """``--set path=value``: change one field of every run of a recipe that has it. ``--methods``: leave runs out."""
 
-import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from flows import fields
 from ssl_backdoor.data.dataset import CLASS_LISTS, class_list
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import (
@@ -21,21 +22,24 @@ from ssl_backdoor.specs import (
     TableSpec,
     TrainSpec,
 )
+from ssl_backdoor.words import did_you_mean
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
     """``report`` with each ``path=value`` set in every run that has the field; equal runs are kept once.
 
-    A value is JSON where it parses as JSON, else text; ``@imagenet100_a`` and ``@imagenet100_b`` are known lists. A
-    field of one attack (such as attack.num_poisons) leaves runs under another as they are. Of several defences, probes
-    or detectors one is named by its kind or index, all by "*": defences.compress.fit.epochs=2.
+    They are read in their order, and the runs are to be valid after the last. A ``kind`` brings its own defaults, and
+    what has none stays as it was. A value is JSON where it parses as JSON, else text; ``@imagenet100_a`` and
+    ``@imagenet100_b`` are known lists. A field of one attack (such as attack.num_poisons) leaves runs under another as
+    they are. Of several defences, probes or detectors one is named by its kind or index, all by "*":
+    defences.compress.fit.epochs=2.
 
     Tables are those of the probes that are then computed. ``show_recalled=true`` is of the report, not of runs.
 
     Raises:
         SpecError: a path that no run has, or a value that the field refuses.
     """
-    runs = list(report.runs)
+    drafts = [_Draft(run) for run in report.runs]
     for setting in settings:
         path, separator, text = setting.partition("=")
         if not separator or not path:
@@ -43,12 +47,12 @@ def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
         if path == "show_recalled" and text in ("true", "false"):
             report = report.model_copy(update={path: text == "true"})
             continue
-        if not any(have := [_problem(run, path) is None for run in runs]):
-            raise SpecError(f"--set {path}: {_problem(runs[0], path)}")
+        if not (having := [draft for draft in drafts if draft.problem(path) is None]):
+            raise SpecError(f"--set {path}: {drafts[0].problem(path)}")
         value = _value(text)
-        runs = [_set(run, path, value) if has else run for run, has in zip(runs, have, strict=True)]
-    runs = [_with_trigger_digest(run) for run in runs]
-    return _with_runs(report, runs)
+        for draft in having:
+            draft.set(path, value)
+    return _with_runs(report, [_with_trigger_digest(draft.run()) for draft in drafts])
 
 
 def dataset_of(settings: Sequence[str], *, has_test_data: bool = False) -> DatasetSpec:
@@ -167,33 +171,56 @@ def _value(text: str) -> Any:
         return text
 
 
-def _problem(run: RunSpec, path: str) -> str | None:
-    """What is wrong with ``path`` in ``run``: where it ends and what there is instead; None where it is a field."""
-    *parents, name = path.split(".")
-    places: list[Any] = [run.model_dump(mode="json")]
-    for depth, step in enumerate((*parents, name)):
-        if not any(_has(place, step) for place in places):
-            known = sorted({one for place in places for one in _steps_into(place)})
-            near = difflib.get_close_matches(step, known, n=3) or known
-            where = ".".join(parents[:depth]) or "a run"
-            return f"{where} has no field {step!r}; it has {', '.join(near) or 'no fields'}."
-        places = [found for place in places if _has(place, step) for found in _into(place, step)]
-    return None
+class _Draft:
+    """A run while settings change it: it need not be valid until the last one."""
 
+    def __init__(self, run: RunSpec) -> None:
+        self._document: Any = run.model_dump(mode="json")
+        self._run = run
+        self._changed_by = ""
 
-def _set(run: RunSpec, path: str, value: Any) -> RunSpec:
-    document = run.model_dump(mode="json")
-    places: list[Any] = [document]
-    *parents, name = path.split(".")
-    for step in parents:
-        places = [found for place in places if _has(place, step) for found in _into(place, step)]
-    for place in places:
-        if isinstance(place, list):
-            for at, _ in _items(place, name):
-                place[at] = value
-        elif name in place:
-            place[name] = value
-    return parse_run(document, f"--set {path}={json.dumps(value):.80}")
+    def run(self) -> RunSpec:
+        """What was made of it.
+
+        Raises:
+            SpecError: it is not valid; the message names the setting since which it is not.
+        """
+        return parse_run(self._document, self._changed_by) if self._changed_by else self._run
+
+    def problem(self, path: str) -> str | None:
+        """What is wrong with ``path``: where it ends and what there is instead; None where it is a field."""
+        steps = path.split(".")
+        places: list[Any] = [self._document]
+        for depth, step in enumerate(steps):
+            if not any(_has(place, step) for place in places):
+                known = sorted({one for place in places for one in _steps_into(place)})
+                near = did_you_mean(step, known) or f"; it has {', '.join(known) or 'no fields'}"
+                return f"{'.'.join(steps[:depth]) or 'a run'} has no field {step!r}{near}"
+            places = [found for place in places if _has(place, step) for found in _into(place, step)]
+        return None
+
+    def set(self, path: str, value: Any) -> None:
+        """Change the fields at ``path``; another ``kind`` comes with its own defaults."""
+        places: list[Any] = [self._document]
+        *parents, name = path.split(".")
+        for step in parents:
+            places = [found for place in places if _has(place, step) for found in _into(place, step)]
+        for place in places:
+            if isinstance(place, list):
+                for at, _ in _items(place, name):
+                    place[at] = value
+            elif name == "kind" and parents:
+                known = fields.of_kind(parents, str(value), place)
+                place.clear()
+                place.update(known)
+            elif name in place:
+                place[name] = value
+        try:
+            self._run = RunSpec.model_validate(self._document)
+        except ValidationError:
+            self._changed_by = self._changed_by or f"--set {path}={json.dumps(value):.80}"
+        else:
+            self._document, self._changed_by = self._run.model_dump(mode="json"), ""
 
 
 def _has(place: Any, step: str) -> bool:
@@ -227,23 +254,58 @@ def parse_run(document: Any, where: str) -> RunSpec:
     try:
         return RunSpec.model_validate(document)
     except ValidationError as error:
-        raise SpecError(f"{where}: {describe(error)}") from error
+        raise SpecError(f"{where}: {describe(error, document)}") from error
 
 
-def describe(error: ValidationError) -> str:
-    """Pydantic's findings as one sentence."""
-    return "; ".join(_finding(item) for item in error.errors()[:3]) + "."
+def describe(error: ValidationError, document: Any = None, specs: fields.Specs = fields.ROOT) -> str:
+    """Pydantic's findings as one sentence, with paths that ``--set`` takes.
+
+    Args:
+        error: what was found.
+        document: the plain data that was read: paths are freed of the kinds that pydantic puts into them.
+        specs: what it was read as one of.
+    """
+    return "; ".join(_finding(item, document, specs) for item in error.errors()[:3])
 
 
-def _finding(item: Mapping[str, Any]) -> str:
+def _finding(item: Mapping[str, Any], document: Any, specs: fields.Specs) -> str:
     """Where, what, and what was found there; the last only where it is a value and no whole spec."""
-    where = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
-    if item["type"] == "value_error":
-        what = str(item["ctx"]["error"]).rstrip(".")
-    else:
-        wrong = "a kind is missing" if item["type"] == "union_tag_not_found" else item["msg"]
-        what = f"{wrong} (found {item['input']!r:.80})"
+    where, known = _locate(item["loc"], document, specs)
+    match item["type"]:
+        case "value_error":
+            what = str(item["ctx"]["error"]).rstrip(".")
+        case "union_tag_not_found":
+            what = f"a kind is missing (found {item['input']!r:.80})"
+        case "union_tag_invalid":
+            kinds = re.findall(r"'([^']+)'", item["ctx"]["expected_tags"])
+            near = did_you_mean(item["ctx"]["tag"], kinds)
+            what = f"there is no kind {item['ctx']['tag']!r:.80}{near or '; the kinds are ' + ', '.join(kinds)}"
+        case "extra_forbidden":
+            what = f"there is no such field (found {item['input']!r:.80}){did_you_mean(str(item['loc'][-1]), known)}"
+        case _:
+            what = f"{item['msg']} (found {item['input']!r:.80})"
     return f"{where}: {what}" if where else what
+
+
+def _locate(loc: Sequence[str | int], document: Any, specs: fields.Specs) -> tuple[str, list[str]]:
+    """``loc`` as a path that ``--set`` takes, and the fields that its last step could have named."""
+    steps: list[str] = []
+    known: list[str] = []
+    place: Any = document
+    for part in loc:
+        kind = _kind_of(place)
+        if str(part).startswith("function-") or (kind and part == kind and part not in place):
+            continue  # no field: a validator, or the kind that pydantic chose
+        steps.append(str(part))
+        specs = tuple(one for one in specs if not kind or fields.kind_of(one) in ("", kind))
+        known = [name for one in specs for name in one.model_fields]
+        inner = fields.step(specs, str(part))
+        specs = inner.specs if inner is not None else ()
+        if isinstance(place, Mapping):
+            place = place.get(part)
+        else:
+            place = place[part] if isinstance(place, list | tuple) and isinstance(part, int) else None
+    return ".".join(steps), known
 
 
 def _with_trigger_digest(run: RunSpec) -> RunSpec:

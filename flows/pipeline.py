@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from ssl_backdoor import preflight
 from ssl_backdoor.data.counts import Counts
+from ssl_backdoor.data.ingest import check_listing
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.events import log_event
+from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.specs import (
     Filter,
     OtherDataSpec,
@@ -116,6 +117,26 @@ def check_specs(report: ReportSpec, store: ArtifactStore, sources: Sources) -> N
     preflight.check(calls, preflight.known_from_specs(calls))
 
 
+def check_data(calls: Mapping[ArtifactRef, StageCall], store: ArtifactStore) -> None:
+    """What the names of the data show, or the images where they are ingested: no image is decoded, nothing made.
+
+    Raises:
+        DataError: the data cannot be used.
+        SpecError: data and plan do not fit.
+    """
+    for ref, images in preflight.known_from_specs(calls).items():
+        call = calls[ref]
+        if store.find(ref.stage, ref.key) is not None:
+            preflight.check(calls, {ref: preflight.known_from_artifact(store, ref)})
+            continue
+        with log_context(**call.ids):
+            check_listing(images.spec, call.data, call.test_data, partial(_refuse, calls, ref, images))
+
+
+def _refuse(calls: Mapping[ArtifactRef, StageCall], ref: ArtifactRef, images: preflight.Known, counts: Counts) -> None:
+    preflight.check(calls, {ref: images._replace(counts=counts)})
+
+
 def check_plan(scheduler: "StageScheduler", report: ReportSpec) -> None:
     """Ingest, and poison for one seed of each attack: a mistake in either is reported before any training begins.
 
@@ -126,14 +147,9 @@ def check_plan(scheduler: "StageScheduler", report: ReportSpec) -> None:
     """
     store = scheduler.store
     calls = plan_stages(report, store, scheduler.digest, scheduler.sources)
-
     images = preflight.known_from_specs(calls)
-
-    def refuse(ref: ArtifactRef, counts: Counts) -> None:
-        preflight.check(calls, {ref: images[ref]._replace(counts=counts)})
-
-    for ref in images:
-        scheduler.submit(replace(calls[ref], check=partial(refuse, ref)))
+    for ref, known in images.items():
+        scheduler.submit(replace(calls[ref], check=partial(_refuse, calls, ref, known)))
     scheduler.wait()
     for remark in preflight.check(calls, {ref: preflight.known_from_artifact(store, ref) for ref in images}):
         log_event("remark", remark, logging.WARNING)

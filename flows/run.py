@@ -20,6 +20,7 @@ from pydantic_core import PydanticCustomError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from flows import settings as settings_of_flows
+from flows.fields import specs_in
 from flows.matrix import IncompleteError, run_matrix
 from flows.overrides import describe
 from flows.pipeline import check_specs, run_experiment
@@ -27,6 +28,7 @@ from flows.plan import MAX_SEEDS, AsInRecipeSpec, plan
 from flows.recipes import RECIPES
 from flows.terminal.console import log_flow_run
 from ssl_backdoor import plugins
+from ssl_backdoor.data.sources import source_digest
 from ssl_backdoor.errors import SpecError, SslBackdoorError, summarize_error, to_printable_line
 from ssl_backdoor.events import LOG, log_event
 from ssl_backdoor.specs import (
@@ -45,7 +47,7 @@ from ssl_backdoor.specs import (
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
 from tasks import embedded_prefect
 from tasks.orphans import register_flow_run
-from tasks.planner import Sources
+from tasks.planner import Digest, Sources
 from tasks.prefect_page import announce, ignore_prefect_outage, publish
 from tasks.ray_fit import Listener, ProgressMonitor, disconnect
 from tasks.scheduler import StageScheduler
@@ -70,6 +72,8 @@ class Shell(NamedTuple):
     """The runs, as they were planned from the flow's parameters."""
     store: ArtifactStore
     """Opened and checked."""
+    digest: Digest
+    """Of the data, computed already."""
     made: list[ArtifactRef]
     """Filled in: the artifacts of the last stage."""
 
@@ -97,7 +101,9 @@ def _read_as(union: Any) -> BeforeValidator:
         try:
             return known.validate_python(value)
         except ValidationError as error:
-            raise PydanticCustomError("spec", "{message}", {"message": describe(error)}) from error
+            raise PydanticCustomError(
+                "spec", "{message}", {"message": describe(error, value, tuple(specs_in(union)))}
+            ) from error
 
     return BeforeValidator(read)
 
@@ -147,7 +153,7 @@ def run(
         register_flow_run(UUID(flow_run.id))
     answer = ANSWERS[str(flow_run.flow_name)]
     if (shell := _shell.get()) is not None:
-        return _run_and_publish(answer, shell.report, shell.store, resources, until, sources)
+        return _run_and_publish(answer, shell.report, shell.store, resources, until, sources, shell.digest)
     plugins.load_installed()
     amounts: dict[str, Any] = {"pairs": pairs, "seeds": seeds, "methods": methods or None, "settings": settings}
     specs = {"dataset": dataset, "attack": attack, "train": train, "defences": defences, "evaluation": evaluation}
@@ -166,11 +172,14 @@ def _run_and_publish(
     resources: Resources,
     until: Stage,
     sources: Sources,
+    digest: Digest = source_digest,
 ) -> State[ArtifactRef]:
     failure: IncompleteError | None = None
     with (
         _progress_listener() as listener,
-        StageScheduler(ExecutionContext(store, resources, ProgressMonitor(listener)), sources, until) as scheduler,
+        StageScheduler(
+            ExecutionContext(store, resources, ProgressMonitor(listener)), sources, until, digest
+        ) as scheduler,
     ):
         log_event("planned", f"{report.recipe}: {len(report.runs)} run(s), up to {until}, artifacts in {store.root}")
         try:

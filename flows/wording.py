@@ -55,7 +55,8 @@ def reword(
         notes.insert(0, f"Changed from the recipe: {told}.{before}")
     sides = {run.evaluation.crop_px or run.dataset.frame_px or run.dataset.resident_px for run in report.runs}
     if sides and 0 < min(sides) <= max(sides) <= _SMALL_PX:
-        notes.insert(0, f"Images of {listing([f'{side}' for side in sorted(sides)])} px: far from the papers' scale.")
+        scale = f"Images of {listing([f'{side}' for side in sorted(sides)])} px: far from the papers' scale."
+        notes = notes if scale in report.note else [scale, *notes]
     question = ask(report.runs) if ask and report.runs else report.question
     return report.model_copy(update={"question": question, "note": " ".join(filter(None, notes))})
 

@@ -1,6 +1,7 @@
 """How lists, counts and methods are spelled, for people."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 METHOD_LABELS = {
     "moco_v2": "MoCo v2", "byol": "BYOL", "simclr": "SimCLR", "simsiam": "SimSiam", "msf": "MSF", "rotnet": "RotNet",
@@ -22,3 +23,9 @@ def listing(parts: Sequence[str]) -> str:
 def plural(count: float, what: str) -> str:
     """``count`` with its noun: 1 seed, 2 seeds."""
     return f"{count:,.0f} {what}{'s' * (count != 1)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on a ``name`` that is none of ``known``: those that look like it, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""

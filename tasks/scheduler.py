@@ -17,7 +17,7 @@ from ssl_backdoor.errors import summarize_error, to_printable_line
 from ssl_backdoor.specs import Stage
 from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef
-from tasks.planner import Sources, StagePlanner
+from tasks.planner import Digest, Sources, StagePlanner
 from tasks.prefect_events import flush_prefect_events
 from tasks.stages import TASKS, ExecutionContext
 
@@ -37,8 +37,9 @@ class StageScheduler(StagePlanner):
         context: ExecutionContext,
         sources: Sources,
         until: Stage = "report",
+        digest: Digest = source_digest,
     ) -> None:
-        super().__init__(source_digest, sources)
+        super().__init__(digest, sources)
         self._context = context
         self.store = context.store
         self._until = ORDER.index(until)

@@ -26,11 +26,11 @@ from ssl_backdoor.report.frame import covariates, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 from ssl_backdoor.store.base import explain_damage
+from tasks.recorded import REPORT_KEY as _REPORT_KEY
 from tasks.sqlite_urls import file_of, sqlite_url
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait four minutes for a server that is down
-_REPORT_KEY = "ssl_backdoor.report_key"
 _ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200

@@ -1,6 +1,8 @@
 """What a command hands back: references resolved, and a finished report as one JSON object."""
 
 import json
+import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast, get_args
@@ -8,7 +10,9 @@ from typing import Any, cast, get_args
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.specs import ReportSpec, Stage
+from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
+from tasks.recorded import is_recorded
 
 _SHOWN = 10
 
@@ -30,6 +34,20 @@ def resolve(text: str, store_uri: str) -> tuple[ArtifactStore, ArtifactRef]:
             f"expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, found {found}"
         )
     return store, store.ref(cast(Stage, stage), keys[0])
+
+
+def find_reused(
+    calls: Mapping[ArtifactRef, StageCall], store: ArtifactStore, until: Stage
+) -> tuple[ArtifactRef, ...] | None:
+    """The artifacts of the stage ``until`` of a run that has nothing left to do; None where it has.
+
+    A report is also to be in MLflow; and where this shell names a Prefect server its page is to show every run.
+    """
+    wanted = tuple(ref for ref in calls if ref.stage == until)
+    if os.environ.get("PREFECT_API_URL") or not wanted:
+        return None
+    is_done = all(store.find(ref.stage, ref.key) is not None for ref in wanted)
+    return wanted if is_done and (until != "report" or is_recorded(wanted[0].key)) else None
 
 
 def describe(
@@ -82,9 +100,17 @@ def _made(stage: Stage, summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[
         yield f"{short(place)}: {facts}"
     if len(summaries) > _SHOWN:
         yield f"and {len(summaries) - _SHOWN} more"
-    for place in islice(summaries, 1):
-        then = f", or ssl-backdoor export {short(place)} --out DIR" if stage in ("ingest", "poison") else ""
-        yield f"next: ssl-backdoor show {short(place)}{then}"
+
+
+def next_commands(arguments: Sequence[str], until: Stage, refs: Sequence[ArtifactRef]) -> list[str]:
+    """For people: what can be done after ``arguments`` have made ``refs``, of the stage ``until``."""
+    place = next((short(f"{ref.stage}/{ref.key}") for ref in refs), "")
+    if until == "report":
+        return [f"next: ssl-backdoor browse, or ssl-backdoor run {place} --set ..."]
+    export = f", or ssl-backdoor export {place} --out DIR" if until in ("ingest", "poison") else ""
+    then = {"ingest": "poison", "poison": "train"}.get(until, "run")
+    looks = [f"or:   ssl-backdoor show {place}{export}"] if place else []
+    return [f"next: {shlex.join(['ssl-backdoor', then, *arguments[1:]])}", *looks]
 
 
 def short(place: str) -> str:

@@ -33,7 +33,7 @@ from ssl_backdoor.progress import Progress
 from ssl_backdoor.specs import DatasetSpec, ReportSpec, Resources, Stage
 from ssl_backdoor.stages import StageCall
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
-from tasks.planner import NO_SOURCES, Sources
+from tasks.planner import NO_SOURCES, Digest, Sources
 from tasks.ray_calibration import CalibrationResult, CalibrationWorkload, calibrate_on_ray
 from tasks.ray_fit import Listener, disconnect
 from tasks.scheduler import ORDER
@@ -57,6 +57,8 @@ class EstimateOptions(NamedTuple):
     """Training and test images of data that do not exist yet."""
     seconds: float = CALIBRATION_S
     """About what measuring may take; imports, Ray's start and the least amount of each kind of work come on top."""
+    digest: Digest = source_digest
+    """How raw data are told apart."""
 
 
 class _StageCost(NamedTuple):
@@ -110,7 +112,7 @@ def _workload(
     report: ReportSpec, store: ArtifactStore, options: EstimateOptions, listen: Listener
 ) -> tuple[set[ArtifactRef], Workload]:
     """The stages whose artifacts the store holds, and the work of all."""
-    digest, sources = source_digest, options.sources
+    digest, sources = options.digest, options.sources
     if options.num_images is not None:
         digest, sources = (lambda *_: "not there yet"), sources._replace(probe_data=sources.probe_data or "")
     calls = plan_stages(report, store, digest, sources)

@@ -14,10 +14,12 @@ from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
 from ssl_backdoor.specs import FilesSourceSpec, ReportSpec
+from ssl_backdoor.words import did_you_mean
 from tasks.planner import Sources
 
 Size = Literal["mini", "paper"]
 _MOST_PAIRS = 1000
+_SAHA, _CARLINI = "Saha et al. 2022", "Carlini & Terzis 2022"
 
 
 class Recipe(NamedTuple):
@@ -33,6 +35,10 @@ class Recipe(NamedTuple):
     """A side variant's name from one of its runs, where settings can make the recipe's own name false."""
     ask: Ask | None = None
     """The question from the runs, where settings can make the recipe's own false."""
+    is_fixed: bool = False
+    """Whether its runs are written out, so that neither pairs nor seeds are chosen."""
+    paper: str = ""
+    """Whose experiment it is."""
     follow: Callable[[Sources, Mapping[str, str], Sequence[str]], own.Plan] | None = None
     """Of a recipe whose runs follow from the data: it looks at them, in place of ``build``."""
 
@@ -52,15 +58,19 @@ def choose(name: str, size: Size | None = None) -> Recipe:
     """
     recipe = RECIPES.get(name) or _OWN.get(name)
     if recipe is None:
-        raise SpecError(
-            f"there is no recipe {name!r}; the recipes are {', '.join(RECIPES)}, or FILE.py:NAME of your own"
-        )
+        known = f"; the recipes are {', '.join(RECIPES)}, or give FILE.py:NAME, FILE.yaml or report/KEY of your own"
+        raise SpecError(f"there is no recipe {name!r}{did_you_mean(name, RECIPES) or known}")
     if isinstance(recipe, Sized):
         return recipe.paper if size == "paper" else recipe.mini
     if size is not None:
         two = ", ".join(one for one, sized in RECIPES.items() if isinstance(sized, Sized))
         raise SpecError(f"{name} has a single size: leave --size {size} out; the recipes with two are {two}")
     return recipe
+
+
+def register(name: str, recipe: Recipe) -> None:
+    """Make ``recipe`` one that ``choose`` finds, in this process alone."""
+    _OWN[name] = recipe
 
 
 def load_own(name: str) -> None:
@@ -81,7 +91,7 @@ def load_own(name: str) -> None:
             raise SpecError(f"{name}(1, 1) is to be a ReportSpec, found {type(report).__name__}")
         needs_data = any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs)
         found = Recipe(found, _MOST_PAIRS, 1, 1, needs_data, report.question)
-    _OWN[name] = found
+    register(name, found)
 
 
 def _figure(
@@ -93,10 +103,11 @@ def _figure(
 ) -> Sized:
     """``mini`` and ``paper``: max_pairs, pairs and seeds."""
     name = carlini2022.name_variant
-    return Sized(
+    sizes = (
         Recipe(partial(build, clip.MINI), *mini, True, f"{summary}; captioned CIFAR-10 at 16 px", name, ask),
         Recipe(partial(build, clip.PAPER), *paper, True, f"{summary}; CC3M, RN50", name, ask),
     )
+    return Sized(*(one._replace(paper=_CARLINI) for one in sizes))
 
 
 def _table(
@@ -106,15 +117,16 @@ def _table(
     ask: Ask | None = None,
 ) -> Sized:
     """Two pairs and three seeds of the mini size; the paper has ten pairs and one seed."""
-    return Sized(
+    sizes = (
         Recipe(partial(build, ssl.MINI), 10, 2, 3, True, f"{summary}; 5 classes of CIFAR-10 at 16 px", name, ask),
         Recipe(partial(build, ssl.PAPER), 10, 10, 1, True, f"{summary}; ImageNet-100, ResNet-18", name, ask),
     )
+    return Sized(*(one._replace(paper=_SAHA) for one in sizes))
 
 
 def _cifar10(build: Callable[[int, int], ReportSpec], method: str) -> Recipe:
     summary = f"ten pairs, {method}, 5 classes of CIFAR-10 at 16 px"
-    return Recipe(build, 10, 10, 1, True, summary, small.name_by_rate, cifar10.ask)
+    return Recipe(build, 10, 10, 1, True, summary, small.name_by_rate, cifar10.ask, paper=_SAHA)
 
 
 _OWN: dict[str, "Recipe | Sized"] = {}
@@ -157,7 +169,9 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         ask=carlini2022.ask_backdoor,
     ),
     "carlini2022_fig2_targeted_yfcc": Recipe(
-        partial(carlini2022.fig2_yfcc, clip.YFCC), 8, 1, 32, True, "success of targeted poisoning; YFCC-15M, RN50"
+        partial(carlini2022.fig2_yfcc, clip.YFCC),
+        *(8, 1, 32, True, "success of targeted poisoning; YFCC-15M, RN50"),
+        paper=_CARLINI,
     ),
     "carlini2022_fig_captions": _figure(
         carlini2022.fig_captions,

@@ -1,16 +1,25 @@
 """Command-line arguments of ``ssl-backdoor``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 
+from flows.terminal.examples import epilog
 from flows.terminal.output import print_lines
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.specs import Stage
+from ssl_backdoor.words import did_you_mean
 
 MANY_RUNS = 1000
+_AS_WRITTEN = argparse.RawDescriptionHelpFormatter
+_JSON = "print one JSON object on stdout and nothing else"
+_FIRST = (
+    "first: ssl-backdoor run demo, ssl-backdoor recipes, ssl-backdoor inspect DATA; each COMMAND --help has examples"
+)
 CALIBRATION_S = 30
 Command: TypeAlias = Callable[[argparse.Namespace], int]
 """Runs a command; returns its exit code."""
@@ -43,13 +52,22 @@ class _Parser(argparse.ArgumentParser):
         """Raise what argparse would print below the usage."""
         raise SpecError(f"{message}; `{self.prog} --help` lists what there is")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        known = [str(one) for one in action.choices or ()]
+        if known and value not in known and (near := did_you_mean(str(value), known)):
+            raise SpecError(
+                f"there is no {(action.metavar or action.dest or 'value')!s:.80} {value!r:.80}{near}".lower()
+            )
+        super()._check_value(action, value)
+
 
 def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argparse.Namespace:
     """Parse ``arguments`` (default: this process's); ``command`` is the function of ``do`` to call."""
     for text in sys.argv[1:] if arguments is None else arguments:
         if any("\ud800" <= each <= "\udfff" for each in text):
             raise SpecError(f"expected arguments in UTF-8, found {text[:200]!r}; rename that file, or type it anew")
-    parser = _Parser(prog="ssl-backdoor", description=_DESCRIPTION)
+    parser = _Parser(prog="ssl-backdoor", description=_DESCRIPTION, epilog=_FIRST, formatter_class=_AS_WRITTEN)
+    parser.add_argument("--version", action="version", version=f"ssl-backdoor {metadata.version('ssl-backdoor')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
     for stage in get_args(Stage):
@@ -58,12 +76,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     _add_inspect(
         commands.add_parser("inspect", help="what your data hold and how they are read, before anything is computed")
     )
-    recipes = commands.add_parser("recipes", help="list the recipes")
-    recipes.set_defaults(command="recipes")
-    show = commands.add_parser("show", help="show an artifact: its spec, inputs, summary and files")
-    show.add_argument("ref", metavar="STAGE/KEY", help="a unique beginning of the key is enough")
-    show.add_argument("--store", default=None, help="folder, file:// or s3:// (default: the home's store)")
-    show.set_defaults(command="show")
+    _add_looks(commands)
     export = commands.add_parser("export", help="write a dataset, poisoned or clean, as plain WebDataset shards")
     export.add_argument("ref", metavar="STAGE/KEY", help="an ingest or a poison artifact")
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
@@ -83,9 +96,38 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     doctor = commands.add_parser("doctor", help="check versions, devices, store and disk; say how to fix them")
     doctor.add_argument("--store", default=None)
     doctor.set_defaults(command="doctor")
+    completion = commands.add_parser("completion", help="print the lines that have a shell complete this command")
+    completion.add_argument("shell", choices=("bash", "zsh", "fish", "tcsh"))
+    completion.set_defaults(command="completion")
+    for name, one in commands.choices.items():
+        one.epilog, one.formatter_class = epilog(name), _AS_WRITTEN
+    if "_ARGCOMPLETE" in os.environ:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     found = parser.parse_args(arguments)
     found.command = do[found.command]
+    found.arguments = list(sys.argv[1:] if arguments is None else arguments)
     return found
+
+
+def _add_looks(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """What shows recipes, fields and artifacts, and runs nothing."""
+    recipes = commands.add_parser("recipes", help="list the recipes")
+    recipes.add_argument("--json", action="store_true", help=_JSON)
+    recipes.set_defaults(command="recipes")
+    describe = commands.add_parser("describe", help="fields, types, defaults, allowed values: what --set can change")
+    describe.add_argument("path", metavar="PATH", nargs="?", default="", help="such as attack or train.method.byol")
+    _add_plugin(describe)
+    describe.set_defaults(command="describe")
+    listed = commands.add_parser("list", help="list the artifacts of the store: key, age, size, title")
+    listed.add_argument("stage", metavar="STAGE", nargs="?", choices=get_args(Stage), help="of this stage alone")
+    listed.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
+    listed.add_argument("--json", action="store_true", help=_JSON)
+    listed.set_defaults(command="list")
+    show = commands.add_parser("show", help="show the whole spec of a recipe, or an artifact: spec, inputs, summary")
+    _add_recipe(show, "STAGE/KEY of an artifact (a unique beginning of the key is enough), or a recipe as of run")
+    show.set_defaults(command="show")
 
 
 def _add_housekeeping(commands: "argparse._SubParsersAction[_Parser]") -> None:
@@ -95,7 +137,7 @@ def _add_housekeeping(commands: "argparse._SubParsersAction[_Parser]") -> None:
     gc = commands.add_parser("gc", help="list unneeded files and artifacts of the store, or delete them")
     for parser in (status, gc):
         parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
-        parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+        parser.add_argument("--json", action="store_true", help=_JSON)
     status.set_defaults(command="status")
     gc.add_argument("--delete", action="store_true", help="delete them; without this nothing is changed")
     gc.add_argument("--unreached", action="store_true", help="also finished artifacts that no report was made from")
@@ -116,8 +158,7 @@ def _add_housekeeping(commands: "argparse._SubParsersAction[_Parser]") -> None:
     gc.set_defaults(command="gc")
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a name from `ssl-backdoor recipes`, or FILE.py:NAME")
+def _add_plugin(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plugin",
         action="append",
@@ -126,6 +167,13 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
         dest="plugins",
         help="load attacks, triggers, defences, ... of your own first; may be repeated",
     )
+
+
+def _add_recipe(parser: argparse.ArgumentParser, help_text: str = "") -> None:
+    named = "a name from `ssl-backdoor recipes`, FILE.yaml, FILE.json, FILE.py:NAME, or report/KEY"
+    recipe = parser.add_argument("recipe", metavar="RECIPE", help=help_text or named)
+    recipe.completer = _complete_recipe  # type: ignore[attr-defined]  # as argcomplete has it
+    _add_plugin(parser)
     parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
     parser.add_argument(
         "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"
@@ -144,7 +192,17 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=_positive, default=None, metavar="N", help="the first N trigger/target pairs")
     parser.add_argument("--methods", default=None, metavar="A,B", help="only runs of these methods, such as byol,msf")
     parser.add_argument("--probe-data", default=None, metavar="PATH", help="another labelled set, of transfer recipes")
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.add_argument("--json", action="store_true", help=_JSON)
+
+
+def _complete_recipe(prefix: str, **_: object) -> list[str]:
+    """Recipes, and files as they come."""
+    from argcomplete.completers import FilesCompleter
+
+    from flows.recipes import RECIPES
+
+    files: list[str] = FilesCompleter(("yaml", "yml", "json", "py"))(prefix)
+    return [*(name for name in RECIPES if name.startswith(prefix)), *files]
 
 
 def _add_shorthands(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +222,10 @@ def short_settings(options: argparse.Namespace) -> list[str]:
 
 def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     _add_recipe(parser)
+    parser.add_argument(
+        "--print-spec", action="store_true", help="print the whole spec, with defaults, and run nothing"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be reused and what made; run nothing")
     parser.add_argument("--yes", action="store_true", help=f"start more than {MANY_RUNS:,} runs without asking")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
     parser.set_defaults(command="run", until=until)
@@ -200,7 +262,7 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=None, metavar="DIR", help="folder of the page (default: inspections/ of the home)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.add_argument("--json", action="store_true", help=_JSON)
     parser.set_defaults(command="inspect")
 
 

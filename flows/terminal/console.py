@@ -116,15 +116,23 @@ def show_progress() -> Iterator["Listener"]:
         handler = logs.stderr_handler()  # made here: the bars stand below what is written while they are shown
         if not is_json:
             # The command itself prints a failure at its end: do not print it twice.
-            handler.addFilter(_is_shown)
+            handler.addFilter(_Shown())
         with logs.attach_handlers(handler):
             yield display
 
 
-def _is_shown(record: logging.LogRecord) -> bool:
-    """Whether a shell shows the event: progress, how the data were understood, warnings."""
-    is_listing = getattr(record, "event", "") == "listed"
-    return is_listing or logs.is_progress(record) or record.levelno == logging.WARNING
+class _Shown:
+    """What a shell shows: progress, warnings, and how the data were understood, once."""
+
+    def __init__(self) -> None:
+        self._listed: set[str] = set()
+
+    def __call__(self, record: logging.LogRecord) -> bool:
+        if getattr(record, "event", "") == "listed":
+            is_new = record.getMessage() not in self._listed
+            self._listed.add(record.getMessage())
+            return is_new
+        return logs.is_progress(record) or record.levelno == logging.WARNING
 
 
 @contextmanager

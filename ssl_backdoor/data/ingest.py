@@ -111,15 +111,7 @@ def _ingest(
     on_progress: OnProgress,
     check: Callable[[Counts], None] | None,
 ) -> dict[str, Any]:
-    selection = list_source(source, spec, output.reject)
-    for fact in describe(source, selection, output.rejections).sentences():
-        log_event("listed", fact)
-    _check_captions(selection, spec)
-    _check_second_source(selection, spec)
-    total = int(selection.keep.sum()) + output.rejections.num
-    _check_rejected(output, total, spec.max_rejected_frac)
-    if check is not None:
-        check(count(selection))
+    selection, total = _list(spec, source, output.reject, output.rejections, check)
     counts = np.zeros((2, len(selection.classes) + 1), np.int64)  # the last column: no label
     num_stickers = 0
     for done, checked in enumerate(read_checked(source, selection, spec), start=output.rejections.num + 1):
@@ -132,7 +124,7 @@ def _ingest(
             num_stickers += not is_test and bears_sticker(checked.key, spec.stickers)
         if done % _BATCH_IMAGES == 0 or done == total:
             on_progress(Progress(done, total, "images"))
-    _check_rejected(output, total, spec.max_rejected_frac)
+    _check_rejected(output.rejections, total, spec.max_rejected_frac)
     _check_classes(selection, counts, spec)
     return {
         "classes": list(selection.classes),
@@ -145,6 +137,36 @@ def _ingest(
         **_captioner_summary(selection, spec),
         **(_joined_summary(source, counts) if isinstance(source, Joined) else {}),
     }
+
+
+def check_listing(spec: DatasetSpec, data: str | None, test_data: str | None, check: Callable[[Counts], None]) -> None:
+    """Refuse what ``ingest`` would refuse before it decodes an image; makes nothing.
+
+    Raises:
+        DataError, SpecError: as ``ingest``, or what ``check`` raised.
+    """
+    rejections = Rejections()
+    _list(spec, open_source(spec, data, test_data), rejections.add, rejections, check)
+
+
+def _list(
+    spec: DatasetSpec,
+    source: Source,
+    reject: Callable[[str, str], None],
+    rejections: Rejections,
+    check: Callable[[Counts], None] | None,
+) -> tuple[Selection, int]:
+    """Which images are kept, by their names; how many there are, with those that ``reject`` heard of."""
+    selection = list_source(source, spec, reject)
+    for fact in describe(source, selection, rejections).sentences():
+        log_event("listed", fact)
+    _check_captions(selection, spec)
+    _check_second_source(selection, spec)
+    total = int(selection.keep.sum()) + rejections.num
+    _check_rejected(rejections, total, spec.max_rejected_frac)
+    if check is not None:
+        check(count(selection))
+    return selection, total
 
 
 def read_checked(source: Source, selection: Selection, spec: DatasetSpec) -> "Iterator[CheckedImage]":
@@ -201,8 +223,7 @@ def _check_second_source(selection: Selection, spec: DatasetSpec) -> None:
         )
 
 
-def _check_rejected(output: "_Output", total: int, allowed: float) -> None:
-    rejections = output.rejections
+def _check_rejected(rejections: Rejections, total: int, allowed: float) -> None:
     if rejections.num > allowed * total:
         examples = "; ".join(map(": ".join, rejections.first[:_EXAMPLES]))
         raise DataError(

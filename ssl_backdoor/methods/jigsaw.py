@@ -69,7 +69,7 @@ class Jigsaw(SSLMethod):
         if tile_px > cell_px:
             raise SpecError(
                 f"tiles of {tile_px} px need images of at least {GRID * tile_px} px, found {view.shape[-1]} px with "
-                f"cells of {cell_px} px; raise fit.views.size_px or lower method.tile_px"
+                f"cells of {cell_px} px; raise train.fit.views.size_px or lower train.method.tile_px"
             )
         num_images = len(view) * self.replicas.count
         mine = self.replicas.slice(num_images)

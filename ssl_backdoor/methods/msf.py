@@ -39,7 +39,7 @@ class MSF(SSLMethod):
         if spec.neighbours > spec.queue_size:
             raise SpecError(
                 f"a queue of {spec.queue_size} embeddings does not hold {spec.neighbours} neighbours; "
-                "lower method.neighbours or raise method.queue_size"
+                "lower train.method.neighbours or raise train.method.queue_size"
             )
         self.spec = spec
         self.seed = seed

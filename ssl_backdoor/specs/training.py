@@ -265,7 +265,7 @@ class JigsawSpec(Method):
         if self.tile_px > side // 3:
             raise ValueError(
                 f"jigsaw's tiles of {self.tile_px} px need images of at least {3 * self.tile_px} px, found views "
-                f"of {side} px; raise fit.views.size_px or lower method.tile_px"
+                f"of {side} px; raise train.fit.views.size_px or lower train.method.tile_px"
             )
 
 
@@ -319,11 +319,12 @@ class TrainSpec(Spec):
         if self.backbone.kind != wanted:
             raise ValueError(
                 f"method {self.method.kind} trains a backbone of kind {wanted}, found {self.backbone.kind}; "
-                f"set backbone.kind to {wanted}"
+                f"set train.backbone.kind to {wanted}"
             )
         if isinstance(self.backbone, ViTSpec) and self.fit.views.size_px % self.backbone.patch_px:
             raise ValueError(
-                f"fit.views.size_px {self.fit.views.size_px} must be a multiple of patch_px {self.backbone.patch_px}"
+                f"train.fit.views.size_px {self.fit.views.size_px} must be a multiple of "
+                f"patch_px {self.backbone.patch_px}"
             )
         self.method.check(self)
         return self

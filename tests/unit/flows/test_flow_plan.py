@@ -1,13 +1,16 @@
 """What a form or a schedule asks for becomes runs."""
 
+from typing import Annotated, Any
+
 import pytest
 from prefect.utilities.callables import parameter_schema
+from pydantic import TypeAdapter, ValidationError
 
 from flows.plan import AsInRecipeSpec, plan
-from flows.run import experiment
+from flows.run import _read_as, experiment
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022UntargetedSpec
-from ssl_backdoor.specs import SimCLRSpec
+from ssl_backdoor.specs import AttackSpec, SimCLRSpec, TrainSpec
 
 
 def test_zero_and_as_in_recipe_change_nothing():
@@ -62,3 +65,22 @@ def test_the_form_can_tell_the_members_of_every_union_apart():
             assert not [one for one in union[:later] if fields <= one], union
     described = [name for name, field in schema["properties"].items() if not field.get("description")]
     assert described == []
+
+
+@pytest.mark.parametrize(
+    ("union", "value", "sentence"),
+    [
+        (
+            TrainSpec,
+            {"method": "byol", "fit": {"epoch": 3}},
+            "fit.epoch: there is no such field (found 3); did",
+        ),
+        (AttackSpec, {"kind": "saha2022_targetd"}, "there is no kind 'saha2022_targetd'; did you mean saha2022_target"),
+        (AttackSpec, {"kind": "saha2022_untargeted", "trigger": {"kind": "grid", "seeds": 1}}, "did you mean seed?"),
+        (TrainSpec, {"method": "byol", "backbone": {"kind": "resnet", "depth": 9}}, "backbone.depth: Input should be"),
+    ],
+)
+def test_a_form_tells_a_mistake_as_a_setting_does(union, value, sentence):
+    with pytest.raises(ValidationError) as refused:
+        TypeAdapter(Annotated[Any, _read_as(union)]).validate_python(value)
+    assert sentence in str(refused.value)

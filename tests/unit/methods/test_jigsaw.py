@@ -122,7 +122,7 @@ def test_two_groups_are_two_halves_of_the_images() -> None:
 def test_images_too_small_for_the_tiles_are_refused() -> None:
     ours = method(tile_px=5)
     sentence = "tiles of 5 px need images of at least 15 px, found"
-    with pytest.raises(SpecError, match=sentence + " 12 px with cells of 4 px; raise fit.views.size_px"):
+    with pytest.raises(SpecError, match=sentence + " 12 px with cells of 4 px; raise train.fit.views.size_px"):
         ours.loss(random_batch(ours, 0))
     with pytest.raises(ValidationError, match=sentence + " views of 12 px"):
         TrainSpec(method=JigsawSpec(tile_px=5), backbone=BACKBONE, fit=fit_spec())

@@ -167,7 +167,7 @@ def test_the_module_is_imported_without_timm(monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_a_method_names_the_backbone_that_it_trains(kind: str, backbone: Any, wanted: str) -> None:
-    sentence = f"{kind} trains a backbone of kind {wanted}, found {backbone.kind}; set backbone.kind to {wanted}"
+    sentence = f"{kind} trains a backbone of kind {wanted}, found {backbone.kind}; set train.backbone.kind to {wanted}"
     with pytest.raises(ValidationError, match=sentence):
         TrainSpec(method=METHODS[kind], backbone=backbone, fit=FitSpec(views=ViewsSpec(size_px=12)))
 
