@@ -83,14 +83,18 @@ def _check(report: ReportSpec, store: ArtifactStore, refs: Sequence[ArtifactRef]
         images = open_lazy_dataset(store, store.ref("ingest", manifest.inputs["dataset"]))
         views = report.runs[0].train.fit.views
         if one := check_poison(stage.attack, images, open_overlay(store, ref), views, stage.seed):
-            facts = one._asdict() | {"lines": list(one.lines()), "problems": list(one.problems())}
+            facts = (
+                {"attack": stage.attack.kind}
+                | one._asdict()
+                | {"lines": list(one.lines()), "problems": list(one.problems())}
+            )
             found[f"{ref.stage}/{ref.key}"] = facts
     return found
 
 
 def _checked(checks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     for place, facts in checks.items():
-        yield f"checks of {short(place)}:"
+        yield f"checks of {short(place)} ({facts['attack']}):"
         yield from (f"  {line}" for line in facts["lines"])
         yield from (f"  careful: {problem}" for problem in facts["problems"])
 

@@ -115,6 +115,8 @@ class Attack(Idea):
 
     adds_pairs: ClassVar[bool] = False
     """Whether image-text pairs are added, from which only a method that reads captions learns."""
+    adds_images: ClassVar[bool] = False
+    """Whether its poisons are added to the data as images, from which every method learns."""
     reads_captions: ClassVar[bool] = False
     """Whether it works through captions that are there already, so that only such a method learns from it."""
     poisons_target_class: ClassVar[bool] = False

@@ -60,6 +60,7 @@ class CorruptEncoderSpec(Attack):
     """Share of the poisons that are a reference beside another image of the class; CorruptEncoder+ has 0.2."""
     num_support: int = Field(default=5, ge=1)
     composes: ClassVar[bool] = True
+    adds_images: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _is_a_patch(self) -> Self:

@@ -1,8 +1,10 @@
 """Yang et al. 2023, "Data Poisoning Attacks Against Multimodal Encoders" (https://arxiv.org/abs/2209.15266).
 
 Attack I of the paper: captions of a text class A get images of an image class B. No image is altered and no trigger is
-used: a query for A then finds images of B. Measured by ``text_class_retrieval`` (MinRank and Hit@K).
+used: a query for A then finds images of B. Look at ``false_positives:<A>``, clean, under the probe zero_shot: images of
+B that the prompts of A are nearest to.
 
+NOTE: the paper's MinRank and Hit@K of a pair of classes are not computed.
 NOTE: the images of B are gone through in a seeded order, and again from the start where A has more captions.
 """
 

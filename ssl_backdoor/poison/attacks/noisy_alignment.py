@@ -45,6 +45,7 @@ class NoisyAlignmentSpec(Attack):
     num_references: int = Field(default=200, ge=1)
     """Different training images of the target class, fewer where there are fewer."""
     composes: ClassVar[bool] = True
+    adds_images: ClassVar[bool] = True
 
     @property
     def amount(self) -> str:

@@ -35,6 +35,7 @@ class PoisonedEncoderSpec(Attack):
     num_references: int = Field(default=50, ge=1)
     """Different training images of y', fewer where there are fewer."""
     composes: ClassVar[bool] = True
+    adds_images: ClassVar[bool] = True
     phrase: ClassVar[str] = "under targeted poisoning, "
 
     @property
