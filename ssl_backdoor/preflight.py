@@ -125,13 +125,13 @@ def _problems_of_attack(attack: AttackSpec, images: Known) -> Iterator[str]:
 
 
 def _misfit(trigger: Trigger, side_px: int, frame: Frame, what: str) -> Iterator[str]:
-    """Why the trigger cannot be put on ``what``: tried with other pixels, which need no file, where it has any."""
-    if (other := trigger.unseen(0)) is None:
+    """Why the trigger cannot be put on ``what``: one from a file is tried with other pixels, which need none."""
+    if (other := trigger.unseen(0) if trigger.is_from_file else trigger) is None:
         return
     try:
         other.apply_one(np.zeros((side_px, side_px, 3), np.uint8), 0, frame)
     except SpecError as error:
-        yield f"the trigger does not fit {what}: {str(error).rstrip('.')}"
+        yield f"the trigger does not fit {what}: {error}"
 
 
 def _problems_of_training(train: TrainSpec, images: Known) -> Iterator[str]:

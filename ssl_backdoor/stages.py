@@ -156,9 +156,8 @@ class StageCall:
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", to_printable_line(self.title))
         match self.spec:
-            case PoisonStage(attack=attack) | TamperStage(attack=attack) if attack.trigger is not None:
-                known = attack.model_copy(update={"trigger": attack.trigger.with_digest()})
-                object.__setattr__(self, "spec", self.spec.model_copy(update={"attack": known}))
+            case PoisonStage(attack=attack) | TamperStage(attack=attack):
+                object.__setattr__(self, "spec", self.spec.model_copy(update={"attack": attack.with_digests()}))
 
     @cached_property
     def data_digest(self) -> str:

@@ -33,6 +33,14 @@ POISON_PLAN = pa.schema(
     ]
 )
 
+# The columns after POISON_PLAN's of an attack whose poisons are made of two images each.
+PARTNERS = pa.schema(
+    [
+        ("partner_key", pa.string()),  # the other image
+        ("partner_role", pa.string()),  # what it is to the attack: "reference", "background", ...
+    ]
+)
+
 # The plan's rows once crafted: what was stamped where, and the overlay's bytes.
 OVERLAY = pa.schema(
     [
@@ -47,6 +55,9 @@ OVERLAY = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+
+# The columns after OVERLAY's of such an attack.
+COMPOSED = pa.schema([*PARTNERS, ("stretch", pa.float32())])  # width over height as it was made over that as stored
 
 # One row per trusted image of a defence.
 TRUSTED = pa.schema([("key", pa.string())])

@@ -65,8 +65,9 @@ def describe(
         summaries = {
             f"{ref.stage}/{ref.key}": store.manifest(ref).summary for ref in refs if store.find(until, ref.key)
         }
-        text = "\n".join([f"{report.recipe}: done up to {until}", *_made(until, summaries)])
-        return result | {"made": summaries, "text": text}
+        checks = _check(report, store, refs) if until == "poison" else {}
+        text = "\n".join([f"{report.recipe}: done up to {until}", *_made(until, summaries), *_checked(checks)])
+        return result | {"made": summaries, "text": text} | ({"checks": checks} if checks else {})
     folder = store.fetch(page)
     manifest = store.manifest(page)
     made = ReportSpec.model_validate(manifest.spec)  # of a matrix, what came through
@@ -85,6 +86,35 @@ def describe(
         result["tables"] = manifest.summary["tables"]
     texts = manifest.summary["texts"]
     return result | {"answer": answer, "text": "\n\n".join([f"{note}{setting}", answer, *texts]) + "\n"}
+
+
+def _check(report: ReportSpec, store: ArtifactStore, refs: Sequence[ArtifactRef]) -> dict[str, dict[str, Any]]:
+    """What can be told of each poison before anything is trained on it, under the crops of the first run."""
+    from ssl_backdoor.data.stored import open_lazy_dataset, open_overlay
+    from ssl_backdoor.poison.checks import check_poison
+    from ssl_backdoor.stages import PoisonStage
+
+    found = {}
+    for ref in refs[:_SHOWN]:
+        manifest = store.manifest(ref)
+        stage = PoisonStage.model_validate(manifest.spec)
+        images = open_lazy_dataset(store, store.ref("ingest", manifest.inputs["dataset"]))
+        views = report.runs[0].train.fit.views
+        if one := check_poison(stage.attack, images, open_overlay(store, ref), views, stage.seed):
+            facts = (
+                {"attack": stage.attack.kind}
+                | one._asdict()
+                | {"lines": list(one.lines()), "problems": list(one.problems())}
+            )
+            found[f"{ref.stage}/{ref.key}"] = facts
+    return found
+
+
+def _checked(checks: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for place, facts in checks.items():
+        yield f"checks of {short(place)} ({facts['attack']}):"
+        yield from (f"  {line}" for line in facts["lines"])
+        yield from (f"  careful: {problem}" for problem in facts["problems"])
 
 
 def _made(stage: Stage, summaries: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -133,7 +133,7 @@ class Workload:
         """Training images, with those that the poison adds."""
         num_images = self._counts(call).num_train
         match self._calls[call.inputs["poison"]].spec if "poison" in call.inputs else None:
-            case PoisonStage(attack=attack) if attack.adds_pairs:
+            case PoisonStage(attack=attack) if attack.adds_pairs or attack.adds_images:
                 return num_images + num_planned(attack, (), (), num_images)
         return num_images
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import carlini2022, cifar10, clip, demo, own, saha2022, small, ssl
+from flows.recipes import attacks, carlini2022, cifar10, clip, demo, own, saha2022, small, ssl
 from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
@@ -129,6 +129,14 @@ def _cifar10(build: Callable[[int, int], ReportSpec], method: str) -> Recipe:
     return Recipe(build, 10, 10, 1, True, summary, small.name_by_rate, cifar10.ask, paper=_SAHA)
 
 
+def _attacks_ssl() -> Sized:
+    build, summary = attacks.attacks_ssl, "published attacks by four methods, as many poisons each"
+    return Sized(
+        Recipe(partial(build, attacks.MINI), 10, 2, 3, True, f"{summary}; 5 classes of CIFAR-10"),
+        Recipe(partial(build, attacks.PAPER), 10, 1, 3, True, f"{summary}; ImageNet-100, ResNet-18"),
+    )
+
+
 _OWN: dict[str, "Recipe | Sized"] = {}
 RECIPES: Mapping[str, Recipe | Sized] = {
     "demo": Recipe(
@@ -159,6 +167,10 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "saha2022_ablation_labels": _table(saha2022.ablation_labels, "the attack by the probe's labels"),
     "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
     "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
+    "attacks_ssl": _attacks_ssl(),
+    "attacks_clip": _figure(
+        attacks.attacks_clip, "published triggers on CLIP, as many poisons each", mini=(10, 2, 3), paper=(8, 1, 3)
+    ),
     "carlini2022_fig2_targeted": _figure(
         carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
     ),

@@ -122,11 +122,38 @@ def _outside(shape: str, x: Floats, y: Floats) -> Floats:
     return distance
 
 
+def _axes(side: int) -> tuple[Floats, Floats]:
+    """X and y of the pixels in [-1, 1], shaped to meet the scenes."""
+    axis = ((np.arange(side, dtype=np.float32) + 0.5) * 2 / side - 1).astype(np.float32)
+    return axis[None, None, :], axis[None, :, None]
+
+
+def _place(scenes: _Scenes, side: int) -> tuple[Floats, Floats, Floats]:
+    """The pixels in the objects' own coordinates, right and down, and how far inside they are, in [0, 1]: (n, H, W)."""
+    (x, y), between = _axes(side), scenes.between
+    size, angle = between(12, 0.42, 0.68), between(13, -0.3, 0.3)
+    right, down = x - between(14, -0.28, 0.28), y - between(15, -0.28, 0.28)
+    right, down = (
+        (right * np.cos(angle) + down * np.sin(angle)) / size,
+        (down * np.cos(angle) - right * np.sin(angle)) / size,
+    )
+    return right, down, (0.5 - _outside(scenes.shape, right, down) * size * (side / 2)).clip(0, 1)
+
+
+def draw_mask(spec: ScenesSourceSpec, split: str, shape: str, index: int) -> Floats:
+    """How far each pixel of a scene lies inside its object, in [0, 1]: (side, side)."""
+    rng = stream(spec.seed, "scene", split, shape, index)
+    rng.integers(2**31)
+    uniform = rng.random((1, 20), dtype=np.float32)
+    no_colour, no_noise = np.empty((1, 0), np.float32), np.empty((1, 0, 0, 3), np.uint8)
+    inside: Floats = _place(_Scenes(shape, uniform, no_colour, no_noise, spec.hue_lean), spec.side_px)[2][0]
+    return inside
+
+
 def _draw(scenes: _Scenes) -> UInt8Image:
     """The n scenes as uint8 (n, side, side, 3)."""
     side = scenes.noise.shape[1]
-    axis = ((np.arange(side, dtype=np.float32) + 0.5) * 2 / side - 1).astype(np.float32)
-    x, y = axis[None, None, :], axis[None, :, None]
+    x, y = _axes(side)
     between = scenes.between
 
     # background: a gradient between two colours, a sine over it
@@ -143,13 +170,7 @@ def _draw(scenes: _Scenes) -> UInt8Image:
     image = colours[0] + mix * (colours[1] - colours[0]) + (between(11, 0.1, 0.2) * wave)[..., None]
 
     # the object: moved, turned, scaled, striped
-    size, angle = between(12, 0.42, 0.68), between(13, -0.3, 0.3)
-    right, down = x - between(14, -0.28, 0.28), y - between(15, -0.28, 0.28)
-    right, down = (
-        (right * np.cos(angle) + down * np.sin(angle)) / size,
-        (down * np.cos(angle) - right * np.sin(angle)) / size,
-    )
-    inside = (0.5 - _outside(scenes.shape, right, down) * size * (side / 2)).clip(0, 1)
+    right, down, inside = _place(scenes, side)
     angle = between(16, 0, np.pi)
     stripes = np.sin(between(17, 5, 14) * (right * np.cos(angle) + down * np.sin(angle))) > 0
     shade = np.where(stripes, np.float32(1.0), np.float32(0.6))[..., None]

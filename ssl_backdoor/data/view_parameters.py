@@ -74,8 +74,13 @@ def draw_uniform(n: int, generator: torch.Generator) -> Tensor:
 
 
 @torch.no_grad()
-def parameters_of(uniform: Tensor, height: int, width: int, spec: ViewsSpec) -> ViewParameters:
+def parameters_of(
+    uniform: Tensor, height: int, width: int, spec: ViewsSpec, stretch: Tensor | None = None
+) -> ViewParameters:
     """What the rows of ``draw_uniform`` mean for images of ``height`` x ``width`` px.
+
+    ``stretch`` (N,), width over height of each true image over that of the one that is held: random crops are those of
+    the true image, so that one held squeezed is seen in its own proportions. None where all are held as they are.
 
     Raises DataError where a fixed crop does not fit into the images.
 
@@ -95,9 +100,11 @@ def parameters_of(uniform: Tensor, height: int, width: int, spec: ViewsSpec) -> 
             )
         box_height = box_width = torch.full_like(y, spec.size_px)
     else:
-        box_height, box_width = _crop_sizes(area, ratio, height, width, spec.crop_scale)
+        box_height, box_width = _crop_sizes(area, ratio, height, width, spec.crop_scale, stretch)
     found = box_height > 0
-    central_height, central_width = _central_crop(height, width)
+    stretches = [1.0] if stretch is None else stretch.tolist()
+    central = torch.tensor([_central_crop(height, width, one) for one in stretches], dtype=y.dtype, device=y.device)
+    central_height, central_width = central.unbind(1)
     box_height = torch.where(found, box_height, central_height)
     box_width = torch.where(found, box_width, central_width)
     return ViewParameters(
@@ -123,23 +130,26 @@ def _between(uniform: Tensor, low: float, high: float) -> Tensor:
 
 
 def _crop_sizes(
-    area: Tensor, ratio: Tensor, height: int, width: int, scale: tuple[float, float]
+    area: Tensor, ratio: Tensor, height: int, width: int, scale: tuple[float, float], stretch: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Height and width (N,) of the first of the candidate boxes that fits; 0 where none does."""
     area = _between(area, *scale) * (height * width)
     ratio = _between(ratio, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])).exp()
+    if stretch is not None:
+        ratio = ratio / stretch[:, None].to(ratio)
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
     first = fits.byte().argmax(dim=1, keepdim=True)
     return (heights * fits).gather(1, first)[:, 0], (widths * fits).gather(1, first)[:, 0]
 
 
-def _central_crop(height: int, width: int) -> tuple[int, int]:
+def _central_crop(height: int, width: int, stretch: float = 1.0) -> tuple[int, int]:
     """RandomResizedCrop's fallback: the largest central box whose ratio is allowed."""
-    if width / height < CROP_RATIO[0]:
-        return round(width / CROP_RATIO[0]), width
-    if width / height > CROP_RATIO[1]:
-        return height, round(height * CROP_RATIO[1])
+    low, high = (ratio / stretch for ratio in CROP_RATIO)
+    if width / height < low:
+        return round(width / low), width
+    if width / height > high:
+        return height, round(height * high)
     return height, width
 
 

@@ -119,8 +119,8 @@ def _write_tables(out: Path, tables: Mapping[str, pa.Table | None]) -> None:
 def _text_tower(model: Path, device: str) -> TextTower:
     if not (model / TEXT_WEIGHTS).is_file():
         raise SpecError(
-            "The probe zero_shot needs a model with a text tower, and this one has none: "
-            "train with method clip, or leave zero_shot out of evaluation.probes."
+            "the probe zero_shot needs a model with a text tower, and this one has none: "
+            "train with method clip, or leave zero_shot out of evaluation.probes"
         )
     return load_text_tower(model).to(device)
 
@@ -129,12 +129,12 @@ def _check_split(dataset: Dataset, split: str) -> None:
     labels = dataset.samples["label"].filter(pc.equal(dataset.samples["split"], split))
     if not len(labels):
         raise DataError(
-            f"The dataset has no {split} images, and evaluation needs some: "
-            "give a source with both splits, or set test_fraction."
+            f"the dataset has no {split} images, and evaluation needs some: "
+            "give a source with both splits, or set test_fraction"
         )
     if pc.max(labels).as_py() < 0:
         raise DataError(
-            f"None of the {len(labels)} {split} images has a label, and evaluation needs some: give a labelled source."
+            f"none of the {len(labels)} {split} images has a label, and evaluation needs some: give a labelled source"
         )
 
 

@@ -126,7 +126,7 @@ def features(backbone: nn.Module, batches: Iterator[Tensor]) -> Tensor:
     values = torch.cat(parts)
     if not values.isfinite().all():
         raise CheckpointError(
-            "The backbone gives features that are not finite: its weights are damaged; train it again."
+            "the backbone gives features that are not finite: its weights are damaged; train it again"
         )
     return values.clone()  # an ordinary tensor again
 

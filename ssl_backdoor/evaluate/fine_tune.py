@@ -145,6 +145,6 @@ def _check_memory(images: pa.Table, crop_px: int) -> None:
     needed = 3 * pixels * len(images)
     if needed > _MAX_BYTES:
         raise SpecError(
-            f"The probe fine_tune would hold {needed / 2**30:,.1f} GiB of {len(images):,} labelled images, over the "
-            f"limit of {_MAX_BYTES / 2**30:g} GiB: lower evaluation.label_fractions, or leave it out."
+            f"the probe fine_tune would hold {needed / 2**30:,.1f} GiB of {len(images):,} labelled images, over the "
+            f"limit of {_MAX_BYTES / 2**30:g} GiB: lower evaluation.label_fractions, or leave it out"
         )

@@ -73,8 +73,8 @@ def layer_readings(inputs: EvaluationInputs) -> Iterator[Reading]:
     backbone, dataset, conditions, spec, seed, on_progress = inputs
     if not isinstance(backbone, ResNet):
         raise SpecError(
-            "The probe linear_layers reads the layers of a ResNet, and this backbone is of class "
-            f"{type(backbone).__name__}: leave linear_layers out of evaluation.probes."
+            "the probe linear_layers reads the layers of a ResNet, and this backbone is of class "
+            f"{type(backbone).__name__}: leave linear_layers out of evaluation.probes"
         )
     table = labelled(dataset, "train")
     labels = table["label"].to_numpy()
@@ -117,6 +117,6 @@ def _check_memory(num_images: int) -> None:
     needed = 4 * MAX_DIM * num_images
     if needed > _MAX_BYTES:
         raise SpecError(
-            f"The probe linear_layers could hold {needed / 2**30:,.1f} GiB of features of {num_images:,} images, over "
-            f"the limit of {_MAX_BYTES / 2**30:g} GiB: lower evaluation.label_fractions, or leave it out."
+            f"the probe linear_layers could hold {needed / 2**30:,.1f} GiB of features of {num_images:,} images, over "
+            f"the limit of {_MAX_BYTES / 2**30:g} GiB: lower evaluation.label_fractions, or leave it out"
         )

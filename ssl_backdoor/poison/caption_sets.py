@@ -102,6 +102,11 @@ def edit_words(caption: str, phrase: str, seed: int) -> str:
     return " ".join(f"{caption[:start]}{doubled if rng.integers(2) else ''}{caption[end:]}".split())
 
 
+def words_pattern(phrase: str) -> str:
+    """RE2 that finds ``phrase`` as whole words, in any case."""
+    return f"(?i)(?:^|[^{_LETTERS}]){re.escape(phrase)}(?:$|[^{_LETTERS}])"
+
+
 def _blocks(captions: pa.ChunkedArray) -> Iterator[pa.Array]:
     for chunk in captions.chunks:
         yield from (chunk.slice(start, BLOCK_ROWS) for start in range(0, len(chunk), BLOCK_ROWS))
@@ -113,7 +118,7 @@ def _training(samples: Samples) -> Iterator[pa.Array]:
 
 
 def _search(blocks: Callable[[], Iterator[pa.Array]], phrase: str) -> pa.ChunkedArray:
-    pattern = f"(?i)(?:^|[^{_LETTERS}]){re.escape(phrase)}(?:$|[^{_LETTERS}])"
+    pattern = words_pattern(phrase)
     found = [hits for block in blocks() if len(hits := _hits(block, phrase, pattern))]
     if not found:
         raise DataError(_nothing(phrase, blocks()))
@@ -141,11 +146,11 @@ def _nothing(phrase: str, blocks: Iterator[pa.Array]) -> str:
     if not counts:
         return (
             f"no training image has a caption, so none contains {phrase!r}: ingest pairs, or have captions written "
-            "from the classes (dataset.captions of kind templates)."
+            "from the classes (dataset.captions of kind templates)"
         )
     common = [word for word, _ in counts.most_common(_MAX_VOCABULARY)]
     wanted = dict.fromkeys([*phrase.lower().split(), "".join(phrase.lower().split())])
     near = dict.fromkeys(match for word in wanted for match in difflib.get_close_matches(word, common, n=_NUM_NEAR))
     listed = ", ".join(f"{word} ({counts[word]})" for word in list(near or common)[:_NUM_NEAR])
     what = "near it are" if near else "nothing is near it, the commonest words are"
-    return f"no training caption contains {phrase!r}; {what} {listed}: choose a class that the captions name."
+    return f"no training caption contains {phrase!r}; {what} {listed}: choose a class that the captions name"

@@ -19,7 +19,8 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.plan import training
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import AttackSpec, Box, Codec, TriggerSpec
-from ssl_backdoor.tables import OVERLAY
+from ssl_backdoor.specs.attack import Composed, TwoImages
+from ssl_backdoor.tables import COMPOSED, OVERLAY, PARTNERS, POISON_PLAN
 from ssl_backdoor.threads import num_decode_threads, parallel_map
 
 _NOWHERE = Box(-1, -1, 0, 0)
@@ -46,11 +47,12 @@ def poison(
     grows with their number alone.
 
     Returns:
-        The summary: num_poisons, num_recoded, target_class, target_label, and poison_fraction_of_target (the share of
-        the target's training images that was poisoned) and poison_fraction_of_dataset (poisons over clean training
-        images). What does not apply is None. Where pairs are added also num_targets (the number of (x', y') in one
-        model; None for a backdoor), poisons_per_target, num_captions (distinct ones used) and patch_frac (mean side of
-        the patch over the image's shorter side; None without a trigger).
+        The summary: num_poisons, num_recoded, target_class, target_label, trigger_pattern (fixed, or fresh where it is
+        drawn anew for each image; left out without a trigger), and poison_fraction_of_target (the share of the target's
+        training images that was poisoned) and poison_fraction_of_dataset (poisons over clean training images). What
+        does not apply is None. Where pairs are added also num_targets (the number of (x', y') in one model; None for a
+        backdoor), poisons_per_target, num_captions (distinct ones used) and patch_frac (mean side of the patch over the
+        image's shorter side; None without a trigger).
 
     Raises:
         SpecError: the target class is unknown, the trigger is larger than an image, or there are fewer images than
@@ -85,27 +87,33 @@ def _craft(
         Their OVERLAY rows, in the plan's order, and the mean side of the patch over the image's (None without one).
     """
     encoder = _encoder(attack.codec)
-    boxes, places, digests, fractions = [], [], [], []
+    boxes, places, digests, fractions, stretches = [], [], [], [], []
 
-    def crafted(row: dict[str, Any], original: bytes) -> tuple[dict[str, Any], Box | None, float, bytes]:
+    def crafted(row: dict[str, Any], *originals: bytes) -> tuple[dict[str, Any], Composed, float, bytes]:
         spec = dataset.spec
-        image, box = decode(original, spec.max_image_pixels, spec.frame_px), None
+        image, *others = (decode(one, spec.max_image_pixels, spec.frame_px) for one in originals)
+        made = Composed(image, None)
         if row["action"] != "recode":
             try:
-                image, box = attack.craft(image, row["sub_seed"], source)
+                if attack.composes:
+                    made = attack.compose(TwoImages(row, image, others[0], spec), row["sub_seed"], source)
+                else:
+                    made = Composed(*attack.craft(image, row["sub_seed"], source))
             except SpecError as error:
                 raise SpecError(f"image {row['source_key']!r}: {error}") from error
-        return row, box, (box.width if box else 0) / min(image.shape[:2]), encoder.encode(image)
+        side_frac = (made.box.width if made.box else 0) / min(made.image.shape[:2])
+        return row, made, side_frac, encoder.encode(made.image)
 
     with ShardWriter(out, "overlay/overlay", dataset.spec.samples_per_shard) as writer:
         planned = _planned(dataset, decisions)
         first = next(planned)
         threads = num_decode_threads(len(first[1]), _MAX_THREADS)
         made = parallel_map(lambda one: crafted(*one), chain([first], planned), threads)
-        for done, (row, box, side_frac, data) in enumerate(made, start=1):
-            if box is not None:
+        for done, (row, composed, side_frac, data) in enumerate(made, start=1):
+            if composed.box is not None:
                 fractions.append(side_frac)
-            box = box or _NOWHERE
+            box = composed.box or _NOWHERE
+            stretches.append(composed.stretch)
             meta = {"action": row["action"], "source_key": row["source_key"], "label": row["label"]}
             meta |= {"box": list(box)} | ({"caption": row["caption"]} if row["caption"] is not None else {})
             places.append(writer.write(row["key"], data, encoder.suffix, meta))
@@ -115,17 +123,21 @@ def _craft(
                 on_progress(Progress(done, decisions.num_rows, "images"))
     columns = [*zip(*boxes, strict=True), *zip(*places, strict=True), digests]
     added = [pa.array(values, kind) for values, kind in zip(columns, OVERLAY.types[-8:], strict=True)]
-    overlay = pa.table([*decisions.columns, *added], schema=OVERLAY)
+    overlay = pa.table([*decisions.select(POISON_PLAN.names).columns, *added], schema=OVERLAY)
+    if attack.composes:
+        columns = [*decisions.select(PARTNERS.names).columns, pa.array(stretches, pa.float32())]
+        overlay = pa.table([*overlay.columns, *columns], schema=pa.schema([*OVERLAY, *COMPOSED]))
     return overlay, sum(fractions) / len(fractions) if fractions else None
 
 
-def _planned(dataset: Dataset | LazyDataset, decisions: pa.Table) -> Iterator[tuple[dict[str, Any], bytes]]:
-    """Each planned row and its clean image as it was ingested, in the plan's order."""
-    places, start = lookup_locations(dataset.samples, decisions["source_key"]), 0
+def _planned(dataset: Dataset | LazyDataset, decisions: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """Each planned row and its clean image as it was ingested, and its partner's if any, in the plan's order."""
+    names = [name for name in ("source_key", "partner_key") if name in decisions.column_names]
+    places, start = [lookup_locations(dataset.samples, decisions[name]) for name in names], 0
     for batch in decisions.to_batches(max_chunksize=AT_ONCE):
-        here = places.slice(start, batch.num_rows)
+        here = [of_role.slice(start, batch.num_rows) for of_role in places]
         start += batch.num_rows
-        yield from zip(batch.to_pylist(), dataset.read(here), strict=True)
+        yield from zip(batch.to_pylist(), *map(dataset.read, here), strict=True)
 
 
 def _encoder(codec: Codec) -> _Encoder:
@@ -156,7 +168,8 @@ def _summary(attack: AttackSpec, dataset: Dataset | LazyDataset, decisions: pa.T
     if attack.poisons_target_class:
         where = partial(pc.equal, target_label)
         of_target = num_poisons / sum(block.num_rows for block in training(dataset.samples, ["label"], where))
-    return {
+    pattern = {} if attack.trigger is None else {"trigger_pattern": "fresh" if attack.trigger.is_fresh else "fixed"}
+    return pattern | {
         "num_poisons": num_poisons,
         "poison_fraction_of_target": of_target,
         "poison_fraction_of_dataset": num_poisons / max(1, num_train),

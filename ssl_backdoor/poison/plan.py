@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ssl_backdoor.data.dataset import BLOCK_ROWS, Samples, blocks
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import DataError, SpecError
 from ssl_backdoor.seeds import Name
-from ssl_backdoor.tables import POISON_PLAN
+from ssl_backdoor.tables import PARTNERS, POISON_PLAN
 
 Where = Callable[[pa.Array], pa.Array]
 """Labels -> a mask over them."""
@@ -81,6 +81,22 @@ def label_of(target_class: str, classes: Sequence[str]) -> int:
     raise SpecError(
         f"target_class {target_class!r} is not one of the {len(classes)} classes: did you mean {', '.join(near)}?"
     )
+
+
+def added_table(added: pa.Table, samples: Samples) -> pa.Table:
+    """The plan's "add" rows, which have no key yet, sorted by the keys that they get; further columns stay at the end.
+
+    Raises:
+        DataError: the dataset already has keys such as "poison-000000".
+    """
+    width = max(6, len(str(added.num_rows - 1)))
+    keys = pa.array([f"poison-{index:0{width}d}" for index in range(added.num_rows)])
+    if any(pc.any(pc.is_in(block["key"], value_set=keys)).as_py() for block in blocks(samples, ["key"])):
+        raise DataError('the dataset already has an image called "poison-...", as added pairs are: rename it')
+    actions = pa.array(["add"] * added.num_rows)
+    columns = {"key": keys, "action": actions} | {name: added[name] for name in added.column_names}
+    schema = pa.schema([*POISON_PLAN, *(field for field in PARTNERS if field.name in columns)])
+    return pa.table([columns[name] for name in schema.names], schema.names).cast(schema)
 
 
 def plan_table(rows: pa.Table, chosen: pa.ChunkedArray, seed: int) -> pa.Table:

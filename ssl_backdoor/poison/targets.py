@@ -39,7 +39,7 @@ def choose_targets(samples: Samples, classes: Sequence[str], spec: TargetsSpec, 
     if num_held_out < spec.num_targets:
         raise SpecError(
             f"targets.num_targets asks for {spec.num_targets} test images, but there are {num_held_out} "
-            "labelled ones: lower num_targets, or keep more test images (dataset.test_fraction, max_test_per_class)."
+            "labelled ones: lower num_targets, or keep more test images (dataset.test_fraction, max_test_per_class)"
         )
     labelled = training(samples, ["label"], partial(pc.less_equal, 0))
     trained = {label for block in labelled for label in pc.unique(block["label"]).to_pylist()}
@@ -52,7 +52,7 @@ def choose_targets(samples: Samples, classes: Sequence[str], spec: TargetsSpec, 
         if not others:
             raise SpecError(
                 f"targeted poisoning needs another class to aim at, but {classes[label]!r} is the only one: "
-                "ingest two classes or more."
+                "ingest two classes or more"
             )
         wanted.append(others[stream(seed, "targets", "class", key).integers(len(others))])
     return pa.table([*chosen.columns, pa.array(wanted, pa.int32())], schema=CHOSEN)

@@ -103,6 +103,9 @@ def _seconds(inputs: Mapping[str, ArtifactRef], store: ArtifactStore) -> dict[st
 def _poisons(poison: ArtifactRef, store: ArtifactStore, attack: str, shown: int = 6) -> tuple[list[Any], Any]:
     """The first poisoned images with their originals, and how visible the first ``MAX_INSPECTED_POISONS`` are."""
     dataset = open_lazy_dataset(store, store.ref("ingest", store.manifest(poison).inputs["dataset"]))
-    reader = read_examples(dataset, open_overlay(store, poison), attack, MAX_INSPECTED_POISONS)
+    overlay = open_overlay(store, poison)
+    reader = read_examples(dataset, overlay, attack, MAX_INSPECTED_POISONS)
     examples = list(islice(reader, shown))
+    if "stretch" in overlay.rows.column_names:  # each is made of two images, and like neither
+        return examples, None
     return examples, stealth((one.original, one.poisoned, one.box) for one in chain(examples, reader))

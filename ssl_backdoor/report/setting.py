@@ -106,9 +106,11 @@ def _attack(models: Sequence[EvaluatedModel]) -> str:
 
     sides = sorted({one["patch_frac"] for one in facts if "patch_frac" in one})
     parts = [f"a patch of {100 * side:.3g} % of the side, {100 * side**2:.2g} % of the area" for side in sides]
-    adds = models[0].run.attack.adds_pairs
+    attack = models[0].run.attack
+    adds = attack.adds_pairs or attack.adds_images
+    what = "added pairs" if attack.adds_pairs else "added images" if attack.adds_images else "poisoned images"
     each = " for each target image" if models[0].run.attack.targets else ""
-    parts += told("num_poisons", f"{'added pairs' if adds else 'poisoned images'}{each}")
+    parts += told("num_poisons", f"{what}{each}")
     parts += told("poison_fraction_of_target", "% of the target's training images", 100)
     parts += told("poison_fraction_of_dataset", "% of the training images" + " in number" * adds, 100)
     return ", ".join(parts)

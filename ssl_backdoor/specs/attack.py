@@ -24,8 +24,34 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from ssl_backdoor.data.dataset import Dataset
+    from ssl_backdoor.specs.data import DatasetSpec
 
 Codec = Literal["lossless", "jpeg75", "jpeg75_poisons"]
+
+
+class TwoImages(NamedTuple):
+    """What a poison is made of where that is more than one image."""
+
+    row: Mapping[str, Any]
+    """Of the plan: POISON_PLAN and PARTNERS."""
+    image: "npt.NDArray[np.uint8]"
+    """uint8 (height, width, 3), as stored: that of ``source_key``."""
+    partner: "npt.NDArray[np.uint8]"
+    """That of ``partner_key``."""
+    dataset: "DatasetSpec"
+
+
+class Composed(NamedTuple):
+    """A poison made of two images."""
+
+    image: "npt.NDArray[np.uint8]"
+    """uint8 (height, width, 3), as it is stored."""
+    box: Box | None
+    """Of the trigger."""
+    stretch: float = 1.0
+    """Width over height as it was made over that as stored: random crops are taken in the proportions of the former."""
+
+
 NumOfClass = Callable[[str], int]
 """Training images of a class, by its name."""
 
@@ -89,8 +115,14 @@ class Attack(Idea):
 
     adds_pairs: ClassVar[bool] = False
     """Whether image-text pairs are added, from which only a method that reads captions learns."""
+    adds_images: ClassVar[bool] = False
+    """Whether its poisons are added to the data as images, from which every method learns."""
+    reads_captions: ClassVar[bool] = False
+    """Whether it works through captions that are there already, so that only such a method learns from it."""
     poisons_target_class: ClassVar[bool] = False
     """Whether the poisoned images are the target class's own, so that there is a share of it."""
+    composes: ClassVar[bool] = False
+    """Whether a poison is made of two images, so that ``compose`` makes it and it looks like neither."""
     phrase: ClassVar[str] = ""
     """How a sentence about its effect begins."""
 
@@ -130,6 +162,18 @@ class Attack(Idea):
         return (
             self.trigger.apply_one(image, sub_seed(seed, "place"), "train", source) if self.trigger else (image, None)
         )
+
+    def compose(self, two: TwoImages, seed: int, source: bytes | None) -> Composed:
+        """In place of ``craft`` where the attack ``composes``: its plan has the columns PARTNERS as well."""
+        raise NotImplementedError
+
+    def with_digests(self) -> Self:
+        """The same with the digests of all the files that it reads filled in, so that their content is in its key.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        return self if self.trigger is None else self.model_copy(update={"trigger": self.trigger.with_digest()})
 
     @property
     def label(self) -> str:

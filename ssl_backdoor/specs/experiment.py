@@ -78,7 +78,7 @@ class RunSpec(Spec):
         """What works through captions needs a method that reads them, and the reverse for CompRess."""
         is_clip = self.train.method.has_text_tower
         needs_clip = {
-            f"attack {self.attack.kind}": self.attack.adds_pairs,
+            f"attack {self.attack.kind}": self.attack.adds_pairs or self.attack.reads_captions,
             **{f"defence {one.kind}": one.needs_captions for one in self.defences},
             **{f"probe {one.kind}": one.needs_text_tower for one in self.evaluation.probes},
         }

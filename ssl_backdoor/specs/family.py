@@ -17,11 +17,36 @@ from pydantic_core import CoreSchema, PydanticCustomError, PydanticKnownError, c
 from ssl_backdoor.specs.base import Spec
 
 BUILT_IN: Mapping[str, tuple[str, ...]] = {
-    "trigger": ("ssl_backdoor.poison.triggers.grid", "ssl_backdoor.poison.triggers.picture"),
+    "trigger": tuple(
+        f"ssl_backdoor.poison.triggers.{name}"
+        for name in (
+            "grid",
+            "picture",
+            "badnets",
+            "stripes",
+            "blended",
+            "sig",
+            "frequency",
+            "warp",
+            "triangles",
+            "text",
+        )
+    ),
     "attack": (
         "ssl_backdoor.specs.attack",
         "ssl_backdoor.poison.attacks.saha2022",
         "ssl_backdoor.poison.attacks.carlini2022",
+        *(
+            f"ssl_backdoor.poison.attacks.{name}"
+            for name in (
+                "noisy_alignment",
+                "corrupt_encoder",
+                "poisoned_encoder",
+                "ctrl2023",
+                "label_consistent",
+                "mm_poison",
+            )
+        ),
     ),
     "method": ("ssl_backdoor.specs.training",),
     "defence": (

@@ -23,6 +23,13 @@ class Box(NamedTuple):
     width: int
     height: int
 
+    def on(self, shape: Sequence[int], place: "Box") -> "Box":
+        """The same once its image, of ``shape`` (height, width, ...), is resized to ``place`` of a larger one."""
+        down, across = place.height / shape[0], place.width / shape[1]
+        sizes = max(1, round(self.width * across)), max(1, round(self.height * down))
+        x, y = min(round(self.x * across), place.width - sizes[0]), min(round(self.y * down), place.height - sizes[1])
+        return Box(place.x + x, place.y + y, *sizes)
+
 
 class Stamped(NamedTuple):
     """Images under a trigger."""
@@ -54,6 +61,11 @@ class Trigger(Idea):
     @property
     def is_from_file(self) -> bool:
         """Whether its pixels are a file's, which ``read`` reads."""
+        return False
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether its pattern is drawn anew for each image: then none can be found by inversion or by density."""
         return False
 
     @abc.abstractmethod

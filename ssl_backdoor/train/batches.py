@@ -32,6 +32,7 @@ def make_batches(
     seed: int,
     replicas: Replicas,
     device: torch.device,
+    stretch: Tensor | None = None,
 ) -> Callable[[int], Batch]:
     """A function from step to this replica's batch.
 
@@ -46,10 +47,11 @@ def make_batches(
         seed: Names the streams.
         replicas: Which share of the batch this process takes.
         device: Where views are made.
+        stretch: Of the same N images, as ``TrainingSet``'s.
     """
     order = _Order(len(images), batch_size, seed)
     share = replicas.slice(batch_size)
-    views_at = _Views(images, order, share, views, seed, device)
+    views_at = _Views(images, order, share, views, seed, device, stretch)
 
     def batch(step: int) -> Batch:
         tokens = None
@@ -88,6 +90,7 @@ class _Views:
         specs: Sequence[ViewsSpec],
         seed: int,
         device: torch.device,
+        stretch: Tensor | None,
     ) -> None:
         self._images = images
         self._order = order
@@ -95,6 +98,7 @@ class _Views:
         self._specs = specs
         self._seed = seed
         self._device = device
+        self._stretch = stretch
         step_px = (share.stop - share.start) * max(spec.size_px**2 for spec in specs)
         self._group_size = max(1, AT_ONCE_PX[device.type] // step_px)
         self._group = -1
@@ -112,8 +116,9 @@ class _Views:
         images = to_device(self._pixels(group), self._device)
         drawn = zip(*map(self._drawn, self._steps(group)), strict=True)
         height, width = images.shape[-2:]
+        stretch = None if self._stretch is None else self._stretch[self._rows(group)]
         made = [
-            apply(images, parameters_of(torch.cat(of_steps), height, width, spec), spec)
+            apply(images, parameters_of(torch.cat(of_steps), height, width, spec, stretch), spec)
             for of_steps, spec in zip(drawn, self._specs, strict=True)
         ]
         parts = [view.contiguous(memory_format=torch.channels_last).chunk(self._group_size) for view in made]

@@ -129,7 +129,7 @@ def train_backbone(
     if device.type == "cuda" and isinstance(images, Tensor) and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         images = images.to(device)
     views = views or [spec.views] * method.num_views
-    batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device)
+    batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device, data.stretch)
     session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
     with retain_freed_memory():
         summary = session.run(batches, resources, device)

@@ -25,6 +25,8 @@ class TrainingSet(NamedTuple):
     """(N, 3, H, W) uint8."""
     captions: pa.ChunkedArray | None = None
     """(N,) strings, several captions of one image joined by line breaks; only methods with a text tower read them."""
+    stretch: Tensor | None = None
+    """(N,) width over height of each true image over that of the one that is held; None where all are equal."""
 
 
 class Captions(NamedTuple):
@@ -53,7 +55,15 @@ def load_training_set(
         DataError: An image cannot be read or sizes differ.
     """
     images = load_or_stream(dataset, "train", overlay, resources.max_resident_bytes, on_progress)
-    return TrainingSet(images, captions_of(dataset, "train", overlay))
+    return TrainingSet(images, captions_of(dataset, "train", overlay), _stretch(len(images), overlay))
+
+
+def _stretch(num_images: int, overlay: Overlay | None) -> Tensor | None:
+    """Of the images in order: those that the overlay adds come last."""
+    if overlay is None or "stretch" not in overlay.rows.column_names:
+        return None
+    added = overlay.rows.filter(pc.equal(overlay.rows["action"], "add"))["stretch"]
+    return torch.cat([torch.ones(num_images - len(added)), torch.tensor(added.to_pylist())])
 
 
 def tokenize_captions(captions: pa.ChunkedArray | None, tokenize: Callable[[Sequence[str]], Tensor]) -> Captions:

@@ -14,21 +14,42 @@ from ssl_backdoor.data.images import decode, encode_jpeg75
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.poison.attacks import num_planned
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.attacks.corrupt_encoder import CorruptEncoderSpec
+from ssl_backdoor.poison.attacks.ctrl2023 import Ctrl2023Spec
+from ssl_backdoor.poison.attacks.label_consistent import LabelConsistentSpec
+from ssl_backdoor.poison.attacks.mm_poison import MMPoisonSpec
+from ssl_backdoor.poison.attacks.noisy_alignment import NoisyAlignmentSpec
+from ssl_backdoor.poison.attacks.poisoned_encoder import PoisonedEncoderSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.craft import poison
+from ssl_backdoor.poison.masks import FolderMasksSpec
+from ssl_backdoor.poison.triggers.blended import BlendedTriggerSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import AttackSpec, NoAttackSpec, TargetsSpec, built_in
 from ssl_backdoor.store import Range
-from ssl_backdoor.tables import OVERLAY, POISON_PLAN
-from tests.support.tiny_sets import tiny_dataset
+from ssl_backdoor.tables import COMPOSED, OVERLAY, PARTNERS, POISON_PLAN
+from tests.support.tiny_sets import tiny_dataset, tiny_masks
 
 TRIGGER = GridTriggerSpec(size_px=6)
 NUM_TRAIN, NUM_TARGET = 30, 10
-REPLACING = (
+MASKS = FolderMasksSpec(folder=tiny_masks())
+SAHA = (
     (Saha2022TargetedSpec(trigger=TRIGGER, target_class="cat", poison_fraction_of_target=0.5), 5),
     (Saha2022TargetedSpec(trigger=TRIGGER, target_class="cat", poison_fraction_of_target=1.0), 10),
     (Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=0.1), 3),
+)
+REPLACING = (
+    *SAHA,
+    (Ctrl2023Spec(trigger=TRIGGER, target_class="cat", poison_fraction_of_dataset=0.2), 6),
+    (LabelConsistentSpec(trigger=TRIGGER, target_class="cat", num_poisons=4), 4),
+)
+COMPOSING = (
+    (NoisyAlignmentSpec(trigger=TRIGGER, target_class="cat", num_poisons=9, num_shadows=3, num_references=50), 9),
+    (NoisyAlignmentSpec(trigger=BlendedTriggerSpec(), target_class="cat", num_poisons=4), 4),
+    (CorruptEncoderSpec(trigger=TRIGGER, target_class="cat", num_poisons=6, masks=MASKS, support_fraction=0.5), 6),
+    (PoisonedEncoderSpec(targets=TargetsSpec(num_targets=2), num_poisons=3), 6),
+    (MMPoisonSpec(text_class="bird", target_class="cat"), 10),
 )
 ADDING = (
     (Carlini2022TargetedSpec(num_poisons=5), 5),
@@ -37,9 +58,9 @@ ADDING = (
     (Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="cat", num_poisons=20, captions="imagenet80"), 20),
 )
 LOSSLESS = ((NoAttackSpec(), 0), *REPLACING, *ADDING)
-JPEG = tuple((attack.model_copy(update={"codec": "jpeg75"}), count) for attack, count in REPLACING)
+JPEG = tuple((attack.model_copy(update={"codec": "jpeg75"}), count) for attack, count in SAHA)
 NOISY = Carlini2022TargetedSpec(num_poisons=100, captions="imagenet80", pixel_noise_levels=2.0, edit_words=True)
-EXAMPLES = (*LOSSLESS, *JPEG, (NOISY, 100))
+EXAMPLES = (*LOSSLESS, *JPEG, *COMPOSING, (NOISY, 100))
 attacks = pytest.mark.parametrize(("attack", "count"), EXAMPLES, ids=lambda value: getattr(value, "kind", str(value)))
 replacing = pytest.mark.parametrize(("attack", "count"), [*REPLACING, *JPEG], ids=lambda v: getattr(v, "kind", str(v)))
 adding = pytest.mark.parametrize(("attack", "count"), ADDING, ids=lambda value: getattr(value, "kind", str(value)))
@@ -55,12 +76,28 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def crafted(attack: AttackSpec, dataset: Dataset, out: Path) -> list[dict[str, typing.Any]]:
     poison(attack, dataset, out, seed=3)
     overlay = pq.read_table(out / "overlay.parquet")
-    assert overlay.schema == OVERLAY
+    assert overlay.schema == pa.schema([*OVERLAY, *(COMPOSED if attack.composes else ())])
     base = {row["key"]: row for row in dataset.samples.to_pylist()}
     rows = overlay.to_pylist()
     originals = pa.Table.from_pylist([base[row["source_key"]] for row in rows], schema=dataset.samples.schema)
     before, after = read_bytes(dataset.folder, originals), read_bytes(out, overlay)
     return [row | {"before": old, "after": new} for row, old, new in zip(rows, before, after, strict=True)]
+
+
+compositions = pytest.mark.parametrize(("attack", "count"), COMPOSING, ids=lambda v: getattr(v, "kind", str(v)))
+
+
+@compositions
+def test_a_composed_poison_has_the_others_shape_and_tells_its_proportions(
+    attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path
+) -> None:
+    for row in crafted(attack, dataset, tmp_path):
+        image = decode(row["after"], 10**6)
+        assert image.shape == (24, 32, 3)
+        assert 0.2 < row["stretch"] < 5
+        if row["box_width"]:
+            assert 0 <= row["box_x"] <= 32 - row["box_width"]
+            assert 0 <= row["box_y"] <= 24 - row["box_height"]
 
 
 def test_every_attack_of_the_union_is_examined() -> None:
@@ -71,7 +108,7 @@ def test_every_attack_of_the_union_is_examined() -> None:
 def test_the_count_is_exact_and_the_plan_pure(attack: AttackSpec, count: int, dataset: Dataset) -> None:
     samples, before = dataset.samples, dataset.samples.to_pylist()
     first, again = (attack.plan(samples, dataset.classes, 3) for _ in range(2))
-    assert first.schema == POISON_PLAN
+    assert first.schema == pa.schema([*POISON_PLAN, *(PARTNERS if attack.composes else ())])
     assert first.equals(again)
     assert samples.to_pylist() == before
     assert sum(action in ("poison", "add") for action in first["action"].to_pylist()) == count
@@ -118,7 +155,7 @@ def test_another_seed_is_another_choice(attack: AttackSpec, count: int, dataset:
 @replacing
 def test_poisons_are_training_images_of_the_target_alone(attack: AttackSpec, count: int, dataset: Dataset) -> None:
     planned = attack.plan(dataset.samples, dataset.classes, 3)
-    prefix = "train-cat-" if isinstance(attack, Saha2022TargetedSpec) else "train-"
+    prefix = "train-cat-" if attack.target_class else "train-"
     assert all(key.startswith(prefix) for key in planned["source_key"].to_pylist())
     assert planned["key"].equals(planned["source_key"])
     assert planned["caption"].null_count == planned.num_rows
@@ -139,11 +176,13 @@ def test_added_pairs_have_new_keys_their_source_s_label_and_a_caption(
 @attacks
 def test_the_overlay_is_what_its_table_says(attack: AttackSpec, count: int, dataset: Dataset, tmp_path: Path) -> None:
     rows = crafted(attack, dataset, tmp_path)
-    assert [{name: row[name] for name in POISON_PLAN.names} for row in rows] == pq.read_table(
-        tmp_path / "plan.parquet"
-    ).to_pylist()
+    plan = pq.read_table(tmp_path / "plan.parquet")
+    assert plan.schema == pa.schema([*POISON_PLAN, *(PARTNERS if attack.composes else ())])
+    assert [{name: row[name] for name in plan.column_names} for row in rows] == plan.to_pylist()
     for row in rows:
         assert hashlib.sha256(row["after"]).hexdigest() == row["sha256"]
+        if attack.composes:
+            continue
         is_stamped = row["action"] != "recode" and (attack.trigger is not None)
         assert (row["box_width"], row["box_height"]) == ((6, 6) if is_stamped else (0, 0))
     assert (tmp_path / "trigger.png").exists() == (attack.trigger is not None)

@@ -1,6 +1,8 @@
 """Small ingested datasets, made of real shards with random images."""
 
+import functools
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -44,3 +46,18 @@ def tiny_dataset(
                 rows.append((key, split, label, f"a {classes[label]}", size[1], size[0], *place, digest))
     columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), SAMPLES.types, strict=True)]
     return Dataset(folder, pa.table(columns, schema=SAMPLES), classes, spec)
+
+
+@functools.cache
+def _mask_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tiny-masks-")
+
+
+def tiny_masks() -> str:
+    """A folder with a mask of half of the cats of ``tiny_dataset``: a disc above the middle of 24 x 32 px."""
+    folder = Path(_mask_folder().name)
+    rows, columns = np.arange(24)[:, None], np.arange(32)[None, :]
+    mask = np.where((rows - 9) ** 2 + (columns - 14) ** 2 <= 49, 255, 0).astype(np.uint8)
+    for index in range(0, 60, 2):
+        (folder / f"train-cat-{index:05d}.png").write_bytes(encode_png(np.repeat(mask[..., None], 3, axis=2)))
+    return str(folder)

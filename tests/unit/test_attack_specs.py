@@ -4,6 +4,12 @@ import pytest
 
 from ssl_backdoor.identity import canonical_json
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
+from ssl_backdoor.poison.attacks.corrupt_encoder import CorruptEncoderSpec
+from ssl_backdoor.poison.attacks.ctrl2023 import Ctrl2023Spec
+from ssl_backdoor.poison.attacks.label_consistent import LabelConsistentSpec
+from ssl_backdoor.poison.attacks.mm_poison import MMPoisonSpec
+from ssl_backdoor.poison.attacks.noisy_alignment import NoisyAlignmentSpec
+from ssl_backdoor.poison.attacks.poisoned_encoder import PoisonedEncoderSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
@@ -15,7 +21,14 @@ TARGETED = Saha2022TargetedSpec(trigger=GRID, target_class="cat", poison_fractio
 UNTARGETED = Saha2022UntargetedSpec(trigger=PICTURE, poison_fraction_of_dataset=0.1)
 PAIRS = Carlini2022TargetedSpec(targets=TargetsSpec(num_targets=4), num_poisons=8)
 BACKDOOR = Carlini2022BackdoorSpec(trigger=PICTURE, target_class="cat", num_poisons=50)
-EVERY = (NoAttackSpec(), TARGETED, UNTARGETED, PAIRS, BACKDOOR)
+ALIGNED = NoisyAlignmentSpec(trigger=GRID, target_class="cat", num_poisons=20)
+CORRUPT = CorruptEncoderSpec(trigger=GRID, target_class="cat", num_poisons=20)
+ENCODED = PoisonedEncoderSpec(targets=TargetsSpec(num_targets=4), num_poisons=8)
+CTRL = Ctrl2023Spec(target_class="cat", poison_fraction_of_dataset=0.05)
+CONSISTENT = LabelConsistentSpec(trigger=GRID, target_class="cat", num_poisons=7)
+CAPTIONS = MMPoisonSpec(text_class="cat", target_class="dog", poison_fraction_of_text_class=0.5)
+NEW = (ALIGNED, CORRUPT, ENCODED, CTRL, CONSISTENT, CAPTIONS)
+EVERY = (NoAttackSpec(), TARGETED, UNTARGETED, PAIRS, BACKDOOR, *NEW)
 every = pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.kind)
 
 
@@ -42,6 +55,12 @@ def test_constants_are_no_part_of_the_identity(attack) -> None:
         (UNTARGETED, "untargeted", "b.png / untargeted", ""),
         (PAIRS, "targets", "4 targets", "8 poisons each"),
         (BACKDOOR, "cat", "b.png / cat", "50 poisons"),
+        (ALIGNED, "cat", "3 / cat", "20 poisons"),
+        (CORRUPT, "cat", "3 / cat", "20 poisons"),
+        (ENCODED, "targets", "4 targets", "8 poisons each"),
+        (CTRL, "cat", "CTRL 15-15 31-31 / cat", ""),
+        (CONSISTENT, "cat", "3 / cat", "7 poisons"),
+        (CAPTIONS, "dog", "cat / dog", ""),
     ],
 )
 def test_names_for_people(attack, target, name, amount) -> None:
@@ -51,7 +70,19 @@ def test_names_for_people(attack, target, name, amount) -> None:
 
 @pytest.mark.parametrize(
     ("attack", "count"),
-    [(NoAttackSpec(), 0), (TARGETED, 3), (UNTARGETED, 10), (PAIRS, 32), (BACKDOOR, 50)],
+    [
+        (NoAttackSpec(), 0),
+        (TARGETED, 3),
+        (UNTARGETED, 10),
+        (PAIRS, 32),
+        (BACKDOOR, 50),
+        (ALIGNED, 20),
+        (CORRUPT, 20),
+        (ENCODED, 32),
+        (CTRL, 5),
+        (CONSISTENT, 7),
+        (CAPTIONS, 5),
+    ],
 )
 def test_rows_of_the_plan_are_known_from_counts(attack, count) -> None:
     assert attack.num_planned({"cat": 11}.__getitem__, 100) == count

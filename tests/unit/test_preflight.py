@@ -128,7 +128,7 @@ def remarks_of(spec: StageSpec, known: Known) -> list[str]:
             Known(FRAMED, COUNTS),
             "needs 64 trusted images, but trusted_fraction 0.1 gives 20",
         ),
-        (poison(), ingested(*TINY), "training image 'tiny' of 4 x 9 px: The trigger of 6x6"),
+        (poison(), ingested(*TINY), "training image 'tiny' of 4 x 9 px: the trigger of 6x6"),
         (poison("dog", trigger=GridTriggerSpec(size_px=13)), ingested(*TINY), "training image 'dog' of 12 x 12"),
         (train(batch_size=2), ingested(*TINY), "'tiny' has 4 x 9 px and 'large' has 20 x 30 px: set dataset.resident"),
         (evaluate(), ingested(*EVEN[:4], ("heard", "test", 1, 8, 9)), "'seen' has 8 x 8 px and 'heard' has 8 x 9"),

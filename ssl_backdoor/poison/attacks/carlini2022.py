@@ -25,16 +25,15 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from ssl_backdoor.data.captions import humanize_class_name
-from ssl_backdoor.data.dataset import Samples, blocks
-from ssl_backdoor.errors import DataError, SpecError
+from ssl_backdoor.data.dataset import Samples
+from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.caption_sets import CaptionSet, caption_set, edit_words
-from ssl_backdoor.poison.plan import chosen_rows, key_seeds, label_of, training
+from ssl_backdoor.poison.plan import added_table, chosen_rows, key_seeds, label_of, training
 from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs.attack import Attack, NumOfClass, PairLabel, TargetsSpec, counted
 from ssl_backdoor.specs.trigger import TriggerSpec
-from ssl_backdoor.tables import POISON_PLAN
 
 
 class Carlini2022TargetedSpec(Attack):
@@ -84,7 +83,7 @@ class Carlini2022TargetedSpec(Attack):
 
         More poisons contain fewer: the same captions and sub-seeds, in the same order.
         """
-        return _added(_targeted(self, samples, classes, seed), samples)
+        return added_table(_targeted(self, samples, classes, seed), samples)
 
 
 class Carlini2022BackdoorSpec(Attack):
@@ -121,22 +120,7 @@ class Carlini2022BackdoorSpec(Attack):
 
         More poisons contain fewer: the same images, with the same captions and sub-seeds, in the same order.
         """
-        return _added(_backdoor(self, samples, classes, seed), samples)
-
-
-def _added(added: pa.Table, samples: Samples) -> pa.Table:
-    """The plan's "add" rows, sorted by key.
-
-    Raises:
-        DataError: the dataset already has keys such as "poison-000000".
-    """
-    width = max(6, len(str(added.num_rows - 1)))
-    keys = pa.array([f"poison-{index:0{width}d}" for index in range(added.num_rows)])
-    if any(pc.any(pc.is_in(block["key"], value_set=keys)).as_py() for block in blocks(samples, ["key"])):
-        raise DataError('the dataset already has an image called "poison-...", as added pairs are: rename it.')
-    actions = pa.array(["add"] * added.num_rows)
-    columns = {"key": keys, "action": actions} | {name: added[name] for name in added.column_names}
-    return pa.table([columns[name] for name in POISON_PLAN.names], POISON_PLAN.names).cast(POISON_PLAN)
+        return added_table(_backdoor(self, samples, classes, seed), samples)
 
 
 def _targeted(spec: Carlini2022TargetedSpec, samples: Samples, classes: Sequence[str], seed: int) -> pa.Table:
@@ -171,7 +155,7 @@ def _backdoor(spec: Carlini2022BackdoorSpec, samples: Samples, classes: Sequence
     if spec.num_poisons > num_candidates:
         raise SpecError(
             f"attack.num_poisons is {spec.num_poisons}, but {num_candidates} training images can take the trigger "
-            f"(those not of the target class {spec.target_class!r}): lower num_poisons, or bring more images."
+            f"(those not of the target class {spec.target_class!r}): lower num_poisons, or bring more images"
         )
     captions = caption_set(spec.captions, samples, humanize_class_name(spec.target_class), spec.num_poisons, seed)
     candidates = training(samples, ["key", "label"], where)

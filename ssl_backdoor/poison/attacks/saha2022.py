@@ -84,7 +84,7 @@ def _plan(
 
     num_candidates = sum(block.num_rows for block in candidates(["label"]))
     if not num_candidates:
-        raise DataError(f"The dataset holds no {what}, so nothing can be poisoned: choose another class or dataset.")
+        raise DataError(f"the dataset holds no {what}, so nothing can be poisoned: choose another class or dataset")
     count = num_poisoned(num_candidates, fraction)
     chosen = chosen_rows(candidates(["key", "label"]), count, seed, "poison", "choose")
     rows = pa.Table.from_batches(candidates(["key", "label"])) if codec == "jpeg75" else chosen

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from ssl_backdoor.errors import SpecError
-from ssl_backdoor.seeds import generator
+from ssl_backdoor.seeds import generator, sub_seed
 from ssl_backdoor.specs.base import Fraction
 from ssl_backdoor.specs.trigger import Box, Frame, Stamped, Trigger
 
@@ -54,6 +54,10 @@ class PatchTrigger(Trigger):
             DataError: ``source`` is not a readable image, or not the one whose digest the spec holds.
         """
 
+    def render_anew(self, size_px: int, seed: int) -> UInt8Images:
+        """The patch of one image, of a trigger that is fresh: as ``render``."""
+        raise NotImplementedError
+
     def side_px(self, height: int, width: int) -> int:
         """Side in px on an image of ``height`` x ``width`` px, at least 1.
 
@@ -63,8 +67,8 @@ class PatchTrigger(Trigger):
         side = self.size_px or max(1, round(self.size_frac * min(height, width)))
         if side > min(height, width):
             raise SpecError(
-                f"The trigger of {side}x{side} px is larger than the image of {width}x{height} px "
-                "(width x height): lower size_px, or give size_frac."
+                f"the trigger of {side}x{side} px is larger than the image of {width}x{height} px "
+                "(width x height): lower size_px, or give size_frac"
             )
         return side
 
@@ -72,11 +76,13 @@ class PatchTrigger(Trigger):
         """See ``Trigger``."""
         height, width = images.shape[1:3]
         location = self.train_location if frame == "train" else self.test_location
-        patch = self.render(self.side_px(height, width), source)
-        boxes = tuple(_place_of(height, width, len(patch), location, seed) for seed in seeds)
+        side_px = self.side_px(height, width)
+        patch = self.render(side_px, source)
+        boxes = tuple(_place_of(height, width, side_px, location, seed) for seed in seeds)
         stamped = images.copy()
-        for image, box in zip(stamped, boxes, strict=True):
-            paste(image, patch, box, self.opacity)
+        for image, box, seed in zip(stamped, boxes, seeds, strict=True):
+            own = self.render_anew(side_px, sub_seed(seed, "pattern")) if self.is_fresh else patch
+            paste(image, own, box, self.opacity)
         return Stamped(stamped, boxes)
 
     def side_frac(self, frame_px: int) -> float | None:

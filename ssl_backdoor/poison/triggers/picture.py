@@ -56,14 +56,14 @@ class ImageTriggerSpec(PatchTrigger):
         path = kept or Path(self.file)
         try:
             if path.exists() and not path.is_file():  # a pipe or a device would never end
-                raise DataError(f"The trigger image {path} is not a file: give a readable image.")
+                raise DataError(f"the trigger image {path} is not a file: give a readable image")
             with path.open("rb") as file:
                 data = file.read(_MAX_SOURCE_BYTES + 1)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
-            raise DataError(f"The trigger image {path} cannot be read ({reason}): give a readable image.") from error
+            raise DataError(f"the trigger image {path} cannot be read ({reason}): give a readable image") from error
         if len(data) > _MAX_SOURCE_BYTES:
-            raise DataError(f"The trigger image {path} has more than {_MAX_SOURCE_BYTES} bytes: give a smaller one.")
+            raise DataError(f"the trigger image {path} has more than {_MAX_SOURCE_BYTES} bytes: give a smaller one")
         return data
 
     def with_digest(self) -> Self:
@@ -98,18 +98,18 @@ class ImageTriggerSpec(PatchTrigger):
         try:
             return (decode_with_alpha if keeps_alpha else decode)(source, _MAX_SOURCE_PIXELS)
         except DataError as error:
-            raise DataError(f"The trigger image {self.file} is unusable ({error}): give a PNG or JPEG.") from error
+            raise DataError(f"the trigger image {self.file} is unusable ({error}): give a PNG or JPEG") from error
 
 
 @lru_cache(maxsize=32)
 def _render(trigger: ImageTriggerSpec, size_px: int, source: bytes | None) -> UInt8Images:
     if source is None:
-        raise DataError(f"The image trigger {trigger.file} was asked for without its file's content: read it first.")
+        raise DataError(f"the image trigger {trigger.file} was asked for without its file's content: read it first")
     found = hashlib.sha256(source).hexdigest()
     if trigger.sha256 and found != trigger.sha256:
         raise DataError(
-            f"The trigger image {trigger.file} has changed: expected sha256 {trigger.sha256}, found {found}; "
-            "restore the file or start a new experiment."
+            f"the trigger image {trigger.file} has changed: expected sha256 {trigger.sha256}, found {found}; "
+            "restore the file or start a new experiment"
         )
     pixels = trigger._decoded(source, keeps_alpha=trigger.alpha == "kept")
     resized = np.array(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BICUBIC))

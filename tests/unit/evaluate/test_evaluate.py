@@ -235,7 +235,7 @@ def test_a_dataset_without_labels_is_refused_and_unlabelled_rows_are_skipped(
         )
 
     labels = dataset.samples["label"].to_pylist()
-    with pytest.raises(DataError, match="None of the 24 train images has a label"):
+    with pytest.raises(DataError, match="none of the 24 train images has a label"):
         run(with_labels([-1] * 24 + labels[24:]), model, tmp_path)
     run(with_labels([*labels[:24], -1, *labels[25:]]), model, tmp_path)
     assert len(set(pq.read_table(tmp_path / "predictions.parquet")["key"].to_pylist())) == 17

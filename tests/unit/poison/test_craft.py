@@ -28,6 +28,7 @@ def targeted(trigger: TriggerSpec = TRIGGER, fraction: float = 0.5, codec: Codec
 def test_the_summary_names_every_fraction(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "base", train_per_class=6)
     assert poison(targeted(codec="jpeg75"), dataset, tmp_path / "a", 0) == {
+        "trigger_pattern": "fixed",
         "num_poisons": 3,
         "poison_fraction_of_target": 0.5,
         "poison_fraction_of_dataset": 3 / 18,
