@@ -28,6 +28,8 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.defences.distil_image_tower",
         "ssl_backdoor.defences.compress",
         "ssl_backdoor.defences.cleanclip",
+        "ssl_backdoor.defences.fine_tuning",
+        "ssl_backdoor.defences.par",
     ),
     "detector": (),
     "probe": ("ssl_backdoor.evaluate.standard_probes",),
