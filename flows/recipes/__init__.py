@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import carlini2022, cifar10, clip, demo, saha2022, small, ssl
+from flows.recipes import carlini2022, cifar10, clip, defences, demo, saha2022, small, ssl
 from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
@@ -134,6 +134,18 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "saha2022_ablation_labels": _table(saha2022.ablation_labels, "the attack by the probe's labels"),
     "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
     "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
+    "defences_ssl": Sized(
+        Recipe(
+            partial(defences.ssl_filters, ssl.MINI), 10, 2, 2, True, "the patch against every filter; BYOL at 16 px"
+        ),
+        Recipe(partial(defences.ssl_filters, ssl.PAPER), 10, 10, 1, True, "the same; ImageNet-100, MoCo v2"),
+    ),
+    "defences_clip": Sized(
+        Recipe(
+            partial(defences.clip_defences, clip.MINI), 10, 10, 2, True, "CLIP's poisons against filters and repairs"
+        ),
+        Recipe(partial(defences.clip_defences, clip.PAPER), 8, 8, 8, True, "the same; CC3M, RN50"),
+    ),
     "carlini2022_fig2_targeted": _figure(
         carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
     ),
