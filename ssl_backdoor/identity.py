@@ -20,7 +20,7 @@ from ssl_backdoor.specs import Idea, Spec, Stage
 STAGE_VERSION: Mapping[Stage, int] = {
     "ingest": 2,
     "poison": 1,
-    "filter": 1,
+    "filter": 2,
     "train": 1,
     "tamper": 1,
     "defend": 1,

@@ -14,11 +14,12 @@ from ssl_backdoor.data.stored import open_lazy_dataset
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.plan import label_of
-from ssl_backdoor.specs import AttackSpec, DatasetSpec, EvaluationSpec, FitSpec, Repair, TrainSpec, Trigger
+from ssl_backdoor.specs import AttackSpec, DatasetSpec, EvaluationSpec, Filter, FitSpec, Repair, TrainSpec, Trigger
 from ssl_backdoor.specs.trigger import Frame
 from ssl_backdoor.stages import (
     DefendStage,
     EvaluateStage,
+    FilterStage,
     IngestStage,
     PoisonStage,
     StageCall,
@@ -59,7 +60,7 @@ def check(calls: Mapping[ArtifactRef, StageCall], known: Mapping[ArtifactRef, Kn
         images = known.get(call.inputs["dataset"]) if "dataset" in call.inputs else None
         if images is None:
             continue
-        if (problem := next(_problems(call, images), None)) is not None:
+        if (problem := next(_problems(call, images, _judge(call, calls)), None)) is not None:
             raise SpecError(f"{call.title}: {problem}" if call.title else problem)
         remarks |= dict.fromkeys(_remarks(call, images))
     return list(remarks)
@@ -81,12 +82,23 @@ def known_from_artifact(store: ArtifactStore, ref: ArtifactRef) -> Known:
     return Known(images.spec, measured.counts, measured)
 
 
-def _problems(call: StageCall, images: Known) -> Iterator[str]:
+def _judge(call: StageCall, calls: Mapping[ArtifactRef, StageCall]) -> Filter | None:
+    """Of a training the filter that some samples are left out by."""
+    judged = calls.get(call.inputs["filter"]) if "filter" in call.inputs else None
+    match judged.spec if judged else None:
+        case FilterStage(defence=Filter() as chosen):
+            return chosen
+    return None
+
+
+def _problems(call: StageCall, images: Known, judge: Filter | None) -> Iterator[str]:
     match call.spec:
         case PoisonStage(attack=attack) | TamperStage(attack=attack):
             yield from _problems_of_attack(attack, images)
         case TrainStage(train=train):
             yield from _problems_of_training(train, images)
+            if judge is not None and images.counts is not None:
+                yield from _problems_of_removal(train, judge, images.counts.num_train)
         case DefendStage(defence=Repair() as repair) if repair.fit is not None and images.counts is not None:
             yield from _problems_of_trusted(repair, repair.fit, images.counts)
         case EvaluateStage():
@@ -146,6 +158,15 @@ def _problems_of_training(train: TrainSpec, images: Known) -> Iterator[str]:
             "dataset.captions_required to leave such images out"
         )
     yield from _unlike(images, "train")
+
+
+def _problems_of_removal(train: TrainSpec, judge: Filter, num_train: int) -> Iterator[str]:
+    left_out = judge.most_left_out(num_train)
+    if train.fit.shortage(num_train - left_out):
+        yield (
+            f"the filter {judge.kind} may leave out {left_out} of {num_train} training images, and one batch needs "
+            f"{train.fit.batch_size}: lower its budget or train.fit.batch_size"
+        )
 
 
 def _unlike(images: Known, split: str) -> Iterator[str]:

@@ -63,7 +63,14 @@ COMPOSED = pa.schema([*PARTNERS, ("stretch", pa.float32())])  # width over heigh
 TRUSTED = pa.schema([("key", pa.string())])
 
 # One row per training sample that a filter judged.
-FILTERED = pa.schema([("key", pa.string()), ("score", pa.float64()), ("is_left_out", pa.bool_())])
+FILTERED = pa.schema(
+    [
+        ("key", pa.string()),
+        ("score", pa.float64()),  # larger is more suspicious; null: nothing is said
+        ("p_value", pa.float64()),  # null: no score, trusted itself, or no trusted references
+        ("is_left_out", pa.bool_()),
+    ]
+)
 
 # One row per sample or input that a detector judged, or one for an encoder, whose key is empty.
 DETECTIONS = pa.schema(

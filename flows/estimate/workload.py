@@ -1,5 +1,6 @@
 """Every stage that a recipe needs: its kind, and how much work it is."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple, assert_never
 
@@ -107,7 +108,8 @@ class Workload:
         kind = JudgeKind(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
         images = self._counts(call)
         is_of_inputs = isinstance(spec, DetectStage) and spec.detector.level != "sample"
-        return StageWork(call, kind, images.num_test if is_of_inputs else self._num_images(call))
+        units = kind.work(images.num_test if is_of_inputs else self._num_images(call))
+        return StageWork(call, kind, math.ceil(units))
 
     def _evaluation_work(self, call: StageCall, spec: EvaluateStage) -> StageWork:
         images, evaluation = self._counts(call), spec.evaluation

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import attacks, carlini2022, cifar10, clip, demo, own, saha2022, small, ssl
+from flows.recipes import attacks, carlini2022, cifar10, clip, defences, demo, own, saha2022, small, ssl
 from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
@@ -129,11 +129,19 @@ def _cifar10(build: Callable[[int, int], ReportSpec], method: str) -> Recipe:
     return Recipe(build, 10, 10, 1, True, summary, small.name_by_rate, cifar10.ask, paper=_SAHA)
 
 
-def _attacks_ssl() -> Sized:
-    build, summary = attacks.attacks_ssl, "published attacks by four methods, as many poisons each"
+def _compared(
+    mini: Callable[[int, int], ReportSpec],
+    paper: Callable[[int, int], ReportSpec],
+    summary: str,
+    data: tuple[str, str],
+    amounts: tuple[tuple[int, int, int], tuple[int, int, int]],
+) -> Sized:
+    """``data`` and ``amounts`` (max_pairs, pairs and seeds) of both sizes."""
     return Sized(
-        Recipe(partial(build, attacks.MINI), 10, 2, 3, True, f"{summary}; 5 classes of CIFAR-10"),
-        Recipe(partial(build, attacks.PAPER), 10, 1, 3, True, f"{summary}; ImageNet-100, ResNet-18"),
+        *(
+            Recipe(build, *amount, True, f"{summary}; {images}", paper="Attacks and defences compared")
+            for build, images, amount in zip((mini, paper), data, amounts, strict=True)
+        )
     )
 
 
@@ -167,9 +175,33 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "saha2022_ablation_labels": _table(saha2022.ablation_labels, "the attack by the probe's labels"),
     "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
     "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
-    "attacks_ssl": _attacks_ssl(),
-    "attacks_clip": _figure(
-        attacks.attacks_clip, "published triggers on CLIP, as many poisons each", mini=(10, 2, 3), paper=(8, 1, 3)
+    "attacks_ssl": _compared(
+        partial(attacks.attacks_ssl, attacks.MINI),
+        partial(attacks.attacks_ssl, attacks.PAPER),
+        "published attacks by four methods, as many poisons each",
+        ("5 classes of CIFAR-10", "ImageNet-100, ResNet-18"),
+        ((10, 2, 3), (10, 1, 3)),
+    ),
+    "attacks_clip": _compared(
+        partial(attacks.attacks_clip, clip.MINI),
+        partial(attacks.attacks_clip, clip.PAPER),
+        "published triggers on CLIP, as many poisons each",
+        ("captioned CIFAR-10 at 16 px", "CC3M, RN50"),
+        ((10, 2, 3), (8, 1, 3)),
+    ),
+    "defences_ssl": _compared(
+        partial(defences.ssl_filters, ssl.MINI),
+        partial(defences.ssl_filters, ssl.PAPER),
+        "the patch against every filter",
+        ("BYOL, 5 classes of CIFAR-10 at 16 px", "MoCo v2, ImageNet-100"),
+        ((10, 2, 2), (10, 10, 1)),
+    ),
+    "defences_clip": _compared(
+        partial(defences.clip_defences, clip.MINI),
+        partial(defences.clip_defences, clip.PAPER),
+        "CLIP's poisons against filters and repairs",
+        ("captioned CIFAR-10 at 16 px", "CC3M, RN50"),
+        ((10, 10, 2), (8, 8, 8)),
     ),
     "carlini2022_fig2_targeted": _figure(
         carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from ssl_backdoor.seeds import sub_seed
 from ssl_backdoor.specs import AdamWSpec, CosineSpec, FitSpec, Fraction, Repair, StageContext, ViewsSpec
 
 if TYPE_CHECKING:
     from ssl_backdoor.data.dataset import Dataset
+    from ssl_backdoor.methods.base import Replicas, SSLMethod
+    from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 
 
 class CleanCLIPSpec(Repair):
@@ -47,48 +48,13 @@ class CleanCLIPSpec(Repair):
         return "CleanCLIP"
 
     def repair(self, dataset: "Dataset", suspect: Path, context: StageContext) -> dict[str, Any]:
-        """Fine-tune the suspect's towers on the trusted pairs of ``dataset``, the clean base data.
+        """As ``tune``."""
+        from ssl_backdoor.defences.tuning import tune
 
-        As ``Repair.repair``; ``suspect`` and ``out`` hold a text tower too, and the result is no fresh network.
+        return tune(self, self.fit, self.objective, dataset, suspect, context, (self.fit.views, self.augmented_views))
 
-        Raises:
-            DataError: A trusted image has no caption; this and the other errors also as ``pretrain``.
-            CheckpointError: The suspect cannot be read.
-            SpecError: There are fewer trusted images than one batch.
-        """
-        import torch
-
-        from ssl_backdoor.defences.towers import load_towers
-        from ssl_backdoor.defences.trusted import open_trusted
-        from ssl_backdoor.methods.base import Replicas, SSLMethod
+    def objective(self, image: "ImageTower", text: "TextTower", seed: int, replicas: "Replicas") -> "SSLMethod":
+        """CleanCLIP's."""
         from ssl_backdoor.methods.cleanclip import CleanCLIP
-        from ssl_backdoor.methods.clip_towers import build_towers
-        from ssl_backdoor.train.pretrain import check_workers, train_backbone
-        from ssl_backdoor.train.training_set import load_training_set
 
-        out, seed, resources, checkpoints, on_progress = context
-        check_workers(self.fit, resources)
-        loaded = load_towers(suspect, self.kind)
-        trusted = open_trusted(dataset, self.trusted_fraction, seed, self.fit.batch_size)
-        data = load_training_set(trusted.dataset, None, resources, on_progress)
-        fit_seed = sub_seed(seed, self.kind)
-
-        def build(replicas: Replicas, device: torch.device) -> SSLMethod:
-            towers = build_towers(loaded[0].spec, fit_seed, bn_groups=self.fit.bn_groups // replicas.count)
-            for tower, weights in zip(towers, loaded, strict=True):
-                tower.load_state_dict(weights.state_dict())
-            return CleanCLIP(self, *towers, fit_seed, replicas)
-
-        summary = train_backbone(
-            build,
-            data,
-            self.fit,
-            out,
-            fit_seed,
-            resources,
-            checkpoints,
-            on_progress,
-            {"trusted.parquet": trusted.table},
-            (self.fit.views, self.augmented_views),
-        )
-        return {**summary, "num_trusted": trusted.table.num_rows}
+        return CleanCLIP(self, image, text, seed, replicas)

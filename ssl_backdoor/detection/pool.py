@@ -1,18 +1,21 @@
 """Images as a defender sees them, and what a defender says of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import NamedTuple, TypeVar, final
 
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.evaluate.features import features
-from ssl_backdoor.train.checkpoint import load_backbone
+from ssl_backdoor.train.checkpoint import load_backbone, load_text_tower
+from ssl_backdoor.train.training_set import tokenize_captions
 
 _BATCH = 256
+_Found = TypeVar("_Found")
 
 
 @final
@@ -20,14 +23,29 @@ class Pool:
     """Images under no name, in an order that tells nothing of which are poisoned; row i of all is the same sample."""
 
     def __init__(
-        self, images: Tensor | Streamed, order: Tensor, device: str, captions: pa.ChunkedArray | None = None
+        self,
+        images: Tensor | Streamed,
+        order: Tensor,
+        device: str,
+        captions: pa.ChunkedArray | None = None,
+        files: Callable[[], Iterable[tuple[int, bytes]]] | None = None,
+        vouched: Tensor | None = None,
+        num_references: int = 0,
     ) -> None:
-        """``images`` uint8 (N, 3, H, W) and their ``captions``, seen in ``order``, int64 (N,)."""
+        """``images`` uint8 (N, 3, H, W), their ``captions`` and ``files`` by row, seen in ``order``, int64 (N,).
+
+        ``vouched``: rows of the pool that are trusted; the first ``num_references`` of them are for p-values alone.
+        """
         self._images = images
         self._order = order
         self._captions = captions
+        self._files = files
         self.device = device
         """Where an encoder runs: "cpu" or "cuda"."""
+        self.vouched = torch.empty(0, dtype=torch.int64) if vouched is None else vouched
+        """int64: rows known to be clean, which are never left out."""
+        self.trusted = self.vouched[num_references:]
+        """int64: those of them that a defender may learn from."""
 
     def __len__(self) -> int:
         return len(self._order)
@@ -49,6 +67,34 @@ class Pool:
         """All images, in order: uint8 (at most 256, 3, H, W) each."""
         for rows in torch.split(torch.arange(len(self)), _BATCH):
             yield self.images(rows)
+
+    def map_files(self, look: Callable[[bytes], _Found]) -> list[_Found]:
+        """``look`` at the file of each image: (N,), in the pool's order.
+
+        Raises:
+            DataError: a shard is missing or truncated.
+        """
+        by_row = {row: look(data) for row, data in (self._files() if self._files else ())}
+        return [by_row[row] for row in self._order.tolist()]
+
+    def caption_cosines(self, encoder: Path) -> Tensor:
+        """Of each image and its captions by the two towers in ``encoder``, their mean: float32 (N,).
+
+        Raises:
+            CheckpointError: a tower cannot be loaded, or its features are not finite.
+            DataError: an image has no caption.
+        """
+        tower = load_text_tower(encoder).to(self.device)
+        captions = tokenize_captions(self.captions, tower.tokenize)
+        with torch.inference_mode():
+            texts = torch.cat(
+                [tower(part.long().to(self.device)).float().cpu() for part in torch.split(captions.tokens, _BATCH)]
+            )
+        image, text = F.normalize(self.features(encoder), dim=1), F.normalize(texts, dim=1).clone()
+        counts = captions.offsets.diff()
+        owner = torch.arange(len(self)).repeat_interleave(counts)
+        cosines = (image[owner] * text[captions.which]).sum(1)
+        return torch.zeros(len(self)).index_add_(0, owner, cosines) / counts
 
     def features(self, encoder: Path) -> Tensor:
         """Of all images by the backbone in folder ``encoder``: float32 (N, D) on the CPU, not normalised.

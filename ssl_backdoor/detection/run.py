@@ -1,6 +1,6 @@
 """Run a filter or a detector: give it a pool that tells nothing, then compare what it says with what is true."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import torch
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
-from ssl_backdoor.data.rows import captions_of, rows_of
+from ssl_backdoor.data.rows import captions_of, encoded_rows, rows_of
 from ssl_backdoor.data.streamed import Streamed
-from ssl_backdoor.detection.measure import measure_detection, measure_encoder, measure_filter
+from ssl_backdoor.defences.trusted import select
+from ssl_backdoor.detection.measure import conformal_p_values, measure_detection, measure_encoder, measure_filter
 from ssl_backdoor.detection.pool import Pool
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.metrics import Measurement, measurements_table
@@ -36,25 +37,42 @@ def filter_samples(
 ) -> dict[str, Any]:
     """Judge the training samples of ``dataset`` under ``overlay``.
 
+    Where some samples are trusted, half of these are references that the filter never sees, and p-values compare with
+    their scores; all of them where the filter uses none.
+
     Writes under ``out``: filtered.parquet (FILTERED, in the order of ``rows_of``) and measurements.parquet.
 
     Returns:
-        The summary: num_samples, num_left_out, and measurements by name.
+        The summary: num_samples, num_left_out, num_scored, num_references, card, and measurements by name.
 
     Raises:
-        SpecError: the filter says nothing of some samples, or leaves out all.
+        SpecError: the filter says nothing of some samples, or leaves out all; it uses trusted images, and there are
+            none.
         DataError: an image cannot be read.
     """
-    pool, keys, is_poison = _training_pool(dataset, overlay, seed, device)
+    pool, keys, is_poison = _training_pool(dataset, overlay, seed, device, defence)
+    vouched = pool.pool.vouched
+    references = vouched[: len(vouched) - len(pool.pool.trusted)]
     verdicts = defence.judge(pool.pool, encoder, seed, on_progress)
     _check_length(f"filter {defence.kind}", len(verdicts.scores), len(keys))
-    scores, left_out = pool.in_order(verdicts.scores.double().numpy()), pool.in_order(verdicts.is_left_out.numpy())
+    scores, left_out = (values.numpy() for values in (verdicts.scores.double(), verdicts.is_left_out))
     if left_out.all():
         raise SpecError(f"the filter {defence.kind} leaves out all {len(keys)} training samples: let it keep some")
+    p_values = None
+    if len(references):
+        p_values = pool.in_order(conformal_p_values(scores, references.numpy(), vouched.numpy()))
+    scores, left_out = pool.in_order(scores), pool.in_order(left_out)
     out.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table([keys, scores, left_out], schema=FILTERED), out / "filtered.parquet")
-    summary = {"num_samples": len(keys), "num_left_out": int(left_out.sum())}
-    return summary | _written(measure_filter(defence.kind, left_out, is_poison), out)
+    columns = [keys, pa.array(scores, from_pandas=True), _nullable(p_values, len(keys)), left_out]
+    pq.write_table(pa.table(columns, schema=FILTERED), out / "filtered.parquet")
+    summary = {
+        "num_samples": len(keys),
+        "num_left_out": int(left_out.sum()),
+        "num_scored": int(np.isfinite(scores).sum()),
+        "num_references": len(references),
+        "card": dict(defence.card),
+    }
+    return summary | _written(measure_filter(defence.kind, scores, left_out, p_values, is_poison), out)
 
 
 def detect(
@@ -104,9 +122,8 @@ def detect(
         scores, p_values = pool.in_order(scores), None if p_values is None else pool.in_order(p_values)
         measured = measure_detection(detector.kind, scores, p_values, truth, detector.level)
         truths = pa.array(truth)
-    shown_p = pa.nulls(len(keys), pa.float64()) if p_values is None else pa.array(p_values, from_pandas=True)
     out.mkdir(parents=True, exist_ok=True)
-    columns = [keys, pa.array(scores, from_pandas=True), shown_p, truths]
+    columns = [keys, pa.array(scores, from_pandas=True), _nullable(p_values, len(keys)), truths]
     pq.write_table(pa.table(columns, schema=DETECTIONS), out / "detections.parquet")
     return {"level": detector.level, "null": found.null, "null_n": found.null_n} | _written(measured, out)
 
@@ -114,9 +131,23 @@ def detect(
 class _Shuffled:
     """A pool and the order in which it shows what lies behind."""
 
-    def __init__(self, images: torch.Tensor | Streamed, seed: int, device: str, captions: pa.ChunkedArray | None):
+    def __init__(
+        self,
+        images: torch.Tensor | Streamed,
+        seed: int,
+        device: str,
+        captions: pa.ChunkedArray | None = None,
+        files: Callable[[], Iterator[tuple[int, bytes]]] | None = None,
+        is_trusted: np.ndarray | None = None,
+        *,
+        uses_trusted: bool = False,
+    ):
         self._order = stream(seed, "pool").permutation(len(images))
-        self.pool = Pool(images, torch.from_numpy(self._order), device, captions)
+        vouched = np.flatnonzero(is_trusted[self._order]) if is_trusted is not None else np.empty(0, np.int64)
+        num_references = (len(vouched) + 1) // 2 if uses_trusted else len(vouched)
+        vouched = np.concatenate([vouched[::2], vouched[1::2]])  # else references would come first in the pool
+        order, rows = torch.from_numpy(self._order), torch.from_numpy(vouched)
+        self.pool = Pool(images, order, device, captions, files, rows, num_references)
 
     def in_order(self, values: np.ndarray) -> np.ndarray:
         """``values`` (N,) of the pool, in the order of what lies behind."""
@@ -126,18 +157,35 @@ class _Shuffled:
 
 
 def _training_pool(
-    dataset: Dataset, overlay: Overlay | None, seed: int, device: str
+    dataset: Dataset, overlay: Overlay | None, seed: int, device: str, defence: Filter | None = None
 ) -> tuple[_Shuffled, pa.Array, np.ndarray]:
-    """The samples that an encoder is trained on; their keys; which of them are poisoned."""
-    keys = rows_of(dataset, "train", overlay)["key"].combine_chunks()
+    """The samples that an encoder is trained on; their keys; which of them are poisoned.
+
+    Raises:
+        SpecError: ``defence`` uses trusted images, and there are fewer than four.
+    """
+    rows = rows_of(dataset, "train", overlay)
+    keys = rows["key"].combine_chunks()
     poisoned = pa.array([], pa.string())
     if overlay is not None:
-        rows = overlay.rows
-        poisoned = rows.filter(pc.not_equal(rows["action"], "recode"))["key"].combine_chunks()
+        altered = overlay.rows
+        poisoned = altered.filter(pc.not_equal(altered["action"], "recode"))["key"].combine_chunks()
+    is_poison = pc.is_in(keys, value_set=poisoned).to_numpy(zero_copy_only=False)
     captions = captions_of(dataset, "train", overlay)
     captions = None if captions.null_count == len(captions) else captions
-    pool = _Shuffled(Streamed(dataset, "train", overlay), seed, device, captions)
-    return pool, keys, pc.is_in(keys, value_set=poisoned).to_numpy(zero_copy_only=False)
+
+    def files() -> Iterator[tuple[int, bytes]]:
+        return ((one.row, one.data) for one in encoded_rows(dataset, overlay, rows))
+
+    is_trusted, uses_trusted = None, defence is not None and defence.uses_trusted
+    if defence is not None and defence.trusted_fraction:
+        trusted = select(dataset.samples, defence.trusted_fraction, seed)["key"].combine_chunks()
+        is_trusted = pc.is_in(keys, value_set=trusted).to_numpy(zero_copy_only=False) & ~is_poison
+    if defence is not None and uses_trusted and (num := 0 if is_trusted is None else int(is_trusted.sum())) < 4:
+        raise SpecError(f"the filter {defence.kind} needs 4 trusted images, found {num}: raise its trusted_fraction")
+    shown = Streamed(dataset, "train", overlay)
+    pool = _Shuffled(shown, seed, device, captions, files, is_trusted, uses_trusted=uses_trusted)
+    return pool, keys, is_poison
 
 
 def _input_pool(
@@ -148,12 +196,16 @@ def _input_pool(
     keys = rows_of(dataset, "test")["key"].combine_chunks()
     clean = images[torch.arange(len(images))]
     if trigger is None:
-        return _Shuffled(clean, seed, device, None), keys, np.zeros(len(keys), np.bool_)
+        return _Shuffled(clean, seed, device), keys, np.zeros(len(keys), np.bool_)
     seeds = [sub_seed(seed, "test_trigger", key) for key in keys.to_pylist()]
     triggered = apply_to_tensor(trigger, clean, seeds, "test", source)
     both = torch.cat([clean, triggered])
     truth = np.repeat([False, True], len(keys))
-    return _Shuffled(both, seed, device, None), pa.concat_arrays([keys, keys]), truth
+    return _Shuffled(both, seed, device), pa.concat_arrays([keys, keys]), truth
+
+
+def _nullable(values: np.ndarray | None, count: int) -> pa.Array:
+    return pa.nulls(count, pa.float64()) if values is None else pa.array(values, from_pandas=True)
 
 
 def _check_length(who: str, found: int, expected: int) -> None:

@@ -153,9 +153,9 @@ class Calibrator:
         inputs, done = {kind.role: self._model(kind.train, kind.frame)} if kind.role else {}, []
         small, large = self._sizes(kind.frame)
         for size in (_MIN_IMAGES, small, large):
-            spec = kind.spec.model_copy(update={"seed": next(self._seeds)})
+            spec = kind.fitted_to(size).model_copy(update={"seed": next(self._seeds)})
             done.append(self._run(spec, {"dataset": self._dataset(kind.frame, size).ref, **inputs}))
-        return _model_through(small, done[1], large, done[2])
+        return _model_through(kind.work(small), done[1], kind.work(large), done[2])
 
     def _model(self, train: TrainSpec, frame: DatasetSpec) -> ArtifactRef:
         """An encoder of the architecture of ``train``, trained for a few steps."""

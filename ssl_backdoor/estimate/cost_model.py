@@ -6,6 +6,7 @@ from ssl_backdoor.specs import (
     AttackSpec,
     DatasetSpec,
     EvaluationSpec,
+    Filter,
     FitSpec,
     Repair,
     TargetsSpec,
@@ -67,7 +68,10 @@ class EvaluateKind(NamedTuple):
 
 
 class JudgeKind(NamedTuple):
-    """A filter, a detector, an attack on the encoder or a repair without a ``fit``: a unit is an image."""
+    """A filter, a detector, an attack on the encoder or a repair without a ``fit``: a unit is an image.
+
+    Of a filter it is whatever its own ``work`` counts.
+    """
 
     spec: FilterStage | TamperStage | DefendStage | DetectStage
     role: str
@@ -75,6 +79,19 @@ class JudgeKind(NamedTuple):
     train: TrainSpec
     """Of any encoder of the same architecture."""
     frame: DatasetSpec
+
+    def fitted_to(self, num_images: int) -> "FilterStage | TamperStage | DefendStage | DetectStage":
+        """The same on so few images."""
+        if isinstance(self.spec, FilterStage) and isinstance(self.spec.defence, Filter):
+            return self.spec.model_copy(update={"defence": self.spec.defence.fitted_to(num_images)})
+        return self.spec
+
+    def work(self, num_images: int) -> float:
+        """Units of work on so many images."""
+        fitted = self.fitted_to(num_images)
+        if isinstance(fitted, FilterStage) and isinstance(fitted.defence, Filter):
+            return fitted.defence.work(num_images)
+        return num_images
 
 
 StageKind = IngestKind | PoisonKind | TrainKind | DefendKind | EvaluateKind | JudgeKind

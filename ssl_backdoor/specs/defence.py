@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from ssl_backdoor.specs.context import StageContext
 from ssl_backdoor.specs.family import Among, Idea
@@ -65,6 +65,8 @@ class Filter(Defence):
 
     needs_encoder: ClassVar[bool] = False
     """Whether samples are judged by an encoder that was trained on all of them."""
+    card: ClassVar[Mapping[str, str]] = {}
+    """What its score is made of, for people: input, normalisation, divisor. Stored with every score."""
 
     @abc.abstractmethod
     def judge(self, pool: "Pool", encoder: "Path | None", seed: int, on_progress: "OnProgress") -> "Verdicts":
@@ -76,6 +78,23 @@ class Filter(Defence):
             seed: names every random stream.
             on_progress: told about once a second.
         """
+
+    @property
+    def uses_trusted(self) -> bool:
+        """Whether it looks at trusted images, of which it needs some."""
+        return False
+
+    def most_left_out(self, num_samples: int) -> int:
+        """At most so many of them; 0 where that is not known beforehand."""
+        return 0
+
+    def work(self, num_samples: int) -> float:
+        """What its cost grows with, in units of its own, for an estimate."""
+        return num_samples
+
+    def fitted_to(self, num_samples: int) -> Self:
+        """The same on few samples, for an estimate, where some of its fields would not fit."""
+        return self
 
 
 class RobustTraining(Defence):

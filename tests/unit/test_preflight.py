@@ -8,6 +8,7 @@ from flows.plan import plan
 from ssl_backdoor.data.counts import Counts, Sized, measure
 from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.defences.compress import CompressSpec
+from ssl_backdoor.detection.local_density import LocalDensitySpec
 from ssl_backdoor.errors import SpecError, UserError
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022TargetedSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec
@@ -29,6 +30,7 @@ from ssl_backdoor.specs import (
 from ssl_backdoor.stages import (
     DefendStage,
     EvaluateStage,
+    FilterStage,
     IngestStage,
     PoisonStage,
     StageCall,
@@ -249,3 +251,23 @@ def test_every_stage_that_is_planned_is_checked(tmp_path):
     assert check(calls, {ref: Known(images, Counts(images.classes, (60,) * 5, (10,) * 5, 0, 0))}) != []
     with pytest.raises(SpecError, match="repair clean-trained"):
         check(calls, {ref: Known(images, Counts(images.classes, (30,) * 5, (10,) * 5, 0, 0))})
+
+
+@pytest.mark.parametrize(("budget", "is_refused"), [(0.6, False), (0.7, True)])
+def test_a_removal_that_leaves_less_than_a_batch_is_refused(budget, is_refused):
+    store = LocalStore.__new__(LocalStore)
+    store.root = "file:///nowhere"
+    images, judged, trained = (
+        store.ref(stage, letter * 64) for stage, letter in zip(("ingest", "filter", "train"), "abc", strict=True)
+    )
+    calls = {
+        judged: StageCall(FilterStage(defence=LocalDensitySpec(budget=budget), seed=0), {"dataset": images}),
+        trained: StageCall(train(), {"dataset": images, "filter": judged}, title="train it"),
+    }
+    if not is_refused:
+        assert check(calls, {images: Known(FRAMED, COUNTS)}) == []
+        return
+    with pytest.raises(
+        SpecError, match="train it: the filter local_density may leave out 140 of 200 training images, and one"
+    ):
+        check(calls, {images: Known(FRAMED, COUNTS)})

@@ -7,14 +7,26 @@ import pytest
 from PIL import Image
 from safetensors.torch import save
 
+from ssl_backdoor.detection.duplicates import DuplicatesSpec
+from ssl_backdoor.detection.local_density import LocalDensitySpec
+from ssl_backdoor.detection.patchsearch import PatchSearchSpec
 from ssl_backdoor.estimate import calibration as module
 from ssl_backdoor.estimate.calibration import Calibrator
-from ssl_backdoor.estimate.cost_model import DefendKind, EvaluateKind, IngestKind, LinearCost, PoisonKind, TrainKind
+from ssl_backdoor.estimate.cost_model import (
+    DefendKind,
+    EvaluateKind,
+    IngestKind,
+    JudgeKind,
+    LinearCost,
+    PoisonKind,
+    TrainKind,
+)
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resources, TargetsSpec
+from ssl_backdoor.stages import FilterStage
 from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 FRAME = DatasetSpec(frame_px=12)
@@ -117,3 +129,13 @@ def test_a_probe_that_trains_encoders_is_left_out_and_named(calibrator, monkeypa
 def test_training_images_are_scored_only_where_a_probe_learns():
     zero_shot = EvaluationSpec(probes=("zero_shot",))
     assert EvaluateKind(zero_shot, None, None, train_spec("clip"), FRAME).num_scored(10, 4) == 4
+
+
+@pytest.mark.parametrize("spec", [LocalDensitySpec(k=64), PatchSearchSpec(num_places=1, num_flips=4), DuplicatesSpec()])
+def test_a_filter_is_fitted_to_few_images_and_costs_what_its_work_is(calibrator, spec):
+    kind = JudgeKind(FilterStage(defence=spec, seed=0), "model" if spec.needs_encoder else "", BYOL, FRAME)
+    assert kind.fitted_to(30).defence.budget == spec.budget
+    assert kind.work(5000) == spec.work(5000) >= 5000
+    model = calibrator.cost_model(kind)
+    assert model.seconds.at(kind.work(1000)) >= model.seconds.at(0) >= 0
+    assert model.seconds.at(kind.work(1000)) > 0

@@ -88,6 +88,27 @@ def test_every_line_of_a_table_has_runs_that_differ_in_pair_and_seed_alone(name,
         assert len({(run.attack, run.seed) for run in here}) == 4
 
 
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", ["defences_ssl", "defences_clip"])
+def test_a_matrix_of_defences_trains_each_undefended_encoder_once(name, size):
+    report = choose(name, size).build(2, 2)
+    defences = {run.defences[0] for run in report.runs}
+    attacks = {(run.attack, run.seed) for run in report.runs}
+    cells = Counter((run.attack, run.seed, run.defences) for run in report.runs)
+    assert set(cells.values()) == {1}
+    assert len(cells) == len(attacks) * len(defences)
+    assert len({(run.dataset, run.train, run.evaluation) for run in report.runs if run.attack.trigger}) == 1
+    rows = [row.variant for table in report.tables for row in table.rows]
+    assert set(rows) <= {run.variant for run in report.runs}
+    filters = [one for one in defences if isinstance(one, specs.Filter)]
+    assert {one.budget for one in filters} == {0.1}
+    assert {"k-dist", "DAO", "PatchSearch, search only", "PatchSearch + classifier, trusted images"} <= {
+        one.label for one in filters
+    }
+    if name == "defences_clip":
+        assert {"fine_tuning", "cleanclip", "par", "distil_image_tower"} <= {one.kind for one in defences}
+
+
 def test_methods_leave_runs_and_lines_out():
     report = only_methods(choose("saha2022_table1").build(1, 1), "mae, byol")
     assert {run.train.method.kind for run in report.runs} == {"mae", "byol"}

@@ -1,0 +1,90 @@
+"""Image-text similarity: the filter within SafeCLIP (Yang et al. 2024, https://arxiv.org/abs/2310.05862).
+
+Compared with https://github.com/BigML-CS-UCLA/SafeCLIP. A caption that does not belong to its image is less similar to
+it: the score is minus their cosine. The cosines of all pairs are taken for a mixture of two normal distributions; a
+pair is safe, and kept, if it belongs to the one of higher mean with a probability of at least ``safe_p``.
+
+NOTE: SafeCLIP splits in the course of training; here the encoder was trained on all pairs, and may have learnt the
+poisons by heart.
+NOTE: on one hump the mixture splits arbitrarily. Where the two means differ by less than ``least_gap_sd`` of the
+cosines' standard deviation all pairs are kept, and a remark is logged.
+NOTE: beyond the two means the probability may turn round, where one distribution is wider; the cut is between them, so
+that no pair is kept for being less similar than one that goes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from ssl_backdoor.detection.ranking import RankingFilter
+from ssl_backdoor.events import log_event
+from ssl_backdoor.seeds import sub_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ssl_backdoor.detection.pool import Pool
+    from ssl_backdoor.progress import OnProgress
+
+
+class ImageTextSimilaritySpec(RankingFilter):
+    """Leaves out the pairs whose image and caption agree least."""
+
+    kind: Literal["image_text_similarity"] = "image_text_similarity"
+    form: Literal["mixture", "cosine"] = "mixture"
+    """cosine: without the mixture, so that the budget alone says how many go."""
+    safe_p: float = Field(default=0.9, gt=0.0, lt=1.0)
+    least_gap_sd: float = Field(default=0.5, ge=0.0)
+    needs_encoder: ClassVar[bool] = True
+    needs_captions: ClassVar[bool] = True
+    card: ClassVar[dict[str, str]] = {
+        "features": "unit length, of both towers",
+        "several captions": "the mean of their cosines",
+    }
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return "image-text similarity"
+
+    def score(self, pool: "Pool", encoder: Path, seed: int, on_progress: "OnProgress") -> "Tensor":
+        """As ``RankingFilter.score``.
+
+        Raises:
+            DataError: an image has no caption.
+        """
+        return -pool.caption_cosines(encoder)
+
+    def is_suspicious(self, scores: "Tensor", seed: int) -> "Tensor":
+        """What is not safe."""
+        if self.form == "cosine":
+            return super().is_suspicious(scores, seed)
+        cut = least_safe(-scores.numpy(), self.safe_p, self.least_gap_sd, sub_seed(seed, "mixture"))
+        return -scores < cut
+
+
+def least_safe(cosines: NDArray[np.float64], safe_p: float, least_gap_sd: float, seed: int) -> float:
+    """From which of ``cosines`` (N,) on pairs are safe; minus infinity where there is one hump."""
+    from sklearn.mixture import GaussianMixture
+
+    spread = float(cosines.std())
+    if len(cosines) < 2 or spread < 1e-6:
+        return -np.inf
+    mixture = GaussianMixture(2, random_state=seed % 2**32, n_init=3).fit(cosines[:, None])
+    low, high = sorted(range(2), key=lambda one: float(mixture.means_[one, 0]))
+    first, last = (float(mixture.means_[one, 0]) for one in (low, high))
+    gap_sd = (last - first) / spread
+    if gap_sd < least_gap_sd:
+        log_event(
+            "remark",
+            f"image-text similarity: the two means differ by {gap_sd:.2f} standard deviations, less than "
+            f"{least_gap_sd:g}: there is one hump, and nothing is left out",
+            gap_sd=gap_sd,
+        )
+        return -np.inf
+    between = np.sort(cosines[(cosines >= first) & (cosines <= last)])
+    safe = between[mixture.predict_proba(between[:, None])[:, high] >= safe_p] if len(between) else between
+    return float(safe[0]) if len(safe) else last
