@@ -111,11 +111,12 @@ def _run(options: argparse.Namespace) -> int:
 
 def _print_spec(options: argparse.Namespace) -> int:
     from flows.spec_files import write
+    from ssl_backdoor.specs import FilesSourceSpec
 
     asked, _ = _parse_request(options)
     report = _plan(options, asked, has_data=True if options.data else None)
     if not options.json:
-        data = "" if report.runs[0].dataset.source.kind == "scenes" else " --data PATH"
+        data = " --data PATH" * any(isinstance(run.dataset.source, FilesSourceSpec) for run in report.runs)
         plugins = "".join(f" --plugin {shlex.quote(name)}" for name in options.plugins)
         print_lines([f"# ssl-backdoor run THIS.yaml{data}{plugins}"])
     print_lines(write(report, as_json=options.json).rstrip("\n").split("\n"))
@@ -137,7 +138,7 @@ def _estimate(options: argparse.Namespace) -> int:
     from ssl_backdoor.store import open_store
 
     asked, digest = _parse_request(options)
-    report = _plan(options, asked, has_data=None if _is_stored(options) else bool(options.data or options.images))
+    report = _plan(options, asked, has_data=bool(options.images) or _has_data(options))
     machine.check()
     store = open_store(options.store or settings.default_store())
     with reserve_stdout():
@@ -154,11 +155,11 @@ def _estimate(options: argparse.Namespace) -> int:
 
 def _parse_request(options: argparse.Namespace) -> "tuple[dict[str, Any], Digest]":
     """What the flow is asked for, and how the data are told apart."""
-    from flows import own
+    from flows import own_recipes
     from flows.overrides import with_list
 
     _load_plugins(options)
-    digest = own.load(options.recipe, options.store or settings.default_store())
+    digest = own_recipes.load(options.recipe, options.store or settings.default_store())
     return {
         "recipe": options.recipe,
         "pairs": options.pairs or 0,
@@ -175,9 +176,9 @@ def _load_plugins(options: argparse.Namespace) -> None:
         plugins.load(name)
 
 
-def _is_stored(options: argparse.Namespace) -> bool:
-    """Whether a report of the store is run again: what its data were is known."""
-    return bool(options.recipe.startswith("report/"))
+def _has_data(options: argparse.Namespace) -> bool | None:
+    """None for a report of the store that is run again: what its data were is known."""
+    return True if options.data else None if options.recipe.startswith("report/") else False
 
 
 class _Planned(NamedTuple):
@@ -272,7 +273,7 @@ def _plan_and_confirm(options: argparse.Namespace, asked: dict[str, Any]) -> "Re
     Raises:
         SpecError: the command line is not a valid run.
     """
-    report = _plan(options, asked, has_data=None if _is_stored(options) else options.data is not None)
+    report = _plan(options, asked, has_data=_has_data(options))
     if len(report.runs) > MANY_RUNS and not options.yes and not _confirm(len(report.runs)):
         raise SpecError(f"{len(report.runs):,} runs are many: lower --pairs or --seeds, or give --yes")
     return report
@@ -354,7 +355,7 @@ def _completion(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from flows.commands.results import resolve
-    from flows.own import is_file
+    from flows.own_recipes import is_file
 
     if "/" not in options.recipe or is_file(options.recipe):
         return _print_spec(options)

@@ -35,6 +35,6 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
 
 def epilog(command: str) -> str:
     """What stands below the options of ``command``."""
-    lines = (f"  ssl-backdoor {command} {example}".rstrip() for example in EXAMPLES[command])
+    lines = (f"  ssl-backdoor {command} {example}".rstrip() for example in EXAMPLES.get(command, ()))
     more = '\n\nload it with: eval "$(ssl-backdoor completion bash)"' if command == "completion" else ""
     return "examples:\n" + "\n".join(lines) + more

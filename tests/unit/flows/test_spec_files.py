@@ -6,7 +6,7 @@ import tracemalloc
 import pytest
 import yaml
 
-from flows import own
+from flows import own_recipes
 from flows.plan import plan
 from flows.recipes import RECIPES, Sized, choose
 from flows.spec_files import read, write
@@ -24,7 +24,7 @@ def planned(name, size=None, **asked):
 
 
 def from_file(file, **asked):
-    own.load(str(file), "unused")
+    own_recipes.load(str(file), "unused")
     return plan(str(file), has_data=None, **asked)
 
 
@@ -182,7 +182,7 @@ def test_a_report_of_the_store_is_run_again_without_its_data(tmp_path):
     commit(store, tmp_path, "ingest", {"dataset": dataset}, {"source": "5" * 64})
     commit(store, tmp_path, "poison", {}, {"dataset": "ingest"})
     commit(store, tmp_path, "report", canonical(report), {"000/poison": "poison"})
-    digest = own.load("report/rep", store.root)
+    digest = own_recipes.load("report/rep", store.root)
     assert plan("report/rep", has_data=None) == report
     assert digest(report.runs[0].dataset, None, None) == "5" * 64
     with pytest.raises(SpecError, match="look at other data than those of the report"):
@@ -194,11 +194,11 @@ def test_a_report_that_is_not_whole_or_of_other_specs_is_refused(tmp_path):
     store = LocalStore(tmp_path / "store")
     commit(store, tmp_path, "report", canonical(report.model_copy(update={"missing": ("one: lost",)})), {})
     with pytest.raises(SpecError, match=r"without 1 run\(s\) that failed: run its recipe demo again"):
-        own.load("report/report", store.root)
+        own_recipes.load("report/report", store.root)
     other = LocalStore(tmp_path / "other")
     commit(other, tmp_path, "report", canonical(report) | {"colour": "red"}, {})
     with pytest.raises(SpecError, match=r"made with other specs than there are now.*colour"):
-        own.load("report/report", other.root)
+        own_recipes.load("report/report", other.root)
 
 
 def commit(store, folder, stage, spec, inputs):
