@@ -12,6 +12,7 @@ NOTE: ``form="as_published"`` is what upstream computes: features of pasted imag
 the nearest centre is looked up, though the centres are of such features, which favours clusters of long centres; and
 samples that were not looked at score 0, so that they rank above those that lose flips and are the classifier's
 examples of clean ones. Corrected, they have no score.
+NOTE: a window may lie at the right and the lower edge, where upstream never pastes it.
 NOTE: there is no threshold in the paper. The search leaves out up to the budget; a classifier that, besides, it finds
 more like a patched image than not.
 

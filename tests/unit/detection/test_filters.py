@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from ssl_backdoor.data.images import encode_jpeg75, encode_png
+from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.detection.clustered import ActivationClusteringSpec, SpectralSignaturesSpec
 from ssl_backdoor.detection.duplicates import DuplicatesSpec, difference_hash, file_kind, num_alike
 from ssl_backdoor.detection.image_text_similarity import ImageTextSimilaritySpec, least_safe
@@ -18,6 +20,8 @@ from ssl_backdoor.detection.ranking import left_out, share_of
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import silent
 from ssl_backdoor.seeds import stream, torch_generator
+from ssl_backdoor.train.checkpoint import load_backbone, load_text_tower
+from tests.support.tiny_defences import save_clip
 
 torch.set_num_threads(1)
 
@@ -108,6 +112,21 @@ def test_a_pair_goes_by_its_cosine_up_to_the_cut() -> None:
     assert ImageTextSimilaritySpec(form="cosine").is_suspicious(scores, 0).all()
 
 
+def test_the_score_of_a_pair_is_minus_the_mean_cosine_with_its_captions(tmp_path: Path) -> None:
+    folder, images = save_clip(tmp_path), random_images(5, 32)
+    texts = ["a cat", "a dog\na small dog", "a cat", "old red bird", "a dog"]
+    order = torch.tensor([3, 1, 4, 0, 2])
+    pool = Pool(images, order, "cpu", pa.chunked_array([texts]))
+    scores = ImageTextSimilaritySpec(form="cosine").score(pool, folder, 0, silent)
+    image, text = load_backbone(folder), load_text_tower(folder)
+    with torch.no_grad():
+        for place, row in enumerate(order.tolist()):
+            seen = image(evaluation_view(images[row : row + 1]))[0]
+            read = [text(text.tokenize([caption]))[0] for caption in texts[row].split("\n")]
+            cosines = [float(torch.cosine_similarity(seen, one, dim=0)) for one in read]
+            assert float(scores[place]) == pytest.approx(-np.mean(cosines), abs=1e-5)
+
+
 # ---------------------------------------------------------------------------------------------- duplicates and files
 
 
@@ -131,8 +150,6 @@ def test_hashes_are_compared_by_the_bits_in_which_they_differ(max_bits: int) -> 
 
 
 def test_captions_are_equal_but_for_case_and_spaces() -> None:
-    import pyarrow as pa
-
     captions = pa.chunked_array([["a  Cat", "A cat", "a dog", None, None]])
     found = DuplicatesSpec(of="captions").score(pool_of(random_images(5), captions=captions), Path(), 0, silent)
     assert found.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
