@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from ssl_backdoor import plugins
 from ssl_backdoor.data.views import normalise
-from ssl_backdoor.errors import CheckpointError, SpecError, summarize_error
+from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.identity import artifact_key, canonical
 from ssl_backdoor.methods.build import Backbone
 from ssl_backdoor.methods.clip_towers import TextTower, build_towers, tower_config
@@ -37,10 +37,11 @@ from ssl_backdoor.methods.external import (
     External,
     build_external,
     classifier_of,
-    import_transformers,
+    load_transformers,
     make_network,
     outline,
     preprocessing_of,
+    reason_of,
 )
 from ssl_backdoor.specs import BackboneSpec, ExternalSpec, OpenCLIPSpec, Spec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
@@ -258,12 +259,10 @@ def _as_encoder(
     origin: str, spec: ExternalSpec, held: Mapping[str, Tensor] | None, classifier: tuple[str, ...] = ()
 ) -> Encoder:
     # They are compared before memory for the network is taken.
-    within = "model." if spec.library == "huggingface" else ""
-    expected = {name.removeprefix(within): value for name, value in outline(spec).items()}
-    fitted = None if held is None else fit_weights(held, expected, origin, classifier)
+    fitted = None if held is None else fit_weights(held, outline(spec), origin, classifier)
     backbone = build_external(spec, 1, 0, "backbone")
     if fitted is not None:
-        backbone.network.load_state_dict({f"{within}{name}": value for name, value in fitted.weights.items()})
+        backbone.network.load_state_dict(fitted.weights)
     return Encoder(origin, backbone, _frame(spec), None, None, fitted.remarks if fitted else ())
 
 
@@ -317,9 +316,8 @@ def _of_folder(folder: Path, asked: Preprocessing) -> Encoder:
         mean, std = tuple(cfg.get("mean", (0.485, 0.456, 0.406))), tuple(cfg.get("std", (0.229, 0.224, 0.225)))
         said = Preprocessing(asked.size_px or side, asked.mean or mean, asked.std or std, asked.interpolation or how)
         return _of_library("timm", str(values["architecture"]), str(file), said)
-    import_transformers()
-    held = read_weights(file)
-    values["has_pooler"] = any("pooler" in name for name in held)
+    if file.suffix != ".safetensors":
+        raise CheckpointError(f"expected model.safetensors in {folder}, found {file.name}; save it with safetensors")
     prepared = _read_json(folder / "preprocessor_config.json") or {}
     crop, size = prepared.get("crop_size") or {}, prepared.get("size") or {}
     side = asked.size_px or _side(crop) or _side(size) or int(values.get("image_size", 224))
@@ -334,7 +332,17 @@ def _of_folder(folder: Path, asked: Preprocessing) -> Encoder:
         std=asked.std or prepared.get("image_std", (0.229, 0.224, 0.225)),
         config=json.dumps(values, sort_keys=True),
     )
-    return _as_encoder(str(folder), spec, held, ("",))
+    weighs = sum(value.numel() for value in outline(spec).values())
+    if file.stat().st_size < weighs:
+        raise CheckpointError(
+            f"{file} does not fit config.json, whose network has {weighs:,} numbers, found {file.stat().st_size:,} "
+            "bytes; restore the file"
+        )
+    network, has_pooler = load_transformers(spec, str(folder))
+    if not has_pooler:
+        spec = spec.model_copy(update={"config": json.dumps({**values, "has_pooler": False}, sort_keys=True)})
+    _check_finite(str(folder), network.state_dict())
+    return Encoder(str(folder), External(spec, network), _frame(spec))
 
 
 def _side(value: Any) -> int:
@@ -362,7 +370,7 @@ def _read_json(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
-        raise SpecError(f"{file} cannot be read ({summarize_error(error)}): restore it") from error
+        raise SpecError(f"{file} cannot be read ({reason_of(error)}): restore it") from error
     if not isinstance(values, dict):
         raise SpecError(f"expected one JSON object in {file}, found a {type(values).__name__}: restore it")
     return values

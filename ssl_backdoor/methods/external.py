@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_backdoor import plugins
 from ssl_backdoor.data.view_parameters import IMAGENET_MEAN, IMAGENET_STD
-from ssl_backdoor.errors import SpecError, summarize_error
+from ssl_backdoor.errors import CheckpointError, SpecError, to_printable_line
 from ssl_backdoor.methods.clip_towers import load_open_clip, split_batch_norms
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ExternalSpec
@@ -82,7 +82,7 @@ class External(nn.Module):
             raise
         except Exception as error:  # of whoever wrote the network
             raise SpecError(
-                f"{self.spec.name} fails on images of {side} px ({summarize_error(error)}): set its image size, or "
+                f"{self.spec.name} fails on images of {side} px ({reason_of(error)}): set its image size, or "
                 "another network"
             ) from error
         self.network.train(was_training)
@@ -139,7 +139,7 @@ def _make(spec: ExternalSpec) -> nn.Module:
     except (SpecError, ImportError):
         raise
     except Exception as error:  # of libraries that say what does not fit in all sorts of ways
-        raise SpecError(f"{spec.library}/{spec.name} cannot be made: {summarize_error(error)}") from error
+        raise SpecError(f"{spec.library}/{spec.name} cannot be made: {reason_of(error)}") from error
     for part in network.modules():
         # They draw from torch's global generator: a training could not be repeated.
         if isinstance(part, nn.modules.dropout._DropoutNd) or type(part).__name__ == "StochasticDepth":
@@ -300,33 +300,65 @@ class _Pooled(nn.Module):
 
 
 def _of_transformers(spec: ExternalSpec) -> nn.Module:
-    transformers = import_transformers()
+    kind, config = _config_of(spec)
+    model = kind._from_config(config) if hasattr(kind, "_from_config") else kind.from_config(config)
+    return _without_pooler(model) if not json.loads(spec.config).get("has_pooler", True) else _Pooled(model)
+
+
+def load_transformers(spec: ExternalSpec, folder: str) -> tuple[nn.Module, bool]:
+    """The network in ``folder`` with its weights, and whether they have a pooler's; safetensors alone, nothing is run.
+
+    Raises:
+        SpecError: transformers is missing, or cannot read it.
+        CheckpointError: weights are missing, or of other shapes.
+    """
+    kind, config = _config_of(spec)
+    _import("transformers").logging.set_verbosity_error()  # it prints a table of what is not wanted
+    try:
+        model, found = kind.from_pretrained(
+            folder,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+        )
+    except Exception as error:  # of a library that says what does not fit in all sorts of ways
+        raise SpecError(f"transformers cannot read {folder}: {reason_of(error)}") from error
+    missing = sorted(found["missing_keys"])
+    if lost := [name for name in missing if "pooler" not in name]:
+        raise CheckpointError(
+            f"{folder}: the weights are of another network: missing {', '.join(lost[:3])} ({len(lost)})"
+        )
+    return (_without_pooler(model), False) if missing else (_Pooled(model), True)
+
+
+def _without_pooler(model: Any) -> nn.Module:
+    model.pooler = None  # a classifier reads the first token itself
+    return _Pooled(model)
+
+
+def _config_of(spec: ExternalSpec) -> tuple[Any, Any]:
+    """The class of the network, of transformers, and its configuration."""
+    transformers = _import("transformers")
     values = json.loads(spec.config)
     kind = values.get("model_type")
     if kind not in transformers.CONFIG_MAPPING:
         near = difflib.get_close_matches(str(kind), list(transformers.CONFIG_MAPPING), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SpecError(f"transformers has no model_type {kind!r:.80}{hint}")
-    has_pooler = values.pop("has_pooler", True)
-    config = transformers.CONFIG_MAPPING[kind].from_dict(
-        {name: one for name, one in values.items() if name != "auto_map"}
-    )
+    known = {name: one for name, one in values.items() if name not in ("auto_map", "has_pooler")}
+    config = transformers.CONFIG_MAPPING[kind].from_dict(known)
     if kind == "clip":
-        config = config.vision_config
-        return _Pooled(transformers.CLIPVisionModelWithProjection(config))
-    model = transformers.AutoModel.from_config(config, trust_remote_code=False)
-    if not has_pooler and any(True for _ in getattr(model, "pooler", nn.Identity()).parameters()):
-        model.pooler = None  # a classifier reads the first token itself
-    return _Pooled(model)
+        return transformers.CLIPVisionModelWithProjection, config.vision_config
+    return transformers.AutoModel, config
 
 
-def import_transformers() -> Any:
-    """The library transformers.
-
-    Raises:
-        SpecError: it is missing.
-    """
-    return _import("transformers")
+def reason_of(error: Exception) -> str:
+    """The first line of what another library says is wrong."""
+    text = next((line for line in str(error).splitlines() if line.strip()), "no message")
+    return to_printable_line(text if isinstance(error, SpecError) else f"{type(error).__name__}: {text}")[:300]
 
 
 def _import(name: str) -> Any:

@@ -106,7 +106,7 @@ def backbone_of(text: str, size_px: int, *, with_text_tower: bool = False) -> Ba
     if library not in ("timm", "torchvision", "open_clip") or not name:
         raise ValueError(
             "a backbone by name is resnet8, resnet10, resnet18, resnet50, timm/NAME, torchvision/NAME or "
-            f"open_clip/NAME, or --backbone FILE.py:FUNCTION; found {text!r:.80}"
+            f"open_clip/NAME, or FILE.py:FUNCTION on the command line; found {text!r:.80}"
         )
     if library == "open_clip" and with_text_tower:
         return OpenCLIPSpec(config=name)

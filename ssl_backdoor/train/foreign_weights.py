@@ -11,7 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_backdoor.errors import CheckpointError, summarize_error
+from ssl_backdoor.errors import CheckpointError
+from ssl_backdoor.methods.external import reason_of
 
 _WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "student", "ema", "backbone", "encoder")
 """Names under which training scripts keep the weights among other things."""
@@ -118,7 +119,7 @@ def _read_safetensors(file: Path, start: bytes) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{file} is not a whole safetensors or torch file ({summarize_error(error)}); restore it"
+            f"{file} is not a whole safetensors or torch file ({reason_of(error)}); restore it"
         ) from error
 
 
@@ -137,9 +138,7 @@ def _read_torch(file: Path) -> Any:
             f"{file} holds more than tensors, which could run code when loaded; save the network's state_dict alone"
         ) from error
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise CheckpointError(
-            f"{file} cannot be read as a torch file ({summarize_error(error)}); save it again"
-        ) from error
+        raise CheckpointError(f"{file} cannot be read as a torch file ({reason_of(error)}); save it again") from error
 
 
 def _tensors(found: Any) -> dict[str, Tensor]:

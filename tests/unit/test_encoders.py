@@ -3,28 +3,40 @@
 import io
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
 import torch
 import torchvision
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ssl_backdoor.defences.compress import CompressSpec
+from flows.cli import main
 from ssl_backdoor.encoders import Encoder, Preprocessing, adopt, load_encoder
 from ssl_backdoor.errors import CheckpointError, SpecError, UserError
 from ssl_backdoor.methods.build import build_backbone, num_weight_bytes
-from ssl_backdoor.specs import BYOLSpec, ExternalSpec, OpenCLIPSpec, ResNetSpec, TrainSpec, backbone_of
-from ssl_backdoor.stages import EvaluateStage, StageCall, TrainStage
+from ssl_backdoor.specs import (
+    BYOLSpec,
+    DatasetSpec,
+    EvaluationSpec,
+    ExternalSpec,
+    OpenCLIPSpec,
+    ResNetSpec,
+    TrainSpec,
+    backbone_of,
+)
+from ssl_backdoor.stages import DefendStage, EvaluateStage, IngestStage, StageCall, TrainStage, run_stage
 from ssl_backdoor.store import ArtifactStore, open_store
 from ssl_backdoor.train.checkpoint import load_backbone, save_backbone
-from tests.support.tiny_training import fit_spec
+from tests.support.tiny_training import METHODS, compress_spec, fit_spec
 
 PX = 32
 SIZED = Preprocessing(size_px=PX)
@@ -205,6 +217,16 @@ def test_a_timm_folder_of_hugging_face_needs_no_transformers(tmp_path: Path, ima
     assert torch.allclose(encoder(images), network(normalised(images, the_external(encoder))), atol=1e-4)
 
 
+def test_other_folders_of_hugging_face_need_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
+    with pytest.raises(SpecError, match="expected model"):
+        load_encoder(str(tmp_path))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SpecError, match="run: pip install transformers"):
+        load_encoder(str(tmp_path))
+
+
 def _whole_module(file: Path) -> None:
     torch.save(nn.Linear(2, 2), file)
 
@@ -314,7 +336,7 @@ def test_images_must_be_pixels() -> None:
 
 def test_a_small_file_does_not_make_a_large_network(tmp_path: Path) -> None:
     spec = ExternalSpec(library="timm", name="vit_giant_patch14_224")
-    assert num_weight_bytes(spec) > 2**32
+    assert num_weight_bytes(spec) > 2**31
     save_backbone(build_backbone(ExternalSpec(library="timm", name="test_convnext", size_px=PX), 1, 0), 1, tmp_path)
     text = (tmp_path / "backbone.json").read_text().replace("test_convnext", "vit_giant_patch14_224")
     (tmp_path / "backbone.json").write_text(text)
@@ -340,6 +362,100 @@ def test_a_backbone_is_named_in_training(name: str) -> None:
     assert TrainStage.model_validate({"train": train.model_dump(), "seed": 0}).train == train
 
 
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 16 training and 8 test images each, of several sizes."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, number in (("train", 16), ("test", 8)):
+        for at, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(number):
+                pixels = np.clip(100 + 60 * at + rng.normal(0, 30, (20 + index % 3, 26, 3)), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def test_an_adopted_encoder_goes_through_every_stage_as_a_trained_one(photos: Path, store: ArtifactStore) -> None:
+    frame = DatasetSpec(frame_px=12)
+    images = run_stage(StageCall(IngestStage(dataset=frame), data=str(photos)), store).ref
+    encoder = load_encoder("timm/test_resnet:random", None, Preprocessing(size_px=24))
+    inputs = {"dataset": images, "suspect": adopt(encoder, store)}
+    repaired = run_stage(StageCall(DefendStage(defence=compress_spec(2, epochs=1), seed=0), inputs), store).ref
+    student = load_encoder(f"defend/{repaired.key}", store)
+    assert student.backbone.spec == encoder.backbone.spec
+    assert student.frame == encoder.frame
+    evaluation = EvaluationSpec(probes=("knn",), crop_px=12)
+    call = StageCall(
+        EvaluateStage(evaluation=evaluation, trigger=None, target_class="", seed=0),
+        {"dataset": images, "model": repaired},
+    )
+    assert store.manifest(run_stage(call, store).ref).summary["measurements"]["accuracy/clean/knn"] >= 0
+
+
+def test_byol_trains_a_network_of_timm(photos: Path, store: ArtifactStore) -> None:
+    frame = DatasetSpec(frame_px=12)
+    images = run_stage(StageCall(IngestStage(dataset=frame), data=str(photos)), store).ref
+    train = TrainSpec.model_validate(
+        {"method": METHODS["byol"].model_dump(), "backbone": "timm/test_resnet", "fit": fit_spec(epochs=1)}
+    )
+    made = run_stage(StageCall(TrainStage(train=train, seed=0), {"dataset": images}), store).ref
+    encoder = load_encoder(f"train/{made.key}", store)
+    assert encoder.frame.size_px == 12
+    fresh = build_backbone(train.backbone, 1, 0)
+    weights = encoder.backbone.state_dict()
+    assert any(not torch.equal(weights[name], value) for name, value in fresh.state_dict().items())
+
+
+def test_the_command_measures_an_encoder_and_a_reference(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "w.pt")
+    given = [
+        "evaluate",
+        "--encoder",
+        f"timm/test_resnet:{tmp_path}/w.pt",
+        "--data",
+        str(photos),
+        "--image-size",
+        "16",
+    ]
+    given += ["--reference", "timm/test_resnet:random", "--trigger", "grid", "--target", "dog", "--json"]
+    given += ["--store", str(tmp_path / "store"), "--set", "evaluation.unseen_triggers=2"]
+    given += ["--set", "evaluation.probes.knn.neighbours=3"]
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["role"] for one in found["encoders"]] == ["encoder", "reference"]
+    for one in found["encoders"]:
+        at = {(row["name"], row["condition"], row["probe"]): row for row in one["numbers"]}
+        assert at["accuracy", "clean", "knn"]["n"] == 16
+        assert at["attack_success_rate", "triggered", "linear_100"]["n"] == 8
+        assert at["attack_success_rate", "triggered", "linear_100"]["low"] is not None
+        assert ("attack_success_rate", "unseen_trigger", "knn") in at
+        assert "shorter side to 16 px" in one["frame"]
+    assert found["next"] == [f"ssl-backdoor show {found['encoders'][0]['evaluation'][:21]}"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--trigger", "grid"], "--trigger needs --target"),
+        (["--trigger", "grid", "--target", "dgo"], "did you mean dog"),
+        (["--trigger", "gird", "--target", "dog"], "a kind of grid, image"),
+        (["--trigger", '{"kind": "grid"}', "--target", "dog"], "give size_px or size_frac"),
+        (["--set", "train.fit.epochs=3"], "--set takes dataset"),
+        (["--mean", "1,2"], "three numbers"),
+    ],
+)
+def test_the_command_refuses_in_a_sentence(
+    more: list[str], message: str, photos: Path, tmp_path: Path, capsys: Any
+) -> None:
+    given = ["evaluate", "--encoder", "timm/test_resnet:random", "--data", str(photos), "--image-size", "16"]
+    with pytest.raises(SystemExit) as ended:
+        main([*given, "--store", str(tmp_path / "store"), *more])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
 def test_clip_takes_both_towers_by_name_and_others_are_refused() -> None:
     assert TrainSpec.model_validate({"method": "clip", "backbone": "open_clip/RN50"}).backbone == OpenCLIPSpec()
     with pytest.raises(ValueError, match="trains a backbone of kind vit"):
@@ -357,4 +473,3 @@ def test_equal_seeds_draw_equal_networks() -> None:
     weights = [network.state_dict()["network.blocks.0.attn.qkv.weight"] for network in (one, two, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
-    assert CompressSpec().loses_text_tower
