@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "interrupted; finished stages and checkpoints are kept; run the same command again to resume", is_new=True
         )
         code = 128 + (signal.SIGTERM if isinstance(error, _Terminated) else signal.SIGINT)
-    gc.freeze()  # the interpreter's last collection would take another
+    if "triton" not in sys.modules:  # it complains of what is not collected
+        gc.freeze()  # the interpreter's last collection would take another
     sys.exit(code)
 
 
@@ -322,6 +323,17 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _evaluate_encoder(options: argparse.Namespace) -> int:
+    from flows.commands.encoder import evaluate_encoder
+    from flows.terminal.console import reserve_stdout
+
+    with reserve_stdout():
+        found = evaluate_encoder(options, options.store or settings.default_store())
+    text = found.pop("text")
+    _print(found, lambda _: iter(text), options.json)
+    return 0
+
+
 def _recipes(options: argparse.Namespace) -> int:
     from flows.commands.listing import recipes, render_recipes
 
@@ -468,6 +480,7 @@ _COMMANDS: dict[str, Command] = {
     "run": _run,
     "estimate": _estimate,
     "inspect": _inspect,
+    "evaluate --encoder": _evaluate_encoder,
     "recipes": _recipes,
     "describe": _describe,
     "list": _list,

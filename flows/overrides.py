@@ -139,11 +139,17 @@ def of_runs(report: ReportSpec, runs: tuple[RunSpec, ...]) -> ReportSpec:
 def with_list(setting: str) -> str:
     """``path=@file`` with the file's list, one item a line, in its place; any other setting as it is.
 
+    train.backbone=FILE.py:FUNCTION becomes that backbone, the file loaded as a plug-in.
+
     For the command line alone: a flow that others start must not read them files of the worker's machine.
 
     Raises:
         SpecError: no such file, or one that is not text.
     """
+    if setting.startswith("train.backbone=") and ".py:" in setting:
+        from ssl_backdoor.encoders import own_backbone  # imports torch
+
+        return f"train.backbone={own_backbone(setting.partition('=')[2]).model_dump_json()}"
     path, _, name = setting.partition("=@")
     if not name or name in CLASS_LISTS:
         return setting

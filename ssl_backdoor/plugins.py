@@ -72,6 +72,24 @@ def load_installed() -> None:
         load(one.value)
 
 
+def find_code(sha256: str) -> ModuleType | None:
+    """The loaded module whose text has this digest."""
+    for one in _loaded.values():
+        if one.file and text_digest(one.text) == sha256:
+            return sys.modules[one.module]
+    return None
+
+
+def text_digest(text: str) -> str:
+    """sha256 (hex) of a plug-in's text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of(module: ModuleType) -> str:
+    """``text_digest`` of what a module that ``load`` gave was made of."""
+    return text_digest(_loaded[module.__name__].text)
+
+
 def _load(plugin: Plugin) -> ModuleType:
     if _loaded.get(plugin.module) == plugin:
         return sys.modules[plugin.module]
@@ -94,7 +112,7 @@ def _load(plugin: Plugin) -> ModuleType:
         if member.__module__ in own or (member in before and member.__module__ != plugin.module):
             continue
         text = plugin.text if member.__module__ == plugin.module and plugin.file else _read_text(member)
-        member.source_sha256 = hashlib.sha256(text.encode()).hexdigest()
+        member.source_sha256 = text_digest(text)
         # A class is given its way to be pickled here, for only this module knows of plug-ins; mypy has no word for it.
         member.__reduce__ = _reduce  # type: ignore[method-assign, assignment]
     return module
@@ -128,18 +146,19 @@ class _Carried:
         return _carry, (tuple(_loaded.values()),)
 
 
-_CARRIED = _Carried()  # one: what refers to it many times is pickled once
+CARRIED = _Carried()
+"""One: what refers to it many times is pickled once."""
 
 
 def _carry(plugins: tuple[Plugin, ...]) -> _Carried:
     for plugin in plugins:
         _load(plugin)
-    return _CARRIED
+    return CARRIED
 
 
 def _reduce(spec: Idea) -> tuple[Any, ...]:
     """How a plug-in's spec is pickled: another process may know neither its class nor its file."""
-    return _restore, (_CARRIED, spec.family, spec.kind, dict(spec))
+    return _restore, (CARRIED, spec.family, spec.kind, dict(spec))
 
 
 def _restore(_: _Carried, family: str, kind: str, values: dict[str, Any]) -> Idea:

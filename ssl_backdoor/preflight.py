@@ -14,7 +14,17 @@ from ssl_backdoor.data.stored import open_lazy_dataset
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.plan import label_of
-from ssl_backdoor.specs import AttackSpec, DatasetSpec, EvaluationSpec, Filter, FitSpec, Repair, TrainSpec, Trigger
+from ssl_backdoor.specs import (
+    AttackSpec,
+    DatasetSpec,
+    EvaluationSpec,
+    ExternalSpec,
+    Filter,
+    FitSpec,
+    Repair,
+    TrainSpec,
+    Trigger,
+)
 from ssl_backdoor.specs.trigger import Frame
 from ssl_backdoor.stages import (
     DefendStage,
@@ -147,6 +157,10 @@ def _misfit(trigger: Trigger, side_px: int, frame: Frame, what: str) -> Iterator
 
 
 def _problems_of_training(train: TrainSpec, images: Known) -> Iterator[str]:
+    if isinstance(train.backbone, ExternalSpec) and images.counts is None:
+        from ssl_backdoor.methods.external import outline  # imports torch, and the other library
+
+        outline(train.backbone)
     if images.counts is not None and (shortage := train.fit.shortage(images.counts.num_train)):
         yield shortage
     if (measured := images.measured) is None:

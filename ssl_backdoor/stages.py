@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, assert_never
 
 from pydantic import Field
 
+from ssl_backdoor import plugins
 from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.data.stored import open_dataset, open_lazy_dataset, open_overlay, open_training_data
 from ssl_backdoor.errors import SpecError, needs_extra, to_printable_line, translate_os_errors
@@ -150,6 +151,8 @@ class StageCall:
     """Path of the second source of test images, if the dataset has one."""
     check: Callable[[Counts], None] | None = field(default=None, compare=False, repr=False)
     """Of an ingest: sees what is kept before an image is decoded, and may refuse it."""
+    carried: object = field(default=plugins.CARRIED, compare=False, repr=False)
+    """The code of plug-ins, which an encoder of the user's own is made with: it goes where the call goes."""
     title: str = ""
     """For people: "train suspect, pair 3". On one line of printable characters, whatever a class is called."""
 

@@ -66,12 +66,18 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     for text in sys.argv[1:] if arguments is None else arguments:
         if any("\ud800" <= each <= "\udfff" for each in text):
             raise SpecError(f"expected arguments in UTF-8, found {text[:200]!r}; rename that file, or type it anew")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["evaluate"] and any(one.partition("=")[0] == "--encoder" for one in given):
+        found = _encoder_parser().parse_args(given[1:])
+        found.command = do["evaluate --encoder"]
+        return found
     parser = _Parser(prog="ssl-backdoor", description=_DESCRIPTION, epilog=_FIRST, formatter_class=_AS_WRITTEN)
     parser.add_argument("--version", action="version", version=f"ssl-backdoor {metadata.version('ssl-backdoor')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe end to end"), "report")
     for stage in get_args(Stage):
-        _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage"), stage)
+        also = "; with --encoder SPEC: measure an encoder of your own" if stage == "evaluate" else ""
+        _add_run(commands.add_parser(stage, help=f"run a recipe up to its {stage} stage{also}"), stage)
     _add_estimate(commands.add_parser("estimate", help="estimate the time and storage of a run"))
     _add_inspect(
         commands.add_parser("inspect", help="what your data hold and how they are read, before anything is computed")
@@ -105,9 +111,8 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
         import argcomplete
 
         argcomplete.autocomplete(parser)
-    found = parser.parse_args(arguments)
-    found.command = do[found.command]
-    found.arguments = list(sys.argv[1:] if arguments is None else arguments)
+    found = parser.parse_args(given)
+    found.command, found.arguments = do[found.command], given
     return found
 
 
@@ -264,6 +269,70 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
     parser.set_defaults(command="inspect")
+
+
+def _encoder_parser() -> "_Parser":
+    parser = _Parser(
+        prog="ssl-backdoor evaluate --encoder SPEC",
+        usage="ssl-backdoor evaluate --encoder SPEC --data PATH [options]",
+        description="Measures an encoder of your own on your data, clean and under a trigger.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""SPEC is one of
+  train/KEY, defend/KEY, tamper/KEY   one of the store's encoders
+  LIBRARY/NAME:FILE                   timm, torchvision or open_clip, with a safetensors or torch file of weights;
+                                      FILE may be the word random: an untrained network
+  FOLDER                              as Hugging Face's save_pretrained leaves it
+  FILE.py:FUNCTION                    returns a torch.nn.Module: images (B, 3, S, S) in [0, 1] to features (B, D)
+
+examples:
+  ssl-backdoor evaluate --encoder torchvision/resnet34:weights.pt --data photos
+  ssl-backdoor evaluate --encoder timm/vit_tiny_patch16_224:w.safetensors --data photos \\
+    --trigger sticker.png --target cat --reference timm/vit_tiny_patch16_224:clean.safetensors""",
+    )
+    parser.add_argument("--encoder", required=True, metavar="SPEC", help="what is measured")
+    parser.add_argument("--reference", default=None, metavar="SPEC", help="one believed clean, measured beside it")
+    parser.add_argument("--data", required=True, metavar="PATH", help="labelled images: folder, archive, shards, table")
+    parser.add_argument("--test-data", default=None, metavar="PATH", help="labelled test images, if the data have none")
+    parser.add_argument("--trigger", default=None, metavar="FILE|KIND|JSON", help="what is put on test images")
+    parser.add_argument(
+        "--trigger-size",
+        type=_positive_number,
+        default=0.2,
+        metavar="N",
+        help="its side: up to 1 a share of the image's side, else px (default 0.2)",
+    )
+    parser.add_argument("--target", default=None, metavar="CLASS", help="what triggered images are to be taken for")
+    group = parser.add_argument_group("preprocessing, where the library, folder or module does not say it right")
+    group.add_argument("--image-size", type=_positive, default=None, metavar="PX", help="side of its images")
+    group.add_argument("--mean", type=_three, default=None, metavar="R,G,B", help="of pixels in [0, 1]")
+    group.add_argument("--std", type=_three, default=None, metavar="R,G,B", help="of pixels in [0, 1]")
+    group.add_argument("--interpolation", choices=("bilinear", "bicubic"), default=None, help="how images are resized")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of places, unseen triggers and probes")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="dataset.* or evaluation.*"
+    )
+    parser.add_argument("--plugin", action="append", default=[], metavar="FILE.py|MODULE", dest="plugins")
+    parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    return parser
+
+
+def _positive_number(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e5:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, found {text!r}")
+    return number
+
+
+def _three(text: str) -> tuple[float, float, float]:
+    try:
+        red, green, blue = (float(one) for one in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected three numbers as 0.5,0.5,0.5, found {text!r}") from None
+    return red, green, blue
 
 
 def _positive(text: str) -> int:

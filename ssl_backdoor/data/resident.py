@@ -6,7 +6,7 @@ Memory beyond the tensor itself is a few chunks of encoded images, whatever the 
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -21,6 +21,7 @@ from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.threads import num_decode_threads, parallel_map
 
+Interpolation = Literal["bilinear", "bicubic"]
 CHUNK_IMAGES = 64
 CHUNK_BYTES = 4 << 20
 """One task decodes so many images, or fewer when their bytes reach this."""
@@ -44,6 +45,7 @@ def load_resident(
     resize_px: int = 0,
     crop_px: int = 0,
     on_progress: OnProgress = silent,
+    interpolation: Interpolation = "bilinear",
 ) -> Resident:
     """Decode ``split`` into memory, in the order of ``rows_of``.
 
@@ -55,6 +57,7 @@ def load_resident(
         resize_px: then the shorter side is resized to this, as torchvision's ``Resize`` on PIL images; 0 leaves it.
         crop_px: then a centre crop of this side, as torchvision's ``CenterCrop``; 0 leaves the image whole.
         on_progress: called with the images done.
+        interpolation: filter of that resize.
 
     Raises:
         DataError: no image in the split, an image that does not decode, images of different sizes where none is set, a
@@ -63,7 +66,7 @@ def load_resident(
     rows = rows_of(dataset, split, overlay)
 
     def pixels(encoded: Encoded) -> UInt8Image:
-        return decode_framed(encoded, dataset.spec, resize_px, crop_px)
+        return decode_framed(encoded, dataset.spec, resize_px, crop_px, interpolation)
 
     encoded = encoded_rows(dataset, overlay, rows)
     first = next(encoded)
@@ -76,19 +79,22 @@ def load_resident(
     return Resident(torch.from_numpy(images), torch.from_numpy(labels), tuple(rows["key"].to_pylist()))
 
 
-def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8Image:
+def to_evaluated_frame(
+    image: UInt8Image, resize_px: int, crop_px: int, interpolation: Interpolation = "bilinear"
+) -> UInt8Image:
     """Resize, then crop the centre, as torchvision's ``Resize`` and ``CenterCrop`` on PIL images; 0 leaves either out.
 
     Args:
         image: uint8 (height, width, 3).
-        resize_px: the shorter side after Pillow's antialiased bilinear resampling.
+        resize_px: the shorter side after Pillow's antialiased resampling.
         crop_px: side of the centre crop.
+        interpolation: the filter of that.
 
     Raises:
         DataError: ``crop_px`` is larger than a side.
     """
     height, width = image.shape[:2]
-    short = min(height, width)
+    short, method = min(height, width), Image.Resampling[interpolation.upper()]
     if resize_px and short != resize_px:
         found = width, height
         height, width = int(height * resize_px / short), int(width * resize_px / short)
@@ -99,8 +105,8 @@ def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8
                     "or set evaluation.crop_px to at most evaluation.resize_px"
                 )
             box = centre_box(*found, crop_px * short / resize_px)
-            return np.asarray(Image.fromarray(image).resize((crop_px, crop_px), Image.Resampling.BILINEAR, box))
-        image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+            return np.asarray(Image.fromarray(image).resize((crop_px, crop_px), method, box))
+        image = np.asarray(Image.fromarray(image).resize((width, height), method))
     if not crop_px:
         return image
     if crop_px > min(height, width):
@@ -112,7 +118,13 @@ def to_evaluated_frame(image: UInt8Image, resize_px: int, crop_px: int) -> UInt8
     return image[top : top + crop_px, left : left + crop_px]
 
 
-def decode_framed(encoded: Encoded, spec: DatasetSpec, resize_px: int = 0, crop_px: int = 0) -> UInt8Image:
+def decode_framed(
+    encoded: Encoded,
+    spec: DatasetSpec,
+    resize_px: int = 0,
+    crop_px: int = 0,
+    interpolation: Interpolation = "bilinear",
+) -> UInt8Image:
     """Check, decode and frame one image: uint8 (height, width, 3).
 
     It is brought to ``frame_px``, or where that is 0 and no ``resize_px`` is asked for to ``resident_px``, by the
@@ -129,7 +141,7 @@ def decode_framed(encoded: Encoded, spec: DatasetSpec, resize_px: int = 0, crop_
         image = decode(encoded.data, spec.max_image_pixels, spec.frame_px or by_area)
         if resident_px and not by_area:
             image = to_evaluated_frame(image, resident_px, resident_px)
-        return to_evaluated_frame(image, resize_px, crop_px)
+        return to_evaluated_frame(image, resize_px, crop_px, interpolation)
     except DataError as error:
         raise DataError(f"image {encoded.key!r}: {error}") from error
 

@@ -50,8 +50,13 @@ def make_views(images: Tensor, spec: ViewsSpec, generator: torch.Generator) -> T
 @torch.no_grad()
 def evaluation_view(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 to float32, normalised by ImageNet's mean and standard deviation; nothing random."""
-    scale, bias = _normalisation(images.device)
-    return torch.addcmul(bias, images.float().div_(255), scale)
+    return normalise(images.float().div_(255))
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] to zero mean and unit variance over ImageNet."""
+    scale, bias = _normalisation(pixels.device)
+    return torch.addcmul(bias, pixels, scale)
 
 
 @torch.no_grad()

@@ -94,7 +94,9 @@ def split_features(
 def _read_ahead(dataset: Dataset, samples: pa.Table, split: str, spec: EvaluationSpec) -> Iterator[Resident]:
     """The images of ``samples`` in the evaluated frame, a chunk at a time; the next one is read meanwhile."""
     chunks = [replace(dataset, samples=samples.slice(start, _CHUNK)) for start in range(0, samples.num_rows, _CHUNK)]
-    read = partial(load_resident, split=split, resize_px=spec.resize_px, crop_px=spec.crop_px)
+    read = partial(
+        load_resident, split=split, resize_px=spec.resize_px, crop_px=spec.crop_px, interpolation=spec.interpolation
+    )
     with ThreadPoolExecutor(1) as reader:
         ahead = deque([reader.submit(read, chunks[0])])
         for chunk in chunks[1:]:

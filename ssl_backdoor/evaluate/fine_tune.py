@@ -74,7 +74,13 @@ def _readings(
     on_progress: OnProgress,
 ) -> Iterator[Reading]:
     for fraction, subset in subsets.items():
-        held = load_resident(replace(dataset, samples=subset), "train", resize_px=spec.resize_px, crop_px=spec.crop_px)
+        held = load_resident(
+            replace(dataset, samples=subset),
+            "train",
+            resize_px=spec.resize_px,
+            crop_px=spec.crop_px,
+            interpolation=spec.interpolation,
+        )
         tuned = copy.deepcopy(backbone)
         scores = fine_tune(tuned, held.images, held.labels, len(dataset.classes), seed, on_progress)
         yield Reading(

@@ -73,7 +73,9 @@ def _cosine(queries: Tensor, candidates: Tensor) -> Tensor:
 def _images(dataset: Dataset, split: str, rows: NDArray[np.int64], spec: EvaluationSpec) -> Resident:
     """The labelled images of ``split`` at ``rows`` in the evaluated frame."""
     chosen = replace(dataset, samples=labelled(dataset, split).take(pa.array(rows)))
-    return load_resident(chosen, split, resize_px=spec.resize_px, crop_px=spec.crop_px)
+    return load_resident(
+        chosen, split, resize_px=spec.resize_px, crop_px=spec.crop_px, interpolation=spec.interpolation
+    )
 
 
 def _thumbnails(images: Tensor) -> UInt8Image:

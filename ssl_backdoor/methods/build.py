@@ -7,17 +7,24 @@ from torch import nn
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
 from ssl_backdoor.methods.clip_towers import ImageTower, build_towers, load_open_clip, tower_config
+from ssl_backdoor.methods.external import External, build_external, num_external_bytes
 from ssl_backdoor.methods.vit import ViT, build_with_mae_init
 from ssl_backdoor.seeds import torch_generator
-from ssl_backdoor.specs import BackboneSpec, ResNetSpec, ViTSpec
+from ssl_backdoor.specs import BackboneSpec, ExternalSpec, ResNetSpec, ViTSpec
 
-Backbone: TypeAlias = ResNet | ImageTower | ViT
+Backbone: TypeAlias = ResNet | ImageTower | ViT | External
 
 
 @overload
 def build_backbone(spec: ResNetSpec, bn_groups: int, seed: int, role: str = "backbone") -> ResNet: ...
 @overload
 def build_backbone(spec: ViTSpec, bn_groups: int, seed: int, role: str = "backbone") -> ViT: ...
+@overload
+def build_backbone(spec: ExternalSpec, bn_groups: int, seed: int, role: str = "backbone") -> External: ...
+@overload
+def build_backbone(
+    spec: ResNetSpec | ViTSpec | ExternalSpec, bn_groups: int, seed: int, role: str = "backbone"
+) -> ResNet | ViT | External: ...
 @overload
 def build_backbone(spec: BackboneSpec, bn_groups: int, seed: int, role: str = "backbone") -> Backbone: ...
 def build_backbone(spec: BackboneSpec, bn_groups: int, seed: int, role: str = "backbone") -> Backbone:
@@ -26,6 +33,8 @@ def build_backbone(spec: BackboneSpec, bn_groups: int, seed: int, role: str = "b
         return build_with_torchvision_init(lambda: ResNet(spec, bn_groups), torch_generator(seed, role))
     if isinstance(spec, ViTSpec):
         return build_with_mae_init(lambda: ViT(spec, bn_groups), torch_generator(seed, role))
+    if isinstance(spec, ExternalSpec):
+        return build_external(spec, bn_groups, seed, role)
     return build_towers(spec, seed, role, bn_groups)[0]
 
 
@@ -33,9 +42,11 @@ def num_weight_bytes(spec: BackboneSpec, part: Literal["backbone", "text"] = "ba
     """Bytes of the weights and buffers of a network, or of the text tower beside it, without making them.
 
     Raises:
-        SpecError: it is a tower of CLIP and open_clip is missing.
+        SpecError: it is a tower of CLIP and open_clip is missing, or cannot be made.
     """
     network: nn.Module
+    if isinstance(spec, ExternalSpec):
+        return num_external_bytes(spec)
     with torch.device("meta"):
         if isinstance(spec, ResNetSpec):
             network = ResNet(spec, 1)

@@ -54,7 +54,7 @@ class ImageTower(nn.Module):
         self.feature_dim = int(config["embed_dim"])
         # open_clip's own networks hold a position embedding for one side; those of timm see to theirs.
         self.side_px = 0 if "timm_model_name" in config["vision_cfg"] else int(config["vision_cfg"]["image_size"])
-        self.network = _split_batch_norms(network, bn_groups)
+        self.network = split_batch_norms(network, bn_groups)
         mean, std, own_mean, own_std = map(torch.tensor, (IMAGENET_MEAN, IMAGENET_STD, CLIP_MEAN, CLIP_STD))
         self.register_buffer("pixel_scale", (std / own_std).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_shift", ((mean - own_mean) / own_std).view(3, 1, 1), persistent=False)
@@ -203,7 +203,7 @@ def _unfit(name: str, config: dict[str, Any]) -> str:
     return ""
 
 
-def _split_batch_norms(network: nn.Module, groups: int) -> nn.Module:
+def split_batch_norms(network: nn.Module, groups: int) -> nn.Module:
     """``network`` with BatchNorm over ``groups`` parts of the batch."""
     if groups == 1:
         return network

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
 from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
+from ssl_backdoor.methods.external import External
 from ssl_backdoor.methods.losses import similarity_divergence
 from ssl_backdoor.methods.parts import EMACopy, Queue
 from ssl_backdoor.methods.vit import ViT
@@ -40,8 +41,8 @@ class CompRess(SSLMethod):
     def __init__(
         self,
         spec: "CompressSpec",
-        teacher: ResNet | ViT,
-        student: ResNet | ViT,
+        teacher: ResNet | ViT | External,
+        student: ResNet | ViT | External,
         seed: int,
         replicas: Replicas | None = None,
     ):

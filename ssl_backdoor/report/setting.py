@@ -7,6 +7,7 @@ from ssl_backdoor.report.frame import EvaluatedModel
 from ssl_backdoor.specs import (
     BackboneSpec,
     DatasetSpec,
+    ExternalSpec,
     OpenCLIPSpec,
     PatchStickersSpec,
     ResNetSpec,
@@ -92,6 +93,8 @@ def _backbone(backbone: BackboneSpec) -> str:
             return f"ViT (patches of {patch_px} px, {depth} blocks of {dim})"
         case OpenCLIPSpec(config=config):
             return config
+        case ExternalSpec(library=library, name=name):
+            return f"{name} ({'a file of its own' if library == 'own' else library})"
         case _:
             assert_never(backbone)
 

@@ -66,6 +66,7 @@ from ssl_backdoor.specs.training import (
     BYOLSpec,
     CLIPSpec,
     CosineSpec,
+    ExternalSpec,
     FitSpec,
     JigsawSpec,
     MAESpec,
@@ -83,6 +84,7 @@ from ssl_backdoor.specs.training import (
     TrainSpec,
     ViewsSpec,
     ViTSpec,
+    backbone_of,
 )
 from ssl_backdoor.specs.trigger import Box, Stamped, Trigger, TriggerSpec
 
@@ -107,6 +109,7 @@ __all__ = [
     "Detector",
     "DetectorSpec",
     "EvaluationSpec",
+    "ExternalSpec",
     "FeatureProbe",
     "FigureSpec",
     "FilesSourceSpec",
@@ -170,6 +173,7 @@ __all__ = [
     "ViTSpec",
     "ViewsSpec",
     "attack_phrase",
+    "backbone_of",
     "built_in",
     "members",
     "num_poisoned",

@@ -1,7 +1,7 @@
 """How an encoder is evaluated."""
 
 from collections.abc import Iterator
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -19,6 +19,8 @@ class EvaluationSpec(Spec):
     """Shorter side before the centre crop; 0 leaves the image as it is held."""
     crop_px: int = Field(default=0, ge=0)
     """Side of the centre crop: the evaluated frame; 0 leaves the image as it is held."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Filter of that resize, antialiased."""
     probes: tuple[ProbeSpec, ...] = Field(
         default_factory=lambda: TypeAdapter(tuple[ProbeSpec, ...]).validate_python(STANDARD_PROBES)
     )

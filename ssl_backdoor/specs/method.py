@@ -17,7 +17,7 @@ class Method(Idea):
     network: ClassVar[str]
     """Where its ``SSLMethod`` stands, as module:class; imported when it is built, for it imports torch."""
     backbone_kind: ClassVar[str] = "resnet"
-    """Kind of the backbone that it trains."""
+    """Kind of the backbone that it trains; a method of resnets trains any external one as well."""
     has_text_tower: ClassVar[bool] = False
     """Whether it reads captions, and leaves a text tower."""
 
@@ -35,6 +35,10 @@ class Method(Idea):
     def views(self, views: "ViewsSpec") -> "tuple[ViewsSpec, ...]":
         """The views of one image that the loss is given, in its order; empty: all are ``views``."""
         return ()
+
+    def backbone_px(self, views: "ViewsSpec") -> int:
+        """Side of the images that the backbone is given, in px."""
+        return views.size_px
 
     def check(self, train: "TrainSpec") -> None:
         """Refuse a training that this method cannot do, with a ValueError that says what to set."""

@@ -1,8 +1,8 @@
 """Networks, optimisation, methods."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from ssl_backdoor.specs.base import Fraction, Spec
 from ssl_backdoor.specs.method import Method, MethodSpec
@@ -14,6 +14,7 @@ MAX_QUEUE = 2**21
 
 
 NotNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
 
 
 class ResNetSpec(Spec):
@@ -59,7 +60,57 @@ class ViTSpec(Spec):
         return self
 
 
-BackboneSpec = Annotated[OpenCLIPSpec | ResNetSpec | ViTSpec, Field(discriminator="kind")]
+Triple = tuple[float, float, float]
+PositiveTriple = tuple[Positive, Positive, Positive]
+
+
+class ExternalSpec(Spec):
+    """A network of another library, or of a user's file: images to one row of features each.
+
+    Images are brought to its side, mean and standard deviation within it, so that every stage can hand it the same.
+    Its classifier and its dropout are left out.
+    """
+
+    kind: Literal["external"] = "external"
+    library: Literal["timm", "torchvision", "open_clip", "huggingface", "own"]
+    """open_clip: the image tower alone. huggingface: of ``config``. own: a function of a file, which gives a module."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,199}$")
+    """As the library has it: resnet34, vit_tiny_patch16_224, ...; of a file of one's own module:function."""
+    size_px: int = Field(default=224, ge=0, le=2048)
+    """Side of the images that it is made for; images of another side are resized. 0: any."""
+    resize_px: int = Field(default=0, ge=0, le=4096)
+    """Shorter side before the centre crop of ``size_px`` in evaluation; 0: ``size_px``."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: Triple = (0.485, 0.456, 0.406)
+    """Of pixels in [0, 1], red, green and blue; ImageNet's, where nothing is said."""
+    std: PositiveTriple = (0.229, 0.224, 0.225)
+    config: str = Field(default="", max_length=2**20)
+    """Of huggingface: the text of config.json."""
+    sha256: str = ""
+    """Of a user's file: the digest of its text, which has to be loaded (--plugin) where the network is made."""
+
+
+BackboneSpec = Annotated[OpenCLIPSpec | ResNetSpec | ViTSpec | ExternalSpec, Field(discriminator="kind")]
+
+
+def backbone_of(text: str, size_px: int, *, with_text_tower: bool = False) -> BackboneSpec:
+    """A fresh backbone by name: resnet18, or LIBRARY/NAME of timm, torchvision or open_clip, for images of ``size_px``.
+
+    Raises:
+        ValueError: it is no such name.
+    """
+    library, separator, name = text.partition("/")
+    if not separator and text in (names := {f"resnet{depth}": depth for depth in (8, 10, 18, 50)}):
+        small = {"stem": "small"} if size_px <= 64 else {}
+        return ResNetSpec.model_validate({"depth": names[text], **small})
+    if library not in ("timm", "torchvision", "open_clip") or not name:
+        raise ValueError(
+            "a backbone by name is resnet8, resnet10, resnet18, resnet50, timm/NAME, torchvision/NAME or "
+            f"open_clip/NAME, or FILE.py:FUNCTION on the command line; found {text!r:.80}"
+        )
+    if library == "open_clip" and with_text_tower:
+        return OpenCLIPSpec(config=name)
+    return ExternalSpec.model_validate({"library": library, "name": name, "size_px": size_px})
 
 
 class ViewsSpec(Spec):
@@ -259,6 +310,10 @@ class JigsawSpec(Method):
     """Each tile's features pass one linear layer, shared by the nine, to so many."""
     hidden_dim: int = Field(default=4096, ge=1, le=MAX_DIM)
 
+    def backbone_px(self, views: ViewsSpec) -> int:
+        """A tile's."""
+        return self.tile_px
+
     def check(self, train: "TrainSpec") -> None:
         """The nine tiles lie in cells of a third of the view."""
         side = train.fit.views.size_px
@@ -313,13 +368,28 @@ class TrainSpec(Spec):
     backbone: BackboneSpec = ResNetSpec()
     fit: FitSpec = FitSpec()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_backbone(cls, data: Any) -> Any:
+        """A backbone may be given by its name, see ``backbone_of``."""
+        if not isinstance(data, dict) or not isinstance(text := data.get("backbone"), str):
+            return data
+        method = TypeAdapter[Method](MethodSpec).validate_python(data.get("method"))
+        side_px = method.backbone_px(FitSpec.model_validate(data.get("fit", {})).views)
+        return {**data, "backbone": backbone_of(text, side_px, with_text_tower=method.has_text_tower)}
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        wanted = self.method.backbone_kind
-        if self.backbone.kind != wanted:
+        wanted, side_px = self.method.backbone_kind, self.method.backbone_px(self.fit.views)
+        if self.backbone.kind != wanted and not (wanted == "resnet" and isinstance(self.backbone, ExternalSpec)):
             raise ValueError(
                 f"method {self.method.kind} trains a backbone of kind {wanted}, found {self.backbone.kind}; "
                 f"set train.backbone.kind to {wanted}"
+            )
+        if isinstance(self.backbone, ExternalSpec) and self.backbone.size_px not in (0, side_px):
+            raise ValueError(
+                f"backbone.size_px {self.backbone.size_px} must be the side of the images that method "
+                f"{self.method.kind} trains on, {side_px} px"
             )
         if isinstance(self.backbone, ViTSpec) and self.fit.views.size_px % self.backbone.patch_px:
             raise ValueError(

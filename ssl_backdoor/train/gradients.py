@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SSLMethod
+from ssl_backdoor.methods.external import External
 
 NUM_EAGER = 3
 """Steps before the one that is recorded: libraries choose their algorithms and take their working memory in them."""
@@ -24,7 +25,8 @@ class Gradients:
         self._method = method
         self._autocast = autocast
         on_gpu = next(method.parameters()).is_cuda
-        self._replays = on_gpu and method.supports_cuda_graph and replicas.count == 1
+        is_ours = not isinstance(method.backbone, External)  # of another's network nobody knows what the host does
+        self._replays = on_gpu and is_ours and method.supports_cuda_graph and replicas.count == 1
         self._num_calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
         self._views: tuple[Tensor, ...] = ()
