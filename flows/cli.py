@@ -238,6 +238,14 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from flows.commands.compare import compare, render
+
+    store, out = options.store or settings.default_store(), options.out or settings.HOME / "comparisons"
+    _print(compare(options.reports, options.by, store, out), render, options.json)
+    return 0
+
+
 def _recipes(_: argparse.Namespace) -> int:
     from flows.recipes import RECIPES, Sized
 
@@ -362,6 +370,7 @@ _COMMANDS: dict[str, Command] = {
     "run": _run,
     "estimate": _estimate,
     "inspect": _inspect,
+    "compare": _compare,
     "recipes": _recipes,
     "show": _show,
     "export": _export,
