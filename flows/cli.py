@@ -323,6 +323,14 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from flows.commands.compare import compare, render
+
+    store, out = options.store or settings.default_store(), options.out or settings.HOME / "comparisons"
+    _print(compare(options.reports, options.by, store, out), render, options.json)
+    return 0
+
+
 def _evaluate_encoder(options: argparse.Namespace) -> int:
     from flows.commands.encoder import evaluate_encoder
     from flows.terminal.console import reserve_stdout
@@ -481,6 +489,7 @@ _COMMANDS: dict[str, Command] = {
     "estimate": _estimate,
     "inspect": _inspect,
     "evaluate --encoder": _evaluate_encoder,
+    "compare": _compare,
     "recipes": _recipes,
     "describe": _describe,
     "list": _list,

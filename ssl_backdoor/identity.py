@@ -26,7 +26,7 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "defend": 1,
     "detect": 1,
     "evaluate": 3,
-    "report": 6,
+    "report": 7,
 }
 
 

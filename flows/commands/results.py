@@ -80,12 +80,12 @@ def describe(
         "report_ref": f"report/{page.key}",
     }
     answer = manifest.summary["answer"]
-    note = f"{made.note}\n\n" if made.note else ""
-    setting = "".join(f"{name}: {text}\n" for name, text in manifest.summary.get("setting", {}).items())
+    setting = "\n".join(f"{name}: {text}" for name, text in manifest.summary.get("setting", {}).items())
     if "tables" in manifest.summary:
         result["tables"] = manifest.summary["tables"]
     texts = manifest.summary["texts"]
-    return result | {"answer": answer, "text": "\n\n".join([f"{note}{setting}", answer, *texts]) + "\n"}
+    text = "\n\n".join(filter(None, [answer, made.note, *texts, setting])) + "\n"
+    return result | {"answer": answer, "details": manifest.summary.get("details", []), "text": text}
 
 
 def _check(report: ReportSpec, store: ArtifactStore, refs: Sequence[ArtifactRef]) -> dict[str, dict[str, Any]]:

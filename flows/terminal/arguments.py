@@ -82,6 +82,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     _add_inspect(
         commands.add_parser("inspect", help="what your data hold and how they are read, before anything is computed")
     )
+    _add_compare(commands.add_parser("compare", help="several reports on one page, with their table as CSV"))
     _add_looks(commands)
     export = commands.add_parser("export", help="write a dataset, poisoned or clean, as plain WebDataset shards")
     export.add_argument("ref", metavar="STAGE/KEY", help="an ingest or a poison artifact")
@@ -269,6 +270,20 @@ def _add_inspect(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help=_JSON)
     parser.set_defaults(command="inspect")
+
+
+def _add_compare(parser: argparse.ArgumentParser) -> None:
+    groups = ("report", "recipe", "dataset", "method", "attack", "defence", "variant")  # report.compare.GROUPS
+    parser.add_argument(
+        "reports", nargs="+", metavar="report/KEY", help="two or more; URI/report/KEY names one of another store"
+    )
+    parser.add_argument("--by", choices=groups, default="report", help="what lines stand below each other by")
+    parser.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")
+    parser.add_argument(
+        "--out", type=Path, default=None, metavar="DIR", help="folder of the page (default: comparisons/ of the home)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout and nothing else")
+    parser.set_defaults(command="compare")
 
 
 def _encoder_parser() -> "_Parser":

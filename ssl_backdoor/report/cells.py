@@ -223,7 +223,7 @@ def dense_table(heads: Sequence[str], lines: Iterable[Sequence[str]], text: Sequ
 
 
 class Picture(NamedTuple):
-    """A figure: PNG bytes, what it shows, and the numbers behind it."""
+    """A figure as PNG and as SVG, what it shows, and the numbers behind it."""
 
     name: str
     """Of its files, without suffix."""
@@ -232,6 +232,7 @@ class Picture(NamedTuple):
     caption: str
     data: str = ""
     """CSV."""
+    svg: bytes = b""
 
     @property
     def base64(self) -> str:
@@ -305,3 +306,25 @@ def csv_text(heads: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
     writer.writerow(heads)
     writer.writerows(lines)
     return out.getvalue()
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "−": "$-$", "–": "--",
+          "\u00a0": "~", **{one: f"\\{one}" for one in "&%$#_{}"}}  # fmt: skip
+
+
+def latex(table: Table, title: str) -> str:
+    """``table`` as a tabular environment; what has a meaning in LaTeX is escaped."""
+
+    def cell(*parts: str) -> str:
+        text = " ".join(" ".join(part.split()) for part in parts if part)
+        return "".join(_LATEX.get(one, one) for one in text if one.isprintable())
+
+    columns = table.columns
+    heads = " & ".join(cell(group, head.title, f"({head.detail})" if head.detail else "") for group, head in columns)
+    sides = "".join("l" if not place or "text" in head.tone else "r" for place, (_, head) in enumerate(columns))
+    lines = [f"% {cell(title)}", f"\\begin{{tabular}}{{{sides}}}", "\\hline", f"{heads} \\\\", "\\hline"]
+    for line in table.lines:
+        cells = line.cells or (Cell(""),) * (len(columns) - 1)
+        values = (cell(one.value, f"({one.interval})" if one.interval else "") for one in cells)
+        lines.append(f"{' & '.join([cell(line.label), *values])} \\\\")
+    return "\n".join([*lines, "\\hline", "\\end{tabular}", ""])

@@ -9,27 +9,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_backdoor.data.stored import open_lazy_dataset, open_overlay
+from ssl_backdoor.identity import artifact_key
 from ssl_backdoor.report.examples import read_examples
 from ssl_backdoor.report.frame import EvaluatedModel, covariates
-from ssl_backdoor.report.page import write_report
-from ssl_backdoor.report.setting import describe_setting
+from ssl_backdoor.report.page import Setup, write_report
+from ssl_backdoor.report.setting import data_label, describe_setting
 from ssl_backdoor.report.stealth import stealth
-from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
-from ssl_backdoor.store import ArtifactRef, ArtifactStore
+from ssl_backdoor.specs import Arm, DatasetSpec, ReportSpec, RunSpec
+from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 
+TRIGGER = "trigger.png"
 MAX_INSPECTED_POISONS = 50  # poisons of each attack, at most, that a report compares with their originals
 
 
 def report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactStore, out: Path) -> dict[str, Any]:
     """Gather what the inputs left in the store; roles are "RUN/poison", "RUN/ARM/model" and "RUN/ARM/scores"."""
-    models, poisons, ingested = [], {}, {}
+    models, poisons, ingested, encoders = [], {}, dict[DatasetSpec, Manifest](), []
+    triggers: dict[str, Path] = {}
     first: dict[str, ArtifactRef] = {}  # by kind of attack
     figures = {figure.attack for figure in spec.figures}
     for index, run in enumerate(spec.runs):
         poison = inputs[f"{index:03d}/poison"]
         crafted = store.manifest(poison)
         images = store.manifest(store.ref("ingest", crafted.inputs["dataset"]))
-        ingested[run.dataset] = images.summary
+        ingested[run.dataset] = images
+        if TRIGGER in crafted.files:
+            triggers.setdefault(run.attack.label, store.fetch(poison, [TRIGGER]) / TRIGGER)
         first.setdefault(run.attack.kind, poison)
         if run.attack.kind not in figures:  # a figure's own table says how many
             poisons[run.label] = crafted.summary
@@ -39,6 +44,7 @@ def report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactS
                     continue
                 model, scores = inputs[f"{place}/model"], inputs[f"{place}/scores"]
                 folder, made = store.fetch(scores), store.manifest(model)
+                encoders.append(made)
                 histogram = folder / "similarity.parquet"
                 models.append(
                     EvaluatedModel(
@@ -59,8 +65,13 @@ def report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactS
     looks = {kind: _poisons(poison, store, kind) for kind, poison in first.items()}
     examples = [example for shown, _ in looks.values() for example in shown]
     stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
-    setting = describe_setting(spec.runs, models, ingested)
-    written = write_report(spec, models, examples, poisons, out, seconds, stealth=stealth, setting=setting)
+    key = artifact_key("report", spec, {role: ref.key for role, ref in inputs.items()})
+    setup = Setup(
+        describe_setting(spec.runs, models, ingested, encoders, key),
+        {dataset: data_label(dataset, made.summary) for dataset, made in ingested.items()},
+        triggers,
+    )
+    written = write_report(spec, models, examples, poisons, out, seconds, stealth=stealth, setup=setup)
     return written | {"seconds": seconds}
 
 

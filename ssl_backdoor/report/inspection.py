@@ -135,7 +135,7 @@ def contact_sheet(sheet: Sequence[Shown]) -> Picture | None:
         f"{len(sheet)} of the images that are kept, of each class and split in turn, drawn at random: the centre of "
         "each, brought to one size. Captions in full are in the table below."
     )
-    return Picture("contact_sheet", drawing.png_bytes(figure), "Contact sheet", caption)
+    return drawing.picture("contact_sheet", figure, "Contact sheet", caption)
 
 
 # -------------------------------------------------------------------------------------------------- page

@@ -5,8 +5,9 @@ Everything that comes from data, specs or file names is escaped: by Jinja2 in HT
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from ssl_backdoor.errors import replace_control_chars
 from ssl_backdoor.identity import canonical
+from ssl_backdoor.report import leaderboard, verdicts
 from ssl_backdoor.report.cells import (
     MISSING,
     OF_THE_PAPER,
@@ -24,6 +26,7 @@ from ssl_backdoor.report.cells import (
     Table,
     arm_label,
     dense_table,
+    latex,
     plain_number,
 )
 from ssl_backdoor.report.comparisons import Comparison, compare
@@ -32,16 +35,22 @@ from ssl_backdoor.report.figures.bars import false_positives, same_label_shares,
 from ssl_backdoor.report.figures.curves import axis_curves, loss_curves
 from ssl_backdoor.report.figures.feature_map import embedding
 from ssl_backdoor.report.figures.heatmaps import confusion, delta_heatmap, prediction_heatmap
-from ssl_backdoor.report.figures.images import neighbours, poisons
+from ssl_backdoor.report.figures.images import neighbours, poisons, trigger_sheet
 from ssl_backdoor.report.figures.paired_dots import before_after, paired_dotplot
 from ssl_backdoor.report.frame import FRAME, EvaluatedModel, tidy
 from ssl_backdoor.report.sections import pairs, sweep, table
 from ssl_backdoor.report.sentences import pairs_clauses, punctuated, sweep_clauses, table_clauses
 from ssl_backdoor.report.stealth import Stealth
-from ssl_backdoor.specs import ReportSpec, TableSpec
+from ssl_backdoor.specs import DatasetSpec, ReportSpec, TableSpec
 
 _POISONS = ("num_poisons", "poison_fraction_of_target", "poison_fraction_of_dataset", "num_recoded")
 _JUDGED = ("detection_", "filter_")
+_LEADERBOARD = (
+    "To copy into published tables. ASR (non-target): over the test images that are not of the target class, as Saha "
+    "et al. count; ASR (all): over all of them, as CTRL, BadEncoder and CleanCLIP do. Before and after: clean accuracy "
+    "of the clean-trained and of this encoder. PSNR and SSIM (windows of 7 px) of poisoned training images in "
+    "the stored frame. Not measured: –."
+)
 _STEALTH = ("poisons read", "SSIM", "PSNR (dB)", "unchanged", "area of the trigger")
 
 
@@ -65,8 +74,33 @@ class Section(NamedTuple):
     """Whether its pictures' titles stand below them."""
     words: Mapping[str, str] | None = None
     numbered: Sequence[str] = ()
+    lines: Sequence[str] = ()
     code: str = ""
     parts: Sequence["Section"] = ()
+
+    @property
+    def pruned(self) -> "Section":
+        """Without parts that show nothing."""
+        tables = tuple(table for table in self.tables if table.lines)
+        parts = [one for one in (part.pruned for part in self.parts) if one.is_filled]
+        return self._replace(tables=tables, parts=parts)
+
+    @property
+    def is_filled(self) -> bool:
+        """Whether it shows anything but words about what it would show."""
+        shown = (self.tables, self.pictures, self.words, self.numbered, self.lines, self.code, self.parts)
+        return any(shown)
+
+
+class Setup(NamedTuple):
+    """What was run."""
+
+    words: Mapping[str, str]
+    """Part by part (``setting.describe_setting``)."""
+    data: Mapping[DatasetSpec, str] = MappingProxyType({})
+    """What a row of a table calls each dataset."""
+    triggers: Mapping[str, Path] = MappingProxyType({})
+    """The picture of each trigger, by a name for people."""
 
 
 class Verbatim(str):
@@ -93,7 +127,7 @@ def write_report(
     seconds: Mapping[str, float] | None = None,
     *,
     stealth: Mapping[str, Stealth] | None = None,
-    setting: Mapping[str, str] | None = None,
+    setup: Setup | None = None,
 ) -> dict[str, Any]:
     """Writes report.html, report.md, measurements.parquet, measurements.json and figures/ into ``out``.
 
@@ -109,31 +143,58 @@ def write_report(
         out: an existing folder.
         seconds: wall-clock by stage, shown as the cost.
         stealth: how visible the poisons of each kind of attack are.
-        setting: what was run, part by part (``setting.describe_setting``).
+        setup: what was run.
 
     Returns:
-        ``question``, ``answer``, ``setting``, ``headline`` (the key numbers by ``name/arm/condition/probe``) and
+        ``question``, ``answer`` (a line a verdict), ``details``, ``setting``, ``headline`` (the key numbers by
+        ``name/arm/condition/probe``) and
         ``texts`` (tables for a terminal); where there are tables, ``tables``: the comparisons of each as JSON data.
 
     Raises:
         SpecError: two results for one arm, variant, pair and seed, or points that mix settings (see ``swept``).
     """
     report = _Report.of(spec, models)
-    clauses = sweep_clauses(report.spec.figures, report.along)
-    if report.paired.models or not any(clauses):
-        tables = [(one.spec, one.comparisons) for one in report.tables]
-        missing = len(spec.missing)
-        first = table_clauses(tables, report.paired, missing) if tables else pairs_clauses(report.paired, spec.note)
-        clauses = [*first, *clauses]
-    parts = punctuated(clauses)
-    answer = " ".join(parts)
-    sections = _sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {})
-    if setting:
-        sections = [Section("Setup", "setup", nav="Setup", words=setting), *sections]
-    _write_pages({"spec": spec, "answer": parts, "sections": sections}, out)
-    _write_figures(report, _pictures_in(sections), out / "figures")
+    setup, lines, details = setup or Setup({}), _answer(report), punctuated(_details(report))
+    rows = leaderboard.rows_of((report.paired, report.along), setup.data, stealth or {})
+    sections = [
+        Section("Details", "details", nav="Details", lines=details),
+        _setup(report, setup),
+        Section(
+            "Leaderboard row", "leaderboard", nav="Leaderboard row", caption=_LEADERBOARD, csv="leaderboard",
+            tables=(leaderboard.table_of(rows),),
+        ),
+        *_sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {}),
+    ]  # fmt: skip
+    sections = [one for one in (section.pruned for section in sections) if one.is_filled]
+    _write_pages({"spec": spec, "answer": lines, "sections": sections}, out)
+    _write_figures(report, [picture for one in _every(sections) for picture in one.pictures], out / "figures")
+    tex = [
+        latex(table, section.title or table.caption)
+        for section in _every(sections)
+        for table in section.tables
+        if not table.is_long and not section.fold
+    ]
+    (out / "table.tex").write_text("\n".join(tex), encoding="utf-8")
+    (out / "figures" / "leaderboard.csv").write_text(leaderboard.csv_of(rows), encoding="utf-8")
     _write_numbers(report, out)
-    return {"question": spec.question, "answer": answer, "setting": dict(setting or {})} | _summary(report)
+    told = {"answer": "\n".join(lines), "details": details, "setting": dict(setup.words)}
+    return {"question": spec.question} | told | _summary(report)
+
+
+def _answer(report: "_Report") -> list[str]:
+    tables = [(one.spec, one.comparisons) for one in report.tables]
+    first = verdicts.of_tables(tables, report.paired) if tables else verdicts.of_pairs(report.paired)
+    along = verdicts.of_figures(report.spec.figures, report.along)
+    lines = verdicts.verdict_lines(verdicts.Findings(*(a + b for a, b in zip(first, along, strict=True))))
+    if num_missing := len(report.spec.missing):
+        lines.append("1 run failed and is not in it." if num_missing == 1 else f"{num_missing} runs failed, not in it.")
+    return lines
+
+
+def _details(report: "_Report") -> Iterator[str]:
+    tables = [(one.spec, one.comparisons) for one in report.tables]
+    yield from table_clauses(tables) if tables else pairs_clauses(report.paired)
+    yield from sweep_clauses(report.spec.figures, report.along)
 
 
 class _TableFound(NamedTuple):
@@ -227,7 +288,7 @@ def _sections(
         sections.append(Section(f"Figures{of}", "figures", nav="Figures", pictures=pictures))
     if has_pairs:
         sections += [*sweeps, _every_pair(report)]
-    return [*sections, *stage_tables, *_numbers(report), *_spec(report), _cost(report, seconds)]
+    return [*sections, *stage_tables, *_numbers(report), _cost(report, seconds)]
 
 
 def _table(one: _TableFound) -> list[Section]:
@@ -262,7 +323,7 @@ def _sweeps(report: _Report) -> list[Section]:
         else:
             drawn = axis_curves(figure, report.along)
         shown = sweep.figure_table(figure, report.along)
-        below = [Section(tables=(shown,))] if shown.lines else []
+        below = [Section(tables=(shown,))]
         pictures = (drawn,) if drawn else ()
         parts.append(Section(figure.title, f"sweep-{number}", 3, pictures=pictures, has_titles=False, parts=below))
     text = "Each point is several models, trained alike under different seeds. The control is the clean-trained model."
@@ -403,11 +464,26 @@ def _numbers(report: _Report) -> list[Section]:
     ]  # fmt: skip
 
 
-def _spec(report: _Report) -> list[Section]:
+def _setup(report: _Report, setup: Setup) -> Section:
+    """What was run: in words, the triggers, the whole spec, the papers."""
     lines = json.dumps(canonical(report.spec), indent=1, sort_keys=True, ensure_ascii=False).split("\n")
     text = "\n".join(map(replace_control_chars, lines))
-    fold = "Canonical JSON (fields equal to their default are left out)"
-    return [Section("Spec", "spec", nav="Spec", fold=fold, code=text)]
+    parts = [Section(fold="The whole spec as canonical JSON (fields equal to their default are left out)", code=text)]
+    if papers := "\n\n".join(_papers(report.spec)):
+        parts.append(Section(fold="BibTeX of the papers", code=papers))
+    picture = trigger_sheet(setup.triggers)
+    shown = (picture,) if picture else ()
+    return Section("Setup", "setup", nav="Setup", words=setup.words, pictures=shown, has_titles=False, parts=parts)
+
+
+def _papers(spec: ReportSpec) -> Iterator[str]:
+    """The entries of papers.bib whose name is that of an attack, method or defence, or its beginning."""
+    kinds = {kind for run in spec.runs for kind in
+             (run.attack.kind, run.train.method.kind, *(one.kind for one in run.defences))}  # fmt: skip
+    for entry in (Path(__file__).parent / "papers.bib").read_text(encoding="utf-8").strip().split("\n\n"):
+        name = entry.partition("{")[2].partition(",")[0]
+        if any(kind == name or kind.startswith(f"{name}_") for kind in kinds):
+            yield entry
 
 
 def _cost(report: _Report, seconds: Mapping[str, float]) -> Section:
@@ -453,8 +529,10 @@ def render_page(name: str, context: Mapping[str, Any]) -> str:
     return environment.get_template(f"{name}.j2").render(context, verbatim=Verbatim) + "\n"
 
 
-def _pictures_in(sections: Iterable[Section]) -> list[Picture]:
-    return [picture for one in sections for picture in (*one.pictures, *_pictures_in(one.parts))]
+def _every(sections: Iterable[Section]) -> Iterator[Section]:
+    for one in sections:
+        yield one
+        yield from _every(one.parts)
 
 
 def _write_figures(report: _Report, pictures: Sequence[Picture], folder: Path) -> None:
@@ -466,6 +544,7 @@ def _write_figures(report: _Report, pictures: Sequence[Picture], folder: Path) -
         texts |= {one.spec.name: one.cells.csv(), f"{one.spec.name}_comparisons": comparisons}
     for picture in pictures:
         (folder / f"{picture.name}.png").write_bytes(picture.png)
+        (folder / f"{picture.name}.svg").write_bytes(picture.svg)
     for name, text in texts.items():
         (folder / f"{name}.csv").write_text(text, encoding="utf-8")
 

@@ -18,7 +18,7 @@ from ssl_backdoor.specs.attack import (
     NoAttackSpec,
     TamperAttack,
     TargetsSpec,
-    attack_phrase,
+    attack_words,
     num_poisoned,
 )
 from ssl_backdoor.specs.base import PLAIN_TEXT, Fraction, Spec, Stage
@@ -172,7 +172,7 @@ __all__ = [
     "TxtCaptions",
     "ViTSpec",
     "ViewsSpec",
-    "attack_phrase",
+    "attack_words",
     "backbone_of",
     "built_in",
     "members",

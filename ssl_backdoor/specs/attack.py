@@ -6,6 +6,7 @@ constant of the others. Papers' own attacks lie in ``ssl_backdoor/poison/attacks
 """
 
 import abc
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -264,7 +265,9 @@ class NoAttackSpec(Attack):
 AttackSpec = Annotated[Attack, Among("attack")]
 
 
-def attack_phrase(kind: str) -> str:
-    """How a sentence about the effect of attacks of ``kind`` begins."""
-    attack = members("attack")[kind]
-    return attack.phrase if issubclass(attack, Attack) else ""
+def attack_words(kind: str) -> str:
+    """What attacks of ``kind`` are called: "targeted poisoning", "backdoor"."""
+    attack = members("attack").get(kind)
+    phrase = attack.phrase if attack is not None and issubclass(attack, Attack) else ""
+    name = phrase.strip(" ,").removeprefix("under ").removeprefix("the ")
+    return name or re.sub(r"^[a-z]+\d{4}_", "", kind).replace("_", " ")

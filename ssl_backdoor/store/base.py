@@ -15,7 +15,9 @@ import math
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
@@ -72,6 +74,8 @@ class Manifest(BaseModel):
     summary: dict[str, Any]
     """Small results of the stage, plain JSON; a number that is not finite is ``null``."""
     versions: dict[str, str]
+    created: str = ""
+    """When it was committed: UTC, to the second. Not of artifacts that older versions made."""
     seconds: float = Field(ge=0, lt=1e10)
     parts: str = ""
     """Folder of the files, relative to the artifact: empty on a file system, the winning attempt's on S3."""
@@ -347,7 +351,8 @@ def manifest_bytes(
         inputs=_plain(inputs),
         files=dict(files),
         summary=_plain(summary),
-        versions=versions(),
+        versions=dict(versions()),
+        created=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
         seconds=seconds,
         parts=parts,
     )
@@ -406,14 +411,21 @@ def missing_artifact(ref: ArtifactRef) -> StoreError:
     return StoreError(f"expected an artifact at {ref.uri}, found no manifest; run its stage first or check the store")
 
 
-def versions() -> dict[str, str]:
-    """Versions that a result may depend on. Imports nothing."""
+@functools.cache
+def versions() -> Mapping[str, str]:
+    """Versions that a result may depend on, and the commit where the package is a checkout. Imports nothing."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for name in ("ssl-backdoor", "numpy", "torch"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    root = Path(__file__).parents[2]
+    if (root / ".git").exists():
+        asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        with contextlib.suppress(OSError):  # no git
+            told = subprocess.run(asked, capture_output=True, text=True, check=False)
+            found |= {"commit": told.stdout.strip()} if told.returncode == 0 else {}
     return found
 
 

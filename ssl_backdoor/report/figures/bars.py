@@ -69,7 +69,7 @@ def false_positives(results: Results, variant: str) -> Picture | None:
     many = len({model.replicate[0] for model in suspects_of(results, variant)})
     over = f"mean over {many} pairs, whose targets differ" if many > 1 and len(targets) > 1 else "one target"
     caption = f"Test images wrongly given each class by the {probe_label(probe)} probe; {over}."
-    return Picture("false_positives", drawing.png_bytes(figure), "False positives of every class", caption)
+    return drawing.picture("false_positives", figure, "False positives of every class", caption)
 
 
 def similarity_histograms(figure: FigureSpec, models: Sequence[EvaluatedModel]) -> Picture | None:
@@ -102,7 +102,7 @@ def similarity_histograms(figure: FigureSpec, models: Sequence[EvaluatedModel]) 
             for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
         ],
     )
-    return Picture(figure.name, drawing.png_bytes(canvas), figure.title, caption, data)
+    return drawing.picture(figure.name, canvas, figure.title, caption, data)
 
 
 def same_label_shares(figure: FigureSpec, models: Sequence[EvaluatedModel]) -> Picture | None:
@@ -135,7 +135,7 @@ def same_label_shares(figure: FigureSpec, models: Sequence[EvaluatedModel]) -> P
         "classification, or without a text tower of the last probe on features."
     )
     data = csv_text(("series", "low", "high", "num_pairs", "num_same_label"), rows)
-    return Picture(figure.name, drawing.png_bytes(canvas), figure.title, caption, data)
+    return drawing.picture(figure.name, canvas, figure.title, caption, data)
 
 
 def _histogram(axes: Axes, histogram: Histogram, condition: str, colour: str) -> None:

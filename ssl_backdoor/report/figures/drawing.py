@@ -1,4 +1,4 @@
-"""Tools shared by the figures: colours, panels, labels, PNG bytes.
+"""Tools shared by the figures: colours, panels, labels, rendering.
 
 Colours are Okabe and Ito's, told apart by colour-blind readers; text from the data is drawn as text, never as
 mathematics. No pyplot, so no global state.
@@ -8,6 +8,7 @@ import io
 from collections.abc import Sequence
 from functools import lru_cache
 
+import matplotlib
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -15,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.ticker import StrMethodFormatter
 
-from ssl_backdoor.report.cells import Kind
+from ssl_backdoor.report.cells import Kind, Picture
 from ssl_backdoor.report.frame import Arm
 
 _COLOURS = {("clean", False): "#6b7680", ("poisoned", False): "#d55e00", ("poisoned", True): "#0072b2",
@@ -80,11 +81,13 @@ def literal(legend: Legend) -> Legend:
     return legend
 
 
-def png_bytes(figure: Figure) -> bytes:
-    """The figure rendered; the same figure gives the same bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-    return buffer.getvalue()
+def picture(name: str, figure: Figure, title: str, caption: str, data: str = "") -> Picture:
+    """The figure rendered, as pixels and as vectors; the same figure gives the same bytes."""
+    png, svg = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(svg, format="svg", dpi=DPI, facecolor="white", metadata={"Date": None, "Creator": None})
+    return Picture(name, png.getvalue(), title, caption, data, svg.getvalue())
 
 
 def short_number(value: float, kind: Kind) -> str:

@@ -26,7 +26,7 @@ class _Map(NamedTuple):
 
 
 def embedding(results: Results, variant: str) -> Picture | None:
-    """The map of the first pair, control beside suspect."""
+    """The map of the first pair: control, poisoned and defended encoders."""
     shown = [model for model in first_pair(results, variant).values() if model.map_file is not None]
     if not shown:
         return None
@@ -46,7 +46,7 @@ def embedding(results: Results, variant: str) -> Picture | None:
         "clean test images by class. Crosses: triggered ones. Only who lies near whom means something; axes and "
         "distances between clusters do not."
     )
-    return Picture("embedding", drawing.png_bytes(figure), "Map of the features", caption)
+    return drawing.picture("embedding", figure, "Map of the features", caption)
 
 
 def _mapped(model: EvaluatedModel) -> _Map:

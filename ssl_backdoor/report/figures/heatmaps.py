@@ -76,11 +76,11 @@ def prediction_heatmap(results: Results, variant: str) -> Picture | None:
         f"Share (%) of each pair's triggered test images that the {probe_label(probe)} probe gives each class; the "
         "target is outlined. A dark cell outside the outline is a cluster that landed on another class."
     )
-    return Picture("landing", drawing.png_bytes(figure), "Where triggered images land, pair by pair", caption)
+    return drawing.picture("landing", figure, "Where triggered images land, pair by pair", caption)
 
 
 def confusion(results: Results, variant: str) -> Picture | None:
-    """Confusion matrices of triggered test images, control beside suspect, of the first pair; rows sum to 100 %."""
+    """Confusion matrices of triggered test images of the first pair: control, poisoned, defended; rows sum to 100 %."""
     shown = first_pair(results, variant)
     suspect = shown.get(SUSPECT)
     if suspect is None or suspect.predictions.num_rows == 0:
@@ -104,7 +104,7 @@ def confusion(results: Results, variant: str) -> Picture | None:
         f"Triggered test images of the first pair ({suspect.replicate[0].label}), {probe_label(probe)} probe; "
         "each row is a true class and sums to 100 %."
     )
-    return Picture("confusion", drawing.png_bytes(figure), "Confusion under the trigger", caption)
+    return drawing.picture("confusion", figure, "Confusion under the trigger", caption)
 
 
 def delta_heatmap(table: TableSpec, comparisons: Sequence[Comparison]) -> Picture | None:
@@ -140,4 +140,4 @@ def delta_heatmap(table: TableSpec, comparisons: Sequence[Comparison]) -> Pictur
         for row in (line.difference,)
         for pair, mean in pair_means(row.values).items()
     ]
-    return Picture(f"{table.name}_heat", drawing.png_bytes(canvas), title, caption, csv_text(heads, lines))
+    return drawing.picture(f"{table.name}_heat", canvas, title, caption, csv_text(heads, lines))

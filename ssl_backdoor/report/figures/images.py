@@ -2,6 +2,8 @@
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ssl_backdoor.data.images import decode
 from ssl_backdoor.report.cells import Example, Picture, csv_text
 from ssl_backdoor.report.comparisons import arm_of
 from ssl_backdoor.report.estimates import Results
@@ -20,6 +23,8 @@ from ssl_backdoor.specs import TableRow
 MAX_EXAMPLES = 6
 MAX_QUERIES = 2  # triggered images of each encoder
 MAX_SHEETS = 12
+MAX_TRIGGERS = 10
+_MOST_PIXELS = 50_000_000
 _TITLE, _LINE, _COLUMN, _GAP = 0.5, 1.32, 1.12, 0.25  # in thumbnails; the gap is right of the triggered image
 _ARRAYS = ("query", "neighbours", "label", "query_label", "cosine")
 
@@ -53,7 +58,24 @@ def poisons(examples: Sequence[Example]) -> Picture | None:
         caption += " The box of the trigger is outlined."
     kind = shown[0].attack
     title = f"Example poisons ({kind.replace('_', ' ')})" if kind else "Example poisons"
-    return Picture(f"poisons_{kind}" if kind else "poisons", drawing.png_bytes(figure), title, caption)
+    return drawing.picture(f"poisons_{kind}" if kind else "poisons", figure, title, caption)
+
+
+def trigger_sheet(files: Mapping[str, Path]) -> Picture | None:
+    """Each trigger, by a name for people: its PNG or JPEG file."""
+    shown = {name: decode(file.read_bytes(), _MOST_PIXELS) for name, file in islice(files.items(), MAX_TRIGGERS)}
+    if not shown:
+        return None
+    columns = max(len(shown), 3)
+    figure = Figure(figsize=(1.15 * columns, 1.5), layout="constrained")
+    grid = figure.subplots(1, columns, squeeze=False)[0]
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, (name, image) in zip(grid, shown.items(), strict=False):
+        axes.imshow(image, interpolation="nearest")
+        axes.set_title(drawing.plain(name, 20), fontsize=8, color=drawing.INK, parse_math=False)
+    more = f" {len(files) - len(shown)} more are not shown." * (len(files) > len(shown))
+    return drawing.picture("triggers", figure, "Triggers", f"The triggers, enlarged.{more}")
 
 
 class _Sheet(NamedTuple):
@@ -110,7 +132,7 @@ def neighbours(rows: Sequence[TableRow], results: Results) -> Picture | None:
         "Left: a triggered test image, not of the target class. Right of it: the clean images whose features are "
         "nearest by cosine, each with its class. Framed: images of the attack's target. One encoder a line."
     )
-    return Picture("neighbours", drawing.png_bytes(canvas), "Nearest clean images", caption, _csv(shown))
+    return drawing.picture("neighbours", canvas, "Nearest clean images", caption, _csv(shown))
 
 
 def _draw_line(axes: Axes, sheet: _Sheet, line: int, top: float) -> None:

@@ -58,7 +58,7 @@ def before_after(results: Results, variant: str) -> Picture | None:
         f"Triggered test images, of the poisoned encoder before and after the defence. {how} Hollow: means under "
         "unseen triggers."
     )
-    return Picture("before_after", drawing.png_bytes(figure), "Before and after the defence", caption)
+    return drawing.picture("before_after", figure, "Before and after the defence", caption)
 
 
 def paired_dotplot(table: TableSpec, comparisons: Sequence[Comparison], results: Results) -> Picture | None:
@@ -89,7 +89,7 @@ def paired_dotplot(table: TableSpec, comparisons: Sequence[Comparison], results:
         f"{shown[0].difference.unit}s, where there are enough independent trainings; hollow: specific excess."
     )
     data = _csv(shown, results)
-    return Picture(f"{table.name}_dots", drawing.png_bytes(canvas), f"{title_of(table)}: pair by pair", caption, data)
+    return drawing.picture(f"{table.name}_dots", canvas, f"{title_of(table)}: pair by pair", caption, data)
 
 
 def _heights(position: int, count: int) -> npt.NDArray[np.float64]:

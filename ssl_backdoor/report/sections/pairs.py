@@ -106,10 +106,10 @@ def suspects_of(results: Results, variant: str) -> list[EvaluatedModel]:
 
 
 def first_pair(results: Results, variant: str) -> dict[Arm, EvaluatedModel]:
-    """Control and poisoned encoder of the first pair and seed that has a poisoned one."""
+    """Control, poisoned encoder and what defences made of it, of the first pair and seed that has a poisoned one."""
     key = next((model.replicate for model in suspects_of(results, variant)), None)
     held = {m.made: m for m in reversed(results.models) if (m.run.variant, m.replicate) == (variant, key)}
-    return {arm: held[arm] for arm in (CONTROL, SUSPECT) if arm in held}
+    return {arm: held[arm] for arm in (CONTROL, SUSPECT, *defended_arms(results)) if arm in held}
 
 
 def values_of(results: Results, variant: str, measure: Measure, arm: Arm) -> Mapping[Replicate, float]:

@@ -1,11 +1,14 @@
+"""The verdict lines and the details of runs that are paired with their controls."""
+
 import pytest
 from report_fakes import bare, one_pair, ten_pairs
 
 from ssl_backdoor.report.estimates import paired
-from ssl_backdoor.report.sentences import pairs_clauses, punctuated
+from ssl_backdoor.report.sentences import MOST_WORDS, pairs_clauses, punctuated
+from ssl_backdoor.report.verdicts import Finding, Findings, is_short, of_pairs, verdict_lines
 
 
-def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6), one_control=False):
+def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6), one_control=False, unseen=None):
     """One pair an entry of ``excess``, repeated to eight: FP (kNN), z-score, accuracy of control, suspect, student."""
     result = []
     for i, extra in enumerate(list(excess) * (8 // len(excess)) if len(excess) > 1 else excess):
@@ -17,8 +20,11 @@ def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6), one_con
                 ("target_false_positives", "triggered", "knn", count),
                 ("attack_success_rate", "triggered", "knn", count / 4000),
                 ("z_score_sd", "triggered", "features", score),
-                ("accuracy", "clean", "knn", right + i / 1000),
+                ("accuracy", "clean", "knn", right + (i + (i % 3 - 1) * (arm != "control")) / 1000),
             ]
+            if unseen is not None:
+                other = 300.0 + i + (extra + (-1) ** i if arm == "suspect" else 0.0) * unseen
+                rows.append(("target_false_positives", "unseen_trigger", "knn", other))
             result.append(bare(arm, rows, trigger_seed=i, seed=0 if one_control else i))
     return result
 
@@ -26,36 +32,84 @@ def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6), one_con
 CLEAR = (1000, 1100, 900, 1050), (1.0, 1.1, 0.9, 1.05)
 
 
-def said(scored, note=""):
-    return " ".join(punctuated(pairs_clauses(paired(scored), note)))
+def answered(scored):
+    lines = verdict_lines(of_pairs(paired(scored)))
+    assert all(is_short(line) for line in lines)
+    return lines
 
 
-def test_a_verdict_comes_first_then_rates_beside_counts():
-    lines = punctuated(pairs_clauses(paired(runs(*CLEAR))))
-    assert lines[0] == "Attack works: yes, over 8 pairs."
-    assert lines[1].startswith(
-        "Attack success with kNN: 32.9 % against 7.6 % in the control (1,316 against 304 of 4,000), +25.3 pt (+2"
-    )
-    assert lines[2].startswith("Z-score: 1.21 against 0.20 in the control, +1.01 (+0.95 to +1.08)")
-    assert all(line.endswith(".") and len(line.split()) <= 30 for line in lines)
+def said(scored):
+    sentences = punctuated(pairs_clauses(paired(scored)))
+    assert all(is_short(sentence, MOST_WORDS) for sentence in sentences)
+    return " ".join(sentences)
 
 
-def test_an_effect_in_one_measure_only():
-    text = said(runs((1000, -900, 1200, -1100), (1.0, 1.1, 0.9, 1.0)))
-    assert text.startswith("Attack works: in part: yes by z-score, not shown by kNN, over 8 pairs.")
-    assert "not significant." in text
-    assert "no share of it can be told with kNN, where the excess is not clear (p < 0.01)" in text
+def test_a_verdict_a_question_then_rates_and_counts():
+    attack, defence, accuracy, *each = answered(runs(*CLEAR))
+    assert attack == "Attack: works. ASR 32.9 % (1,316 of 4,000), control 7.6 %."
+    assert defence.startswith("Defence: removes part of it. 80 % of the excess (")
+    assert accuracy == "Clean accuracy: kept."
+    assert [line.partition(":")[0] for line in each] == ["poisoned", "poisoned + CompRess"]
+    details = said(runs(*CLEAR))
+    assert "Attack success by kNN, poisoned: 32.9 % against 7.6 % in the control, +25.3 pt (+2" in details
+    assert "Z-score, poisoned: 1.21 against 0.20 in the control, +1.01 (+0.95 to +1.08)" in details
 
 
-def test_a_null_result_is_said_as_such():
-    text = said(runs((10, -10, 12, -11), (0.1, -0.1, 0.12, -0.11)))
-    assert text.startswith("Attack works: no significant effect, over 8 pairs.")
-    assert "removes" not in text
+@pytest.mark.parametrize(
+    ("scored", "verdict"),
+    [
+        (runs((1000, -900, 1200, -1100), (1.0, 1.1, 0.9, 1.0)), "works in part"),
+        (runs((10, -10, 12, -11), (0.1, -0.1, 0.12, -0.11)), "no effect found"),
+        (runs((-100, -110, -90, -100), (-0.1, -0.11, -0.1, -0.1)), "no, it lowers it"),
+        (runs(*CLEAR, unseen=1.0), "works with any patch"),
+        (runs(*CLEAR, unseen=0.1), "works"),
+        (runs(*CLEAR, one_control=True), "cannot tell (8 pairs, 1 control)"),
+        ([one for one in runs(*CLEAR) if one.run.seed < 4], "cannot tell (4 pairs, 8 needed)"),
+        (one_pair(num_test=500), "cannot tell (1 run)"),
+        ([one for seed in range(3) for one in one_pair(num_test=200, seed=seed)], "works"),
+    ],
+)
+def test_the_verdict_on_the_attack(scored, verdict):
+    lines = answered(scored)
+    assert lines[0].startswith(f"Attack: {verdict}. ")
+    if "cannot tell" in verdict:
+        assert lines[1] == f"Defence: {verdict}."
+        assert lines[2] == f"Clean accuracy: {verdict}."
+        assert "removes" not in said(scored)
 
 
-def test_a_reverse_result_is_said_as_such():
-    text = said(runs((-100, -110, -90, -100), (-0.1, -0.11, -0.1, -0.1)))
-    assert text.startswith("Attack works: no: it lowers kNN and z-score, over 8 pairs.")
+@pytest.mark.parametrize(
+    ("student", "verdict"),
+    [
+        (0.02, "removes it. 98 % of the excess"),
+        (-0.3, "removes it. all of the excess (to below the control)"),
+        (0.25, "removes part of it. 75 % of the excess"),
+        (1.0, "removes nothing. 0 % of the excess"),
+        (1.5, "removes nothing. −50 % of the excess"),
+    ],
+)
+def test_the_verdict_on_the_defence(student, verdict):
+    assert answered(runs(*CLEAR, student=student))[1].lower().startswith(f"defence: {verdict}".lower())
+
+
+def test_a_share_is_told_only_where_the_excess_is_clear():
+    unclear = answered(runs((10, -10, 12, -11), (0.1, -0.1, 0.12, -0.11)))
+    assert unclear[1] == "Defence: cannot tell (no clear excess)."
+    assert "Defence" not in " ".join(answered([one for one in runs(*CLEAR) if one.arm != "student"]))
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "words"),
+    [
+        ((0.60, 0.59, 0.575), "Clean accuracy: kept."),
+        (
+            (0.60, 0.55, 0.60),
+            "Clean accuracy: lost 5.0 points (4.9 to 5.1) for poisoned; kept for poisoned + CompRess.",
+        ),
+    ],
+)
+def test_the_cost_in_clean_accuracy(accuracy, words):
+    assert words in answered(runs(*CLEAR, accuracy=accuracy))
 
 
 def test_measures_that_are_told_together_are_corrected_together():
@@ -65,88 +119,44 @@ def test_measures_that_are_told_together_are_corrected_together():
         *next((r.measure, r.point.arm, "", "excess") for r in alone.rows if r.name.endswith("positives_excess"))
     )
     assert 0.025 < row.p < 0.05
-    assert said(runs(values, (0.1, -0.1))).startswith("Attack works: no significant effect")
+    assert answered(runs(values, (0.1, -0.1)))[0].startswith("Attack: no effect found.")
 
 
-def test_the_share_removed_and_what_is_left():
+def test_what_is_removed_and_what_is_left_is_told_by_each_measure():
     text = said(runs(*CLEAR, student=0.25))
-    assert "Defence CompRess: removes 75 % (kNN, 75 to 75) and 75 % (z-score, 75 to 75) of the excess" in text
-    assert "What it leaves is still significantly above the control's with kNN and z-score" in text
+    assert "CompRess removes 75 % of the excess (75 to 75), by kNN." in text
+    assert "What CompRess leaves is still significantly above the control's by kNN and z-score." in text
     assert "still significantly" not in said(runs(*CLEAR, student=0.0))
-
-
-def test_no_share_is_above_all_of_the_excess():
-    assert "removes all (kNN, to below the control) and all (z-score, to below the control) of the excess" in said(
-        runs(*CLEAR, student=-0.3)
-    )
-
-
-def test_a_defence_that_makes_it_worse():
-    assert "adds 50 % (kNN, −50 to −50) and 50 % (z-score, −50 to −50) to the excess" in said(runs(*CLEAR, student=1.5))
-
-
-def test_no_defence_no_word_of_it():
-    assert "efence" not in said([one for one in runs(*CLEAR) if one.arm != "student"])
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "words"),
-    [
-        ((0.60, 0.59, 0.575), "Clean accuracy: kept within 3 points of the control's (poisoned −1.0 pt"),
-        ((0.60, 0.55, 0.60), "Clean accuracy: falls by more than 3 points (poisoned −5.0 pt"),
-    ],
-)
-def test_the_cost_in_clean_accuracy(accuracy, words):
-    found = runs(*CLEAR, accuracy=accuracy)
-    jitter = [row for one in found for row in one.measurements.to_pylist() if row["name"] == "accuracy"]
-    assert len({row["value"] for row in jitter}) > 3
-    assert "Clean accuracy: cannot tell" in said(found)  # the same difference in every pair: no spread
-    moved = [_moved(one) for one in found]
-    assert words in said(moved)
-
-
-def _moved(one):
-    """Accuracy of other arms than the control varies by a tenth of a point."""
-    rows = one.measurements.to_pylist()
-    for row in rows:
-        if row["name"] == "accuracy" and one.arm != "control":
-            row["value"] += (one.run.seed % 3 - 1) / 1000
-    return bare(one.arm, [(r["name"], r["condition"], r["probe"], r["value"]) for r in rows],
-                trigger_seed=one.run.attack.trigger.seed, seed=one.run.seed)  # fmt: skip
+    assert "CompRess adds 50 % of the excess" in said(runs(*CLEAR, student=1.5))
 
 
 def test_a_large_spread_and_a_small_one_mean_something_else():
     wide = said(runs((-200, 3000, 2500, 100)))
-    assert "Results vary widely across pairs (−200 to +3,000 with kNN), so one pair is a poor predictor" in wide
-    assert "Results agree closely across pairs (+900 to +1,100 with kNN)" in said(runs(*CLEAR))
-
-
-def test_one_model_of_each_is_no_evidence_and_pairs_of_one_control_neither():
-    text = said(one_pair(num_test=500), note="Evidence: the ten-pair recipe.")
-    assert text.startswith("Attack works: cannot tell (n = 1). Attack success with kNN: ")
-    assert "Defence CompRess: cannot tell (n = 1)" in text
-    assert "removes" not in text
-    assert "For evidence see the note." in text
-    shared = said(runs(*CLEAR, one_control=True))
-    assert shared.startswith("Attack works: cannot tell (8 pairs, 1 clean-trained encoder).")
-    assert "removes" not in shared
-
-
-def test_seeds_of_one_pair_are_trainings_of_their_own():
-    scored = [one for seed in range(3) for one in one_pair(num_test=200, seed=seed)]
-    assert said(scored).startswith("Attack works: yes, over 3 seeds.")
-
-
-def test_few_pairs_cannot_be_told_whatever_their_clean_trained_encoders():
-    scored = [one for one in runs(*CLEAR) if one.run.seed < 4]
-    assert said(scored).startswith("Attack works: cannot tell (4 pairs, it takes 8).")
+    assert "Results vary widely across pairs (−200 to +3,000, kNN): one pair is a poor predictor" in wide
+    assert "Results agree closely across pairs (+900 to +1,100, kNN)" in said(runs(*CLEAR))
 
 
 def test_runs_without_a_suspect_have_no_answer():
-    assert said([one for one in runs((1,)) if one.arm == "control"]).startswith("There is no answer")
-    assert said([]).startswith("There is no answer")
+    for scored in ([one for one in runs((1,)) if one.arm == "control"], []):
+        assert answered(scored) == ["There is no answer: no poisoned encoder with a clean-trained one beside it."]
+        assert said(scored) == ""
 
 
-def test_side_variants_do_not_enter_the_answer():
+def test_side_variants_enter_the_answer_where_there_is_no_main_one():
     scored = ten_pairs(num_test=200)
-    assert said(scored) == said([one for one in scored if not one.run.variant])
+    main = [one for one in scored if not one.run.variant]
+    assert answered(scored) == answered(main)
+    assert said(scored) == said(main)
+    lines = answered([one for seed in range(3) for one in one_pair(num_test=200, seed=seed, variant="CompRess")])
+    assert lines[0].startswith("Attack: works. ASR ")
+
+
+def test_many_findings_are_counted_and_the_largest_is_told():
+    many = [Finding(f"method number {i}", "works" if i < 7 else "no effect found", f"ASR {i} %", i) for i in range(9)]
+    assert verdict_lines(Findings(many, [], [])) == [
+        "Attack: works for 7 of 9; no effect found for 2 of 9.",
+        "method number 8: ASR 8 %.",
+    ]
+    differ = [Finding(f"line {i}", f"lost {i}.5 points ({i}.0 to {i}.9)") for i in range(9)]
+    (line,) = verdict_lines(Findings([], [], differ))
+    assert is_short(line)

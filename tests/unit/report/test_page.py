@@ -51,19 +51,14 @@ def written(tmp_path_factory):
 
 def test_all_files_are_there(written):
     out, _, _ = written
-    assert {"report.html", "report.md", "measurements.parquet", "measurements.json", "figures"} <= {
+    assert {"report.html", "report.md", "table.tex", "measurements.parquet", "measurements.json", "figures"} <= {
         file.name for file in out.iterdir()
     }
-    assert {file.stem for file in (out / "figures").iterdir()} == {
-        "poisons",
-        "before_after",
-        "false_positives",
-        "landing",
-        "embedding",
-        "confusion",
-        "loss_curves",
-    }
-    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (out / "figures").iterdir())
+    names = {"poisons", "before_after", "false_positives", "landing", "embedding", "confusion", "loss_curves"}
+    for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml"), (".csv", b"encoder,")):
+        files = [file for file in (out / "figures").iterdir() if file.suffix == suffix]
+        assert {file.stem for file in files} == (names if suffix != ".csv" else {"leaderboard"})
+        assert all(file.read_bytes().startswith(start) for file in files)
 
 
 def test_the_page_is_self_contained(written):
@@ -85,15 +80,18 @@ def test_the_page_is_self_contained(written):
 def test_the_content_stands_in_order(written):
     out, _, summary = written
     marks = [
-        "Read this first",
+        "Attack: cannot tell (10 pairs, 1 control)",
         "If every unlabelled image",
-        "Attack works",
+        "Read this first",
+        "Results vary widely across pairs",
+        '"recipe"',
+        "@inproceedings{saha2022",
+        "Leaderboard row",
         "Excess over the control",
         "Example poisons",
         "trigger / target",
         "measurements.parquet",
         "Every claim is a difference",
-        '"recipe"',
         "stage train",
     ]
     for text in (Page((out / "report.html").read_text()).text, (out / "report.md").read_text()):
@@ -101,7 +99,8 @@ def test_the_content_stands_in_order(written):
         assert places == sorted(places)
         assert "n = 10" in text
         assert "fraction_0.5" in text.replace("\\_", "_")
-    assert summary["answer"] in (out / "report.md").read_text().replace("\\", "")
+    text = (out / "report.md").read_text().replace("\\", "")
+    assert all(f"- {line}" in text for line in (*summary["answer"].splitlines(), *summary["details"]))
 
 
 def test_the_twin_shows_every_figure_by_a_relative_path(written):
@@ -176,13 +175,10 @@ def test_one_pair_has_no_landing_figure_and_the_same_bytes_twice(tmp_path):
         write_report(report_spec(scored), scored, examples(["x"]), {}, out)
         pages.append((out / "report.html").read_bytes())
     assert pages[0] == pages[1]
-    assert {file.stem for file in (out / "figures").iterdir()} == {
-        "poisons",
-        "before_after",
-        "false_positives",
-        "confusion",
-        "loss_curves",
-    }
+    names = {"poisons", "before_after", "false_positives", "confusion", "loss_curves"}
+    assert {file.stem for file in (out / "figures").iterdir()} == {*names, "leaderboard"}
+    for file in (out / "figures").iterdir():
+        assert file.read_bytes() == (tmp_path / "a" / "figures" / file.name).read_bytes()
 
 
 def test_the_report_never_imports_torch():

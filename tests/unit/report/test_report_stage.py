@@ -67,15 +67,17 @@ def test_the_page_gets_neighbours_and_how_visible_the_attack_is(
     heard: dict[str, Any] = {}
 
     def write_report(
-        spec: ReportSpec, scored: Any, examples: Any, *rest: Any, stealth: Any, setting: Any
+        spec: ReportSpec, scored: Any, examples: Any, *rest: Any, stealth: Any, setup: Any
     ) -> dict[str, Any]:
-        heard.update(scored=scored, examples=examples, stealth=stealth, setting=setting)
+        heard.update(scored=scored, examples=examples, stealth=stealth, setup=setup)
         return {}
 
     monkeypatch.setattr(gather, "write_report", write_report)
     run_stage(StageCall(ReportSpec(recipe="tiny", question="?", runs=(RUN,)), refs), store)
     assert [one.arm for one in heard["scored"]] == ["control", "suspect"]
-    assert {"data", "encoders", "attack saha2022 targeted", "repeats"} <= set(heard["setting"])
+    assert {"data", "encoders", "attack saha2022 targeted", "repeats"} <= set(heard["setup"].words)
+    assert heard["setup"].data == {RUN.dataset: "3 classes, 180 images, 24 px"}
+    assert [file.name for file in heard["setup"].triggers.values()] == ["trigger.png"]
     for one in heard["scored"]:
         with np.load(one.neighbours) as sheet:
             assert sheet["neighbours"].shape == (6, 6, 24, 24, 3)
@@ -98,7 +100,7 @@ def test_an_evaluation_without_a_sheet_is_read_all_the_same(
     refs["000/clean/scores"] = committed(store, "evaluate", "d", folder)
     found: list[bool] = []
 
-    def write_report(spec: ReportSpec, scored: Any, *rest: Any, stealth: Any, setting: Any) -> dict[str, Any]:
+    def write_report(spec: ReportSpec, scored: Any, *rest: Any, stealth: Any, setup: Any) -> dict[str, Any]:
         found.extend(one.neighbours is None for one in scored)
         return {}
 

@@ -17,9 +17,16 @@ from ssl_backdoor.specs import (
     ViTSpec,
     built_in,
 )
+from ssl_backdoor.store import Manifest
 from ssl_backdoor.words import METHOD_LABELS, method_label
 
 SUMMARY = {"classes": ["crow", "owl", "tit"], "num_train": 600, "num_test": 180, "num_stickers": 170}
+VERSIONS = {"python": "3.11.7", "machine": "x86_64", "ssl-backdoor": "0.1.0", "torch": "2.15.0", "commit": "abc-dirty"}
+
+
+def manifest(stage, **changes):
+    fields = {"key": "0" * 64, "spec": {}, "inputs": {}, "files": {}, "summary": {}, "versions": {}, "seconds": 1.0}
+    return Manifest(stage=stage, **(fields | changes))
 
 
 def test_own_data_are_told_as_they_are():
@@ -27,12 +34,13 @@ def test_own_data_are_told_as_they_are():
     run = run.model_copy(
         update={"dataset": DatasetSpec(frame_px=32, stickers=PatchStickersSpec(style=GridTriggerSpec(size_px=6)))}
     )
-    words = describe_setting([run], [], {run.dataset: SUMMARY})
+    images = manifest("ingest", summary=SUMMARY, inputs={"source": "f00d" * 16})
+    words = describe_setting([run], [], {run.dataset: images})
     assert words["data"] == (
-        "the images given, 3 classes (crow, owl, tit), 600 training and 180 test images, stored at 32 px, 170 of the "
-        "training images, of all classes, bear a patch with a pattern of its own (stickers)"
+        "the images given, 3 classes (crow, owl, tit), 600 training and 180 test images, stored at 32 px, digest "
+        "f00df00df00d, 170 of the training images, of all classes, bear a patch with a pattern of its own (stickers)"
     )
-    assert words["encoders"] == "BYOL on ResNet-18, 200 epochs, batches of 256, views of 224 px"
+    assert words["encoders"] == ("BYOL on ResNet-18, 200 epochs, SGD at rate 0.06, batches of 256, views of 224 px")
     assert words["defences"] == "CompRess on 25 % of the training images as trusted data"
 
 
@@ -45,10 +53,10 @@ def test_what_differs_between_runs_is_listed_and_facts_come_from_the_encoders():
     ]
     words = describe_setting(runs, models, {})
     assert words["attack carlini2022 backdoor"] == (
-        "a patch of 25 % of the side, 6.2 % of the area, 5 and 50 added pairs, 0.1 and 1 % of the training images in "
-        "number"
+        "trigger 101 and 102, a patch of 25 % of the side, 6.2 % of the area, target class 0 and class 1, 5 and 50 "
+        "added pairs, 0.1 and 1 % of the training images in number"
     )
-    assert words["repeats"] == "2 trigger/target pairs, 2 seeds"
+    assert words["repeats"] == "2 trigger/target pairs, 2 seeds (0 and 1)"
     assert "defences" not in words
 
 
@@ -63,6 +71,23 @@ def test_every_kind_of_data_and_encoder_has_words():
     for part in ("BYOL on ResNet-8 (16 channels)", "CLIP on RN50", "MAE on ViT (patches of 16 px, 12 blocks of 768)"):
         assert part in words["encoders"]
     assert isinstance(clip.backbone, OpenCLIPSpec)
+
+
+def test_what_made_the_encoders_is_what_their_artifacts_say():
+    encoders = [
+        manifest("train", versions=VERSIONS, created="2026-11-30 18:00:00"),
+        manifest("train", versions=VERSIONS | {"torch": "2.14.0"}, created="2026-11-30 17:00:00"),
+        manifest("train", versions={"python": "3.11.7"}),  # of an older version: no date
+    ]
+    words = describe_setting([run_spec()], [], {}, encoders, "ab" * 32)
+    assert words["made with"] == (
+        "ssl-backdoor 0.1.0, commit abc-dirty, Python 3.11.7, torch 2.15.0 and 2.14.0, on x86_64"
+    )
+    assert words["encoders made"] == "2026-11-30 17:00:00 to 2026-11-30 18:00:00 UTC"
+    assert words["the same again"] == "ssl-backdoor run report/abababababab --data PATH"
+    assert "kNN, linear 1 %, linear 10 %, linear 100 %" in words["probes"]
+    assert words["probes"].endswith("10 unseen triggers for each pair and seed")
+    assert "encoders made" not in describe_setting([run_spec()], [], {})
 
 
 def test_every_method_has_a_name_for_people():

@@ -4,7 +4,7 @@ from report_fakes import bare
 from ssl_backdoor.report.estimates import paired
 from ssl_backdoor.report.frame import SUSPECT, Measure
 from ssl_backdoor.report.layout import Point
-from ssl_backdoor.report.specificity import describe_specificity
+from ssl_backdoor.report.specificity import judge_specificity
 
 RATE = Measure("attack_success_rate", "triggered", "knn")
 
@@ -21,8 +21,8 @@ def described(own, unseen, control=(0.1, 0.1)):
             ]
             models.append(bare(arm, [(*row, None, None) for row in rows], seed=seed))
     results = paired(models, "seed")
-    (text,) = describe_specificity(results, [(RATE, Point("", SUSPECT))])
-    return results, text
+    (found,) = judge_specificity(results, [(RATE, Point("", SUSPECT))])
+    return results, found.text
 
 
 SPREAD = (0.0, 0.01, -0.01, 0.005)
@@ -44,7 +44,7 @@ def test_the_specific_excess_is_a_difference_of_paired_differences():
     ("own", "unseen", "end"),
     [
         (around(0.8), SPREAD[::-1], ": the trigger's own"),
-        (around(0.8), around(0.3)[::-1], ": the trigger's own, though other patches of its style do some"),
+        (around(0.8), around(0.3)[::-1], ": the trigger's own, though other patches do some"),
         (around(0.9), around(0.9)[::-1], ": a backdoor that any patch of the trigger's style opens"),
         (around(0.1), around(0.1)[::-1], ": not shown to be the trigger's own"),
         ((0.9,), (0.85,), ": most of it comes with any patch of the trigger's style"),
@@ -54,7 +54,7 @@ def test_the_specific_excess_is_a_difference_of_paired_differences():
 def test_a_backdoor_that_any_patch_opens_is_called_so(own, unseen, end):
     own, unseen = (tuple(max(0.0, value) for value in values) for values in (own, unseen))
     _, text = described(own, unseen)
-    assert text.startswith("the specific excess, own trigger less unseen ones, is ")
+    assert text.startswith("specific excess ")
     assert text.endswith(end)
 
 
@@ -62,4 +62,4 @@ def test_nothing_is_said_where_it_was_not_measured():
     models = [
         bare(arm, [("attack_success_rate", "triggered", "knn", 0.5, 9, None, None)]) for arm in ("control", "suspect")
     ]
-    assert list(describe_specificity(paired(models), [(RATE, Point("", SUSPECT))])) == [""]
+    assert [one.text for one in judge_specificity(paired(models), [(RATE, Point("", SUSPECT))])] == [""]

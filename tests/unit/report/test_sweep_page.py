@@ -22,14 +22,16 @@ from sweep_fakes import (
 )
 from test_page import HOSTILE, Page
 
+from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
 from ssl_backdoor.report.estimates import SECONDS, swept
 from ssl_backdoor.report.figures.bars import same_label_shares, similarity_histograms
 from ssl_backdoor.report.frame import CONTROL, FRAME, SUSPECT
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.report.page import write_report
 from ssl_backdoor.report.sections.sweep import columns_of, figure_table, figure_text
-from ssl_backdoor.report.sentences import punctuated, sweep_clauses
+from ssl_backdoor.report.sentences import MOST_WORDS, punctuated, sweep_clauses
 from ssl_backdoor.report.swept import pooled_histograms
+from ssl_backdoor.report.verdicts import is_short, of_figures, verdict_lines
 from ssl_backdoor.specs import FigureSpec, ReportSpec
 
 pytestmark = pytest.mark.slow  # drawing the figures of a page takes seconds
@@ -41,7 +43,15 @@ def spec_of(scored, figures, **changes):
 
 
 def sweep_answer(figures, scored, over=None):
-    return " ".join(punctuated(sweep_clauses(figures, swept(over or figures, scored))))
+    sentences = punctuated(sweep_clauses(figures, swept(over or figures, scored)))
+    assert all(is_short(sentence, MOST_WORDS) for sentence in sentences)
+    return " ".join(sentences)
+
+
+def sweep_verdicts(figures, scored):
+    lines = verdict_lines(of_figures(figures, swept(figures, scored)))
+    assert all(is_short(line) for line in lines)
+    return lines
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +65,7 @@ def written(tmp_path_factory):
 def test_each_figure_comes_with_its_data(written):
     out, _ = written
     assert {file.name for file in (out / "figures").iterdir()} == {
-        "rate.png", "rate.csv", "similar.png", "similar.csv"
+        "rate.png", "rate.svg", "rate.csv", "similar.png", "similar.svg", "similar.csv", "leaderboard.csv",
     }  # fmt: skip
     lines = list(csv.DictReader((out / "figures/rate.csv").read_text().splitlines()))
     assert {(line["arm"], line["series"], line["num_poisons"]) for line in lines} == {
@@ -67,7 +77,7 @@ def test_each_figure_comes_with_its_data(written):
 
 def test_a_page_of_figures_alone_has_no_empty_sections(written):
     out, summary = written
-    assert summary["answer"].startswith("Attack works")
+    assert summary["answer"].startswith("Attack: works from 50 poisons on")
     page = Page((out / "report.html").read_text())
     anchors = {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"}
     assert anchors <= {attrs["id"] for _, attrs in page.tags if "id" in attrs}
@@ -78,7 +88,7 @@ def test_a_page_of_figures_alone_has_no_empty_sections(written):
     for absent in ("Every pair", "Excess over the control", "What was poisoned", "## Figures"):
         assert absent not in page.text
         assert absent not in text
-    assert summary["answer"] in text.replace("\\", "")
+    assert all(f"- {line}" in text.replace("\\", "") for line in summary["answer"].splitlines())
     assert all((out / path).is_file() for path in re.findall(r"\]\((figures/[^)]*)\)", text))
     assert pq.read_table(out / "measurements.parquet").schema.equals(FRAME)
 
@@ -105,13 +115,15 @@ def test_both_papers_share_one_page(tmp_path):
     ]  # fmt: skip
     summary = write_report(spec, [*pair, *along], shown, {}, tmp_path)
     page = Page((tmp_path / "report.html").read_text())
-    places = [page.text.index(mark) for mark in ("Attack works", "Excess over", "Success by poisons")]
+    places = [page.text.index(mark) for mark in ("Attack:", "Excess over", "Each point is several models")]
     assert places == sorted(places)
-    assert page.text.index("Success by poisons") < page.text.index("trigger / target")
+    assert page.text.index("Each point is several models") < page.text.index("trigger / target")
     names = {file.stem for file in (tmp_path / "figures").iterdir()}
     assert {"poisons_saha2022_targeted", "poisons_carlini2022_targeted", "success", "confusion"} <= names
-    assert summary["answer"].startswith("Attack works: cannot tell (n = 1).")
-    assert "Targeted success (zero-shot) is 8.3 %" in summary["answer"]
+    assert summary["answer"].startswith(
+        "Attack: cannot tell (1 run) for BYOL targeted; no effect found for CLIP targeted poisoning."
+    )
+    assert "Targeted success (zero-shot) is 8.3 % (0.4 to 68.6) without poisons." in summary["details"]
 
 
 def test_the_table_shows_ours_beside_the_papers():
@@ -138,24 +150,31 @@ def test_verified_values_are_marked_as_such():
 def test_the_answer_to_targeted_poisoning():
     answer = sweep_answer([SUCCESS], targeted_sweep())
     assert "is 8.3 % (" in answer
-    assert "first reaches 50 % with 4 poisons a pair, 91.7 %" in answer
-    assert "and first reaches 90 % with 4 poisons a pair" in answer
-    assert "clean accuracy (zero-shot) differs significantly from the control's at every point (+1.1 pt" in answer
+    assert "It first reaches 50 % with 4 poisons a pair, 91.7 %" in answer
+    assert "It first reaches 90 % with 4 poisons a pair" in answer
+    assert "Clean accuracy (zero-shot) of poisoned with 8 poisons: +1.1 pt" in answer
+    assert sweep_verdicts([SUCCESS], targeted_sweep())[-1].startswith("Clean accuracy: kept. +1.1 pt (")
     never = [one for one in targeted_sweep() if one.arm == "control" or one.run.attack.num_poisons <= 2]
     answer = sweep_answer([SUCCESS], never)
-    assert "never reaches 50 % (its highest is 41.7 %" in answer
+    assert "It never reaches 50 %: its highest is 41.7 %" in answer
     assert "90 %" not in answer
 
 
 def test_the_answer_to_a_backdoor_and_its_defence():
     answer = sweep_answer([RATE, SIMILAR], backdoor_sweep())
-    assert "11.0 % (8.8 to 14.0) in the control" in answer
-    assert "significantly above the control's from 50 poisons on" in answer
-    assert "rising with the number of poisons" in answer
-    assert "The defence (cleanclip) takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
-    assert "The mean cosine is" in answer
+    assert "is 11.0 % (8.8 to 14.0) without poisons" in answer
+    assert "rising" in answer
+    assert "CleanCLIP takes attack success (zero-shot) with 50 poisons to 21.0 %" in answer
+    assert "Mean cosine, poisoned (50 poisons): " in answer
+    lines = sweep_verdicts([RATE, SIMILAR], backdoor_sweep())
+    assert lines[:2] == [
+        "Attack: works from 50 poisons on.",
+        "ASR at 50 poisons 88.3 % (795 of 900), control 11.0 %, unseen triggers 44.2 %.",
+    ]
+    assert lines[2].startswith("Defence: cannot tell (3 models, no spread)")  # after it all models have one excess
     twice = sweep_answer([RATE, RATE], backdoor_sweep(), [RATE])
-    assert twice.count("takes attack success") == 2 * twice.count("clean accuracy −1.0 pt") == 2
+    assert twice.count("takes attack success") == 2
+    assert twice.count("of poisoned + CleanCLIP") == 1
 
 
 def test_a_null_result_is_said_as_such():
@@ -166,23 +185,23 @@ def test_a_null_result_is_said_as_such():
         for arm in ("control", "suspect")
         if arm == "suspect" or count == 5
     ]
-    answer = sweep_answer([RATE], scored)
-    assert "at no point significantly above the control's" in answer
-    assert "not rising at every step" in answer
+    assert sweep_verdicts([RATE], scored)[0].startswith("Attack: cannot tell (3 models, no spread)")
+    scored = [backdoor(one.run, one.arm, 0.1 + 0.02 * one.run.seed * (one.run.attack.num_poisons == 5))
+              if one.arm == "suspect" else one for one in scored]  # fmt: skip
+    assert sweep_verdicts([RATE], scored)[0].startswith("Attack: no effect found.")
+    assert "not rising at every step" in sweep_answer([RATE], scored)
 
 
 def test_one_model_is_no_evidence():
     scored = [backdoor(backdoor_run(5), "control", 0.1), backdoor(backdoor_run(5), "suspect", 0.9)]
-    assert sweep_answer([RATE], scored).startswith("Attack works, by attack success (zero-shot): cannot tell (n = 1)")
+    assert sweep_verdicts([RATE], scored)[0].startswith("Attack: cannot tell (1 run). ASR 90.0 % (810 of 900), con")
     scored = [targeted(targeted_run(5, pairs=1), "suspect", 1)]
-    assert sweep_answer([SUCCESS], scored).startswith(
-        "Attack works, by targeted success (zero-shot): cannot tell (no control)"
-    )
+    assert sweep_verdicts([SUCCESS], scored) == ["Attack: cannot tell (no control). Success 100.0 % (1 of 1)."]
 
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [((0.1, 0.9), "so it rises with the clean training images"), ((0.5, 0.51), "no significant change")],
+    [((0.1, 0.9), ": rises with clean training images"), ((0.5, 0.51), "no significant change")],
 )
 def test_a_trend_is_told_only_where_intervals_part(values, expected):
     figure = FigureSpec(
@@ -211,7 +230,8 @@ def test_a_trend_is_that_of_the_excess_where_the_control_follows_the_axis_too():
         for arm in ("control", "suspect")
     ]
     answer = sweep_answer([figure], scored)
-    assert "over the control's is +0.00 at a patch of 12.5 % of the side and +0.00 at a patch of 50 %" in answer
+    assert "minus the control's, a patch of 12.5 % of the side: +0.00." in answer
+    assert "minus the control's, a patch of 50 % of the side: +0.00." in answer
     assert "rises" not in answer
 
 
@@ -263,5 +283,22 @@ def test_hostile_names_are_shown_and_never_run(tmp_path):
 def test_a_figure_without_data_leaves_its_table_out(tmp_path):
     scored = one_pair(num_test=100)
     summary = write_report(report_spec(scored, figures=(SUCCESS, SIMILAR)), scored, [], {}, tmp_path)
-    assert not list((tmp_path / "figures").glob("*.csv"))
-    assert summary["answer"].startswith("Attack works: cannot tell (n = 1)")
+    assert [file.name for file in (tmp_path / "figures").glob("*.csv")] == ["leaderboard.csv"]
+    assert summary["answer"].startswith("Attack: cannot tell (1 run)")
+    for text in ((tmp_path / "report.html").read_text(), (tmp_path / "report.md").read_text()):
+        assert "Along an axis" not in text
+
+
+@pytest.mark.parametrize(
+    ("left", "verdict"), [(0.11, "removes it"), (0.4, "removes part of it"), (0.93, "removes nothing")]
+)
+def test_the_verdict_on_a_defence_along_an_axis_is_by_intervals_that_part(left, verdict):
+    scored = []
+    for seed in range(4):
+        run = backdoor_run(50, seed, "", CleanCLIPSpec())
+        shift = (seed % 2) / 100
+        scored.append(backdoor(run, "control", 0.1 + seed / 500))
+        scored.append(backdoor(run, "suspect", 0.9 + shift))
+        scored.append(backdoor(run, "student", left + seed / 400))
+    lines = sweep_verdicts([RATE], scored)
+    assert lines[1].startswith(f"Defence: {verdict}. ASR {100 * left:.0f}.")

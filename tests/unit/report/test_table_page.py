@@ -65,7 +65,8 @@ def test_the_page_is_self_contained_and_its_anchors_lead_somewhere(written):
 def test_both_twins_tell_the_same_in_order(written):
     out, summary = written
     marks = [
-        "1 run failed and is in no number below", MISSING, "Over 2 seeds of 2 trigger/target pairs",
+        "1 run failed and is not in it", "1 run failed and is in no number below", MISSING,
+        "Over 2 seeds of 2 trigger/target pairs",
         "Every method, linear 100 %", "paper (unverified)", "Holm", "Every method, kNN", "Nearest clean images",
         "Every variant", "Figures of BYOL", "How visible the trigger is", "Cost", "device-hours",
     ]  # fmt: skip
@@ -79,7 +80,8 @@ def test_both_twins_tell_the_same_in_order(written):
             place = text.index(mark, place)
         assert "saha2022 targeted" in text
         assert "over seeds" in text
-    assert summary["answer"] in (out / "report.md").read_text().replace("\\", "")
+    text = (out / "report.md").read_text().replace("\\", "")
+    assert all(f"- {line}" in text for line in summary["answer"].splitlines())
 
 
 def test_the_twin_shows_every_file_by_a_relative_path_and_keeps_its_columns(written):
@@ -164,9 +166,13 @@ def test_tables_of_which_nothing_came_through_still_give_a_page(tmp_path):
     one = table(("BYOL",))
     spec = matrix_spec(grid({"BYOL": [[1]]}), (one,), missing=(MISSING,))
     summary = write_report(spec, [], [], {}, tmp_path)
-    assert summary["answer"].startswith("There is no answer: the tables hold no encoder")
+    assert summary["answer"].startswith("There is no answer: no poisoned encoder")
     assert MISSING in Page((tmp_path / "report.html").read_text()).text
-    assert {file.name for file in (tmp_path / "figures").iterdir()} == {"table1.csv", "table1_comparisons.csv"}
+    assert {file.name for file in (tmp_path / "figures").iterdir()} == {
+        "leaderboard.csv",
+        "table1.csv",
+        "table1_comparisons.csv",
+    }
 
 
 def test_a_report_without_tables_has_nothing_of_them(tmp_path):

@@ -1,6 +1,8 @@
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,7 +51,9 @@ def test_a_manifest_carries_versions_and_no_paths(tmp_path):
     found = json.loads(data)
     assert found["spec"] == {"trigger": {"file": "trigger.png", "size_px": 6}}
     assert found["summary"] == {"worst": None, "sizes": [1, 2], "at": "x"}
-    assert set(found["versions"]) == {"python", "machine", "ssl-backdoor", "numpy", "torch"}
+    versions = {"python", "machine", "ssl-backdoor", "numpy", "torch"}
+    assert set(found["versions"]) == versions | ({"commit"} if (Path(__file__).parents[3] / ".git").exists() else set())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", found["created"])
     assert found["versions"]["numpy"] == np.__version__
     assert str(tmp_path) not in data.decode()
 
