@@ -8,7 +8,16 @@ from pathlib import Path
 
 from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.defences.trusted import num_trusted
-from ssl_backdoor.specs import BackboneSpec, FitSpec, OpenCLIPSpec, Repair, ReportSpec, ResNetSpec, ViTSpec
+from ssl_backdoor.specs import (
+    BackboneSpec,
+    ExternalSpec,
+    FitSpec,
+    OpenCLIPSpec,
+    Repair,
+    ReportSpec,
+    ResNetSpec,
+    ViTSpec,
+)
 
 _WORK_PER_S = 2.0e10
 """Of one CPU core, in training, augmentation included (2 vCPU of 2026, small networks)."""
@@ -22,14 +31,14 @@ _START_S, _ENCODER_S = 20.0, 6.0
 
 
 def work_of(backbone: BackboneSpec, side_px: int) -> float:
-    """Units of one pass of one image of ``side_px``; of an open_clip model about, as of a ResNet-8 or ResNet-50."""
+    """Units of one pass of one image of ``side_px``; of an open_clip or other model about, as of a ResNet."""
     match backbone:
         case ViTSpec(patch_px=patch_px, embed_dim=dim, depth=depth):
             tokens = (side_px / patch_px) ** 2
             return depth * (12 * tokens * dim**2 + 2 * tokens**2 * dim) + 3 * tokens * patch_px**2 * dim
         case OpenCLIPSpec(config=config) if config.startswith("tiny-"):
             return work_of(ResNetSpec(depth=8, width=16, stem="small"), side_px)
-        case OpenCLIPSpec():
+        case OpenCLIPSpec() | ExternalSpec():
             return work_of(ResNetSpec(depth=50), side_px)
         case ResNetSpec(depth=depth, width=width, stem=stem):
             area = float(side_px**2) if stem == "small" else (side_px / 4) ** 2

@@ -3,10 +3,11 @@
 import pyarrow as pa
 import pytest
 
-from flows.pipeline import check_specs, plan_stages
+from flows.pipeline import check_data, check_specs, plan_stages
 from flows.plan import plan
 from ssl_backdoor.data.counts import Counts, Sized, measure
 from ssl_backdoor.data.images import encode_png
+from ssl_backdoor.data.sources import source_digest
 from ssl_backdoor.defences.compress import CompressSpec
 from ssl_backdoor.detection.local_density import LocalDensitySpec
 from ssl_backdoor.errors import SpecError, UserError
@@ -271,3 +272,24 @@ def test_a_removal_that_leaves_less_than_a_batch_is_refused(budget, is_refused):
         SpecError, match="train it: the filter local_density may leave out 140 of 200 training images, and one"
     ):
         check(calls, {images: Known(FRAMED, COUNTS)})
+
+
+def test_a_class_that_is_not_there_is_refused_before_anything_starts(tmp_path, monkeypatch):
+    """By the names of the data, and by the artifact once they are ingested: then the data are not looked at."""
+    small = [f"dataset.source.{name}" for name in ("train_per_class=8", "test_per_class=4", "side_px=16")]
+    settings = [*small, "train.fit.batch_size=8", "defences=[]"]
+    store = LocalStore(tmp_path / "store")
+
+    def calls(*more):
+        return plan_stages(plan("demo", methods="byol", settings=[*settings, *more]), store, source_digest)
+
+    check_data(calls(), store)
+    unknown = calls("attack.target_class=crss")
+    with pytest.raises(SpecError, match="'crss' is not one of the 5 classes: did you mean cross"):
+        check_data(unknown, store)
+    assert not list((tmp_path / "store").rglob("manifest.json"))
+    run_stage(next(call for call in unknown.values() if call.stage == "ingest"), store)
+    monkeypatch.setattr("flows.pipeline.check_listing", None)
+    check_data(calls(), store)
+    with pytest.raises(SpecError, match="'crss' is not one of the 5 classes"):
+        check_data(unknown, store)
