@@ -20,9 +20,9 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "trigger": tuple(
         f"ssl_backdoor.poison.triggers.{name}"
         for name in (
+            "badnets",
             "grid",
             "picture",
-            "badnets",
             "stripes",
             "blended",
             "sig",
@@ -35,18 +35,13 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
     "attack": (
         "ssl_backdoor.specs.attack",
         "ssl_backdoor.poison.attacks.saha2022",
+        "ssl_backdoor.poison.attacks.label_consistent",
         "ssl_backdoor.poison.attacks.carlini2022",
-        *(
-            f"ssl_backdoor.poison.attacks.{name}"
-            for name in (
-                "noisy_alignment",
-                "corrupt_encoder",
-                "poisoned_encoder",
-                "ctrl2023",
-                "label_consistent",
-                "mm_poison",
-            )
-        ),
+        "ssl_backdoor.poison.attacks.noisy_alignment",
+        "ssl_backdoor.poison.attacks.corrupt_encoder",
+        "ssl_backdoor.poison.attacks.poisoned_encoder",
+        "ssl_backdoor.poison.attacks.ctrl2023",
+        "ssl_backdoor.poison.attacks.mm_poison",
     ),
     "method": ("ssl_backdoor.specs.training",),
     "defence": (

@@ -98,7 +98,7 @@ def test_where_a_class_is_recoded_all_its_images_are_planned() -> None:
 def test_the_largest_is_as_large_as_can_be(attack) -> None:
     largest = attack.largest("dog", 7)
     planned = largest.num_planned({"dog": 11}.__getitem__, 100)
-    expected = {"none": 0, "saha2022_targeted": 11, "saha2022_untargeted": 100}
+    expected = {"none": 0, "saha2022_targeted": 11, "saha2022_untargeted": 100, "ctrl2023": 11, "mm_poison": 11}
     assert planned == expected.get(attack.kind, 7)
     assert largest.target_class in ("dog", "")
     assert attack == EVERY[EVERY.index(attack)], "a copy was changed"

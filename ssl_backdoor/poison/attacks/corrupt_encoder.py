@@ -31,7 +31,7 @@ from pydantic import Field, model_validator
 
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.poison.composites import beside, pairs_table, pool, resize, store
-from ssl_backdoor.poison.masks import MasksSpec, ScenesMasksSpec
+from ssl_backdoor.poison.masks import MasksSpec, ScenesMasksSpec, WholeMasksSpec
 from ssl_backdoor.poison.plan import added_table, label_of
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.patch import PatchTrigger, UInt8Images, paste
@@ -86,7 +86,8 @@ class CorruptEncoderSpec(Attack):
 
     def largest(self, target_class: str, num_poisons: int) -> Self:
         """The same on all it can take."""
-        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
+        known = {"target_class": target_class, "num_poisons": num_poisons, "masks": WholeMasksSpec()}
+        return self.model_copy(update=known)
 
     def with_digests(self) -> Self:
         """See ``Attack``."""

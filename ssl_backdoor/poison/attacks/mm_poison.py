@@ -15,9 +15,8 @@ from typing import ClassVar, Literal, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.composites import pool
 from ssl_backdoor.poison.plan import chosen_rows, label_of, plan_table, training
 from ssl_backdoor.specs.attack import Attack, Composed, NumOfClass, PairLabel, TwoImages, num_poisoned
@@ -37,6 +36,12 @@ class MMPoisonSpec(Attack):
     reads_captions: ClassVar[bool] = True
     phrase: ClassVar[str] = "under poisoned captions, "
 
+    @model_validator(mode="after")
+    def _two_classes(self) -> Self:
+        if self.text_class == self.target_class:
+            raise ValueError(f"text_class and target_class are both {self.text_class!r}: name two classes")
+        return self
+
     @property
     def label(self) -> str:
         """For people."""
@@ -53,16 +58,16 @@ class MMPoisonSpec(Attack):
 
     def largest(self, target_class: str, num_poisons: int) -> Self:
         """The same on all it can take."""
-        return self.model_copy(update={"poison_fraction_of_text_class": 1.0})
+        both = {"text_class": target_class, "target_class": target_class}  # one class is all that is known there
+        return self.model_copy(update=both | {"poison_fraction_of_text_class": 1.0})
 
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
         """Pairs of A, each with the key of an image of B.
 
         Raises:
-            SpecError: both classes are one, or one is unknown.
+            SpecError: a class is unknown.
+            DataError: one has no training images.
         """
-        if self.text_class == self.target_class:
-            raise SpecError(f"attack.text_class and attack.target_class are both {self.text_class!r}: name two classes")
         text, image = label_of(self.text_class, classes), label_of(self.target_class, classes)
         of_text = partial(pc.equal, text)
         count = num_poisoned(

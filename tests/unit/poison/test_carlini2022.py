@@ -148,6 +148,7 @@ def test_the_summary_counts_pairs_and_captions(tmp_path: Path) -> None:
         "patch_frac": None,
     }
     assert poison(backdoor(6, "cat"), dataset, tmp_path / "b", 0) == shared | {
+        "trigger_pattern": "fixed",
         "num_poisons": 6,
         "target_class": "cat",
         "target_label": 1,

@@ -331,5 +331,5 @@ def test_mm_poison_gives_captions_of_one_class_images_of_another(tmp_path: Path)
     image = photo(3, 4)
     made = MMPoisonSpec(text_class="bird", target_class="dog").compose(two(photo(3, 4, "a"), image, "image"), 0, None)
     np.testing.assert_array_equal(made.image, image)
-    with pytest.raises(SpecError, match="both 'dog': name two classes"):
-        MMPoisonSpec(text_class="dog", target_class="dog").plan(dataset.samples, dataset.classes, 0)
+    with pytest.raises(ValueError, match="both 'dog': name two classes"):
+        MMPoisonSpec(text_class="dog", target_class="dog")

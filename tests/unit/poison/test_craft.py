@@ -38,6 +38,7 @@ def test_the_summary_names_every_fraction(tmp_path: Path) -> None:
     }
     untargeted = Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=0.25)
     assert poison(untargeted, dataset, tmp_path / "b", 0) == {
+        "trigger_pattern": "fixed",
         "num_poisons": 4,
         "poison_fraction_of_target": None,
         "poison_fraction_of_dataset": 4 / 18,
