@@ -14,7 +14,16 @@ from ssl_backdoor.data.stored import open_lazy_dataset
 from ssl_backdoor.defences.trusted import num_trusted
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.plan import label_of
-from ssl_backdoor.specs import AttackSpec, DatasetSpec, EvaluationSpec, FitSpec, Repair, TrainSpec, Trigger
+from ssl_backdoor.specs import (
+    AttackSpec,
+    DatasetSpec,
+    EvaluationSpec,
+    FitSpec,
+    Repair,
+    TamperAttack,
+    TrainSpec,
+    Trigger,
+)
 from ssl_backdoor.specs.trigger import Frame
 from ssl_backdoor.stages import (
     DefendStage,
@@ -85,6 +94,8 @@ def _problems(call: StageCall, images: Known) -> Iterator[str]:
     match call.spec:
         case PoisonStage(attack=attack) | TamperStage(attack=attack):
             yield from _problems_of_attack(attack, images)
+            if isinstance(attack, TamperAttack) and images.counts is not None:
+                yield from filter(None, [attack.shortage(images.counts.num_train)])
         case TrainStage(train=train):
             yield from _problems_of_training(train, images)
         case DefendStage(defence=Repair() as repair) if repair.fit is not None and images.counts is not None:

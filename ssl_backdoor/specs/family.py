@@ -22,6 +22,8 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.specs.attack",
         "ssl_backdoor.poison.attacks.saha2022",
         "ssl_backdoor.poison.attacks.carlini2022",
+        "ssl_backdoor.tampering.badencoder",
+        "ssl_backdoor.tampering.drupe",
     ),
     "method": ("ssl_backdoor.specs.training",),
     "defence": (

@@ -8,6 +8,8 @@ from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022U
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.specs import NoAttackSpec, TargetsSpec, built_in, members
+from ssl_backdoor.tampering.badencoder import BadEncoderSpec
+from ssl_backdoor.tampering.drupe import DRUPESpec
 
 GRID = GridTriggerSpec(seed=3, size_px=4, cells=2, style="flat", opacity=0.5)
 PICTURE = ImageTriggerSpec(file="a/b.png", sha256="0" * 64, size_frac=0.2, test_location=(0.0, 1.0))
@@ -15,7 +17,8 @@ TARGETED = Saha2022TargetedSpec(trigger=GRID, target_class="cat", poison_fractio
 UNTARGETED = Saha2022UntargetedSpec(trigger=PICTURE, poison_fraction_of_dataset=0.1)
 PAIRS = Carlini2022TargetedSpec(targets=TargetsSpec(num_targets=4), num_poisons=8)
 BACKDOOR = Carlini2022BackdoorSpec(trigger=PICTURE, target_class="cat", num_poisons=50)
-EVERY = (NoAttackSpec(), TARGETED, UNTARGETED, PAIRS, BACKDOOR)
+TAMPERING = tuple(kind(trigger=GRID, target_class="cat") for kind in (BadEncoderSpec, DRUPESpec))
+EVERY = (NoAttackSpec(), TARGETED, UNTARGETED, PAIRS, BACKDOOR, *TAMPERING)
 every = pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.kind)
 
 
@@ -42,6 +45,7 @@ def test_constants_are_no_part_of_the_identity(attack) -> None:
         (UNTARGETED, "untargeted", "b.png / untargeted", ""),
         (PAIRS, "targets", "4 targets", "8 poisons each"),
         (BACKDOOR, "cat", "b.png / cat", "50 poisons"),
+        (TAMPERING[0], "cat", "3 / cat", ""),
     ],
 )
 def test_names_for_people(attack, target, name, amount) -> None:
@@ -51,7 +55,7 @@ def test_names_for_people(attack, target, name, amount) -> None:
 
 @pytest.mark.parametrize(
     ("attack", "count"),
-    [(NoAttackSpec(), 0), (TARGETED, 3), (UNTARGETED, 10), (PAIRS, 32), (BACKDOOR, 50)],
+    [(NoAttackSpec(), 0), (TAMPERING[0], 0), (TARGETED, 3), (UNTARGETED, 10), (PAIRS, 32), (BACKDOOR, 50)],
 )
 def test_rows_of_the_plan_are_known_from_counts(attack, count) -> None:
     assert attack.num_planned({"cat": 11}.__getitem__, 100) == count
@@ -67,7 +71,7 @@ def test_where_a_class_is_recoded_all_its_images_are_planned() -> None:
 def test_the_largest_is_as_large_as_can_be(attack) -> None:
     largest = attack.largest("dog", 7)
     planned = largest.num_planned({"dog": 11}.__getitem__, 100)
-    expected = {"none": 0, "saha2022_targeted": 11, "saha2022_untargeted": 100}
+    expected = {"none": 0, "badencoder": 0, "drupe": 0, "saha2022_targeted": 11, "saha2022_untargeted": 100}
     assert planned == expected.get(attack.kind, 7)
     assert largest.target_class in ("dog", "")
     assert attack == EVERY[EVERY.index(attack)], "a copy was changed"
