@@ -27,6 +27,7 @@ from ssl_backdoor.specs import (
     Repair,
     ReportSpec,
     Resources,
+    TamperAttack,
     TargetsSpec,
     TrainSpec,
     Trigger,
@@ -107,7 +108,10 @@ class Workload:
         kind = JudgeKind(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
         images = self._counts(call)
         is_of_inputs = isinstance(spec, DetectStage) and spec.detector.level != "sample"
-        return StageWork(call, kind, images.num_test if is_of_inputs else self._num_images(call))
+        units = images.num_test if is_of_inputs else self._num_images(call)
+        if isinstance(spec, TamperStage) and isinstance(spec.attack, TamperAttack):
+            units = spec.attack.num_seen(units)
+        return StageWork(call, kind, units)
 
     def _evaluation_work(self, call: StageCall, spec: EvaluateStage) -> StageWork:
         images, evaluation = self._counts(call), spec.evaluation

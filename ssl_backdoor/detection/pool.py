@@ -1,8 +1,9 @@
 """Images as a defender sees them, and what a defender says of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, final
+from types import MappingProxyType
+from typing import Any, NamedTuple, final
 
 import pyarrow as pa
 import torch
@@ -80,3 +81,6 @@ class Detection(NamedTuple):
     """What the p-values compare with, for people."""
     null_n: int
     """How many of those there were."""
+    card: Mapping[str, Any] = MappingProxyType({})
+    """Of an encoder: what the score can only be compared under (input range, normalisation, divisor, ...), and what
+    was seen on the way to it; plain JSON data."""

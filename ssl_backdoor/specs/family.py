@@ -31,7 +31,11 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.defences.compress",
         "ssl_backdoor.defences.cleanclip",
     ),
-    "detector": (),
+    "detector": (
+        "ssl_backdoor.detection.decree",
+        "ssl_backdoor.detection.collapse",
+        "ssl_backdoor.detection.ssl_cleanse",
+    ),
     "probe": ("ssl_backdoor.evaluate.standard_probes",),
     "metric": (),
 }

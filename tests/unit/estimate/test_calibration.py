@@ -7,14 +7,26 @@ import pytest
 from PIL import Image
 from safetensors.torch import save
 
+from ssl_backdoor.detection.decree import DECREESpec
 from ssl_backdoor.estimate import calibration as module
 from ssl_backdoor.estimate.calibration import Calibrator
-from ssl_backdoor.estimate.cost_model import DefendKind, EvaluateKind, IngestKind, LinearCost, PoisonKind, TrainKind
+from ssl_backdoor.estimate.cost_model import (
+    DefendKind,
+    EvaluateKind,
+    IngestKind,
+    JudgeKind,
+    LinearCost,
+    PoisonKind,
+    TrainKind,
+)
 from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resources, TargetsSpec
+from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, FitSpec, NoAttackSpec, Resources, TargetsSpec
+from ssl_backdoor.stages import DetectStage, TamperStage
+from ssl_backdoor.tampering.badencoder import BadEncoderSpec
+from ssl_backdoor.tampering.references import REFERENCE_VIEWS
 from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 FRAME = DatasetSpec(frame_px=12)
@@ -117,3 +129,19 @@ def test_a_probe_that_trains_encoders_is_left_out_and_named(calibrator, monkeypa
 def test_training_images_are_scored_only_where_a_probe_learns():
     zero_shot = EvaluationSpec(probes=("zero_shot",))
     assert EvaluateKind(zero_shot, None, None, train_spec("clip"), FRAME).num_scored(10, 4) == 4
+
+
+@pytest.mark.parametrize("epochs", [2, 200])
+def test_tampering_is_measured_on_an_encoder_that_knows_nothing(calibrator, epochs):
+    fit = FitSpec(epochs=epochs, batch_size=16, views=REFERENCE_VIEWS)
+    attack = BadEncoderSpec(target_class="of no calibration image", reference_views=2, fit=fit)
+    model = calibrator.cost_model(JudgeKind(TamperStage(attack=attack, seed=0), "model", BYOL, FRAME))
+    assert model.seconds.at(1000) > 0
+    assert attack.reduced[1] == epochs
+
+
+def test_a_detector_of_encoders_is_measured_by_a_part_of_its_work(calibrator):
+    spec = DECREESpec(num_starts=3, steps=400, batch_size=4)
+    assert spec.reduced[1] == 60
+    model = calibrator.cost_model(JudgeKind(DetectStage(detector=spec, seed=0), "model", BYOL, FRAME))
+    assert model.seconds.at(1000) > 0

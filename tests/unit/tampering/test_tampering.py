@@ -26,6 +26,7 @@ from tests.support.tiny_defences import save_clip
 from tests.support.tiny_sets import tiny_dataset
 from tests.support.tiny_training import BACKBONE, tiny_images
 
+torch.set_num_threads(1)  # two threads of tiny work wait for each other on a busy machine
 STILL = REFERENCE_VIEWS.model_copy(update={"flip_p": 0.0, "jitter_p": 0.0, "grey_p": 0.0})
 FIT = FitSpec(epochs=8, batch_size=8, views=REFERENCE_VIEWS, optimizer=SGDSpec(lr=0.02), schedule=CosineSpec())
 
