@@ -21,7 +21,7 @@ from ssl_backdoor.specs import (
     TamperAttack,
     TrainedOn,
 )
-from ssl_backdoor.stages import StageCall
+from ssl_backdoor.stages import SIBLING, StageCall
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from tasks.planner import NO_SOURCES, Digest, DryRunPlanner, Sources, StagePlanner
 
@@ -89,6 +89,12 @@ def plan_run(planner: StagePlanner, run: RunSpec, name: str, clean: str) -> Iter
         yield f"{arm.role}/scores", scores
         for detector in run.detectors if arm.defence is None else ():
             judged = {**data[arm.trained_on], "model": model, "trigger": poisoned}
+            for sibling_seed in run.sibling_seeds if detector.level == "encoder" else ():
+                who = f"clean sibling, seed {sibling_seed}, {clean}"
+                sibling = planner.train(run.train, sibling_seed, who, dataset=images)
+                on_sibling = f"{detector.label} on {who}"
+                score = planner.detect(detector, run.attack, sibling_seed, on_sibling, dataset=images, model=sibling)
+                judged[f"{SIBLING}{sibling_seed:03d}"] = score
             found = planner.detect(detector, run.attack, seed, f"{detector.label} on {title}", **judged)
             yield f"{arm.role}/{detector.kind}/detection", found
 

@@ -24,7 +24,7 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "train": 1,
     "tamper": 1,
     "defend": 1,
-    "detect": 1,
+    "detect": 2,
     "evaluate": 3,
     "report": 7,
 }

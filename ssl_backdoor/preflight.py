@@ -22,6 +22,7 @@ from ssl_backdoor.specs import (
     Filter,
     FitSpec,
     Repair,
+    TamperAttack,
     TrainSpec,
     Trigger,
 )
@@ -105,6 +106,8 @@ def _problems(call: StageCall, images: Known, judge: Filter | None) -> Iterator[
     match call.spec:
         case PoisonStage(attack=attack) | TamperStage(attack=attack):
             yield from _problems_of_attack(attack, images)
+            if isinstance(attack, TamperAttack) and images.counts is not None:
+                yield from filter(None, [attack.shortage(images.counts.num_train)])
         case TrainStage(train=train):
             yield from _problems_of_training(train, images)
             if judge is not None and images.counts is not None:

@@ -48,6 +48,9 @@ from ssl_backdoor.specs import (
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 
+SIBLING = "sibling_"
+"""Roles that begin so are what the detector of a detect stage said of clean encoders of other seeds."""
+
 
 class IngestStage(Spec):
     """raw images -> shards and a samples table."""
@@ -360,14 +363,28 @@ def _detect(
     resources: Resources,
     on_progress: OnProgress,
 ) -> dict[str, Any]:
+    import torch
+
     from ssl_backdoor.detection.run import detect
     from ssl_backdoor.device import pick_device
 
+    torch.set_num_threads(resources.threads)  # a search is many small steps, on which threads wait for each other
     dataset = open_dataset(store, inputs["dataset"])
     overlay = open_overlay(store, inputs["poison"]) if "poison" in inputs else None
     source = spec.trigger.read(_kept_trigger(store, inputs)) if spec.trigger else None
     device, model = str(pick_device(resources)), store.fetch(inputs["model"])
-    return detect(spec.detector, dataset, overlay, model, spec.trigger, source, out, spec.seed, device, on_progress)
+    siblings = [_score_of(store, ref) for role, ref in sorted(inputs.items()) if role.startswith(SIBLING)]
+    return detect(
+        spec.detector, dataset, overlay, model, spec.trigger, source, out, spec.seed, device, on_progress, siblings
+    )
+
+
+def _score_of(store: ArtifactStore, ref: ArtifactRef) -> float:
+    """What a detector said of another encoder; not a number where it found nothing."""
+    import pyarrow.parquet as pq
+
+    (score,) = pq.read_table(store.fetch(ref, ["detections.parquet"]) / "detections.parquet")["score"].to_pylist()
+    return float("nan") if score is None else float(score)
 
 
 def _kept_trigger(store: ArtifactStore, inputs: Mapping[str, ArtifactRef]) -> Path | None:

@@ -28,6 +28,7 @@ from ssl_backdoor.specs import (
     Repair,
     ReportSpec,
     Resources,
+    TamperAttack,
     TargetsSpec,
     TrainSpec,
     Trigger,
@@ -108,8 +109,10 @@ class Workload:
         kind = JudgeKind(spec.model_copy(update={"seed": 0}), role, train, self._frame(call))
         images = self._counts(call)
         is_of_inputs = isinstance(spec, DetectStage) and spec.detector.level != "sample"
-        units = kind.work(images.num_test if is_of_inputs else self._num_images(call))
-        return StageWork(call, kind, math.ceil(units))
+        units = images.num_test if is_of_inputs else self._num_images(call)
+        if isinstance(spec, TamperStage) and isinstance(spec.attack, TamperAttack):
+            units = spec.attack.num_seen(units)
+        return StageWork(call, kind, math.ceil(kind.work(units)))
 
     def _evaluation_work(self, call: StageCall, spec: EvaluateStage) -> StageWork:
         images, evaluation = self._counts(call), spec.evaluation

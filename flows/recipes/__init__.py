@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import attacks, carlini2022, cifar10, clip, defences, demo, own, saha2022, small, ssl
+from flows.recipes import attacks, carlini2022, cifar10, clip, defences, demo, own, saha2022, small, ssl, tamper
 from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
@@ -230,4 +230,32 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     ),
     "carlini2022_fig_modelsize": _figure(carlini2022.fig_modelsize, "z-score by the size of the image tower"),
     "carlini2022_fig_patch": _figure(carlini2022.fig_patch, "z-score by side and placement of the patch"),
+    "tamper": Sized(
+        Recipe(
+            partial(tamper.tamper, tamper.MINI),
+            10,
+            2,
+            2,
+            True,
+            "a backdoor put into a finished encoder; 5 classes of CIFAR-10 at 16 px",
+            ask=tamper.ask,
+        ),
+        Recipe(
+            partial(tamper.tamper, tamper.PAPER),
+            10,
+            1,
+            3,
+            True,
+            "a backdoor put into a finished encoder, probed on --probe-data; CIFAR-10, ResNet-18",
+            ask=tamper.ask,
+        ),
+    ),
+    "encoder_zoo": Recipe(
+        tamper.encoder_zoo,
+        10,
+        10,
+        7,
+        True,
+        "detectors on 21 clean, 21 tampered and 21 data-poisoned encoders; 5 classes of CIFAR-10 at 16 px",
+    ),
 }

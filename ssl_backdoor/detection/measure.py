@@ -1,7 +1,7 @@
 """How well scores tell: pure functions of the scores and of the truth, with intervals whose coverage is tested."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,8 @@ DEFINITION = {
     f"it is at most {LEVEL}. Interval: Wilson 95 %.",
     "detection_false_positive_rate": f"Share of the n clean ones that have a p-value for which it is at most {LEVEL}. "
     "Interval: Wilson 95 %.",
+    "detection_found": "1 where the detector found something to score in the encoder, 0 where it did not. No interval: "
+    "one encoder.",
     "detection_score": "The detector's score of the encoder. No interval: one encoder.",
     "detection_p_value": "How often something clean scores as high. No interval: one encoder.",
 }
@@ -199,8 +201,29 @@ def _share(name: str, condition: str, probe: str, hits: NDArray[np.bool_]) -> Me
     return Measurement(name, condition, probe, float(hits.mean()), len(hits), low, high, DEFINITION[name])
 
 
-def measure_encoder(who: str, score: float, p_value: float | None) -> Iterator[Measurement]:
-    """One encoder's, by the detector ``who``."""
-    for name, value in (("detection_score", score), ("detection_p_value", p_value)):
+def measure_encoder(who: str, score: float, p_value: float | None, compared: str = "") -> Iterator[Measurement]:
+    """One encoder's, by the detector ``who``; ``compared``: a sentence on what score and p-value are comparable with.
+
+    A score that is not a number is none: nothing was found.
+    """
+    found = None if math.isnan(score) else score
+    for name, value in (
+        ("detection_found", float(found is not None)),
+        ("detection_score", found),
+        ("detection_p_value", p_value),
+    ):
         if value is not None and not math.isnan(value):
-            yield Measurement(name, "encoder", who, value, 1, None, None, DEFINITION[name])
+            definition = DEFINITION[name].replace("No interval", f"{compared} No interval".strip())
+            yield Measurement(name, "encoder", who, value, 1, None, None, definition)
+
+
+def rank_among(score: float, null: Sequence[float]) -> float | None:
+    """P = (1 + #{null >= score}) / (m + 1) over the m scores of ``null``; None where there are none.
+
+    Where nothing was found, which is not a number, the score lies below all that were found, and among equals of its
+    own kind: so p is 1 for an encoder in which nothing was found. At least 1 / (m + 1): with 19 siblings 0.05.
+    """
+    if not len(null):
+        return None
+    own, others = (np.nan_to_num(np.asarray(values, np.float64), nan=-np.inf) for values in ([score], null))
+    return float((1 + (others >= own).sum()) / (len(others) + 1))

@@ -1,8 +1,9 @@
 """Images as a defender sees them, and what a defender says of them."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple, TypeVar, final
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeVar, final
 
 import pyarrow as pa
 import torch
@@ -126,3 +127,6 @@ class Detection(NamedTuple):
     """What the p-values compare with, for people."""
     null_n: int
     """How many of those there were."""
+    card: Mapping[str, Any] = MappingProxyType({})
+    """Of an encoder: what the score can only be compared under (input range, normalisation, divisor, ...), and what
+    was seen on the way to it; plain JSON data."""

@@ -1,6 +1,7 @@
 """Run a filter or a detector: give it a pool that tells nothing, then compare what it says with what is true."""
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -14,8 +15,14 @@ from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.rows import captions_of, encoded_rows, rows_of
 from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.defences.trusted import select
-from ssl_backdoor.detection.measure import conformal_p_values, measure_detection, measure_encoder, measure_filter
-from ssl_backdoor.detection.pool import Pool
+from ssl_backdoor.detection.measure import (
+    conformal_p_values,
+    measure_detection,
+    measure_encoder,
+    measure_filter,
+    rank_among,
+)
+from ssl_backdoor.detection.pool import Detection, Pool
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.metrics import Measurement, measurements_table
 from ssl_backdoor.poison.triggers.tensors import apply_to_tensor
@@ -86,13 +93,18 @@ def detect(
     seed: int,
     device: str,
     on_progress: OnProgress = silent,
+    siblings: Sequence[float] = (),
 ) -> dict[str, Any]:
     """Let ``detector`` judge the training samples, inputs under ``trigger``, or the encoder.
+
+    ``siblings`` are its scores of clean encoders of the same training under other seeds, not a number where it found
+    nothing. Where there are some an encoder's p-value is its rank among them, else the detector's own, if it gives one.
 
     Writes under ``out``: detections.parquet (DETECTIONS) and measurements.parquet.
 
     Returns:
-        The summary: level, null, null_n, and measurements by name.
+        The summary: level, null, null_n, and measurements by name; of an encoder also its card (see ``Detection``),
+        null_scores, with None where nothing was found, and smallest_p_value, the smallest possible one.
 
     Raises:
         SpecError: the detector says nothing of some, or needs a trigger and there is none.
@@ -112,11 +124,23 @@ def detect(
             assert_never(detector.level)
     found = detector.detect(pool.pool, encoder, seed, on_progress)
     is_encoder = detector.level == "encoder"
+    more: dict[str, Any] = {}
+    if is_encoder:
+        if (rank := rank_among(float(found.scores[0]), siblings)) is not None:
+            null = "clean encoders of the same training under other seeds"
+            found = found._replace(p_values=torch.tensor([rank], dtype=torch.float64), null=null, null_n=len(siblings))
+        more = {
+            "card": dict(found.card),
+            "null_scores": [None if math.isnan(score) else score for score in siblings],
+            "smallest_p_value": 1 / (found.null_n + 1) if found.p_values is not None else None,
+        }
     _check_length(f"detector {detector.kind}", len(found.scores), 1 if is_encoder else len(keys))
     scores = found.scores.double().numpy()
     p_values = None if found.p_values is None else found.p_values.double().numpy()
     if is_encoder:
-        measured = measure_encoder(detector.kind, float(scores[0]), None if p_values is None else float(p_values[0]))
+        compared = _compared(found)
+        p_value = None if p_values is None else float(p_values[0])
+        measured = measure_encoder(detector.kind, float(scores[0]), p_value, compared)
         keys, truths = pa.array([""]), pa.nulls(1, pa.bool_())
     else:
         scores, p_values = pool.in_order(scores), None if p_values is None else pool.in_order(p_values)
@@ -125,7 +149,16 @@ def detect(
     out.mkdir(parents=True, exist_ok=True)
     columns = [keys, pa.array(scores, from_pandas=True), _nullable(p_values, len(keys)), truths]
     pq.write_table(pa.table(columns, schema=DETECTIONS), out / "detections.parquet")
-    return {"level": detector.level, "null": found.null, "null_n": found.null_n} | _written(measured, out)
+    return {"level": detector.level, "null": found.null, "null_n": found.null_n, **more} | _written(measured, out)
+
+
+def _compared(found: Detection) -> str:
+    """A sentence on what an encoder's score is comparable with."""
+    n = found.null_n
+    null = f"Null: {found.null}" + (f" (n = {n}, so p is at least {1 / (n + 1):.3g})" if n else "")
+    named = ("input_range", "normalisation", "divisor")
+    told = [f"{name.replace('_', ' ')} {found.card[name]}" for name in named if name in found.card]
+    return ". ".join((null, *([f"Card: {'; '.join(told)}"] if told else []))) + "."
 
 
 class _Shuffled:

@@ -24,14 +24,24 @@ from ssl_backdoor.estimate.cost_model import (
 )
 from ssl_backdoor.poison.attacks import num_planned
 from ssl_backdoor.progress import Progress
-from ssl_backdoor.specs import DatasetSpec, FilesSourceSpec, FitSpec, Resources, TemplateCaptionsSpec, TrainSpec
+from ssl_backdoor.specs import (
+    DatasetSpec,
+    FilesSourceSpec,
+    FitSpec,
+    Resources,
+    TamperAttack,
+    TemplateCaptionsSpec,
+    TrainSpec,
+)
 from ssl_backdoor.stages import (
     DefendStage,
+    DetectStage,
     EvaluateStage,
     IngestStage,
     PoisonStage,
     StageCall,
     StageSpec,
+    TamperStage,
     TrainStage,
     run_stage,
 )
@@ -152,10 +162,17 @@ class Calibrator:
     def _judge_cost(self, kind: JudgeKind) -> CostModel:
         inputs, done = {kind.role: self._model(kind.train, kind.frame)} if kind.role else {}, []
         small, large = self._sizes(kind.frame)
+        changes, factor = dict[str, object](), 1.0
+        match kind.spec:
+            case TamperStage(attack=TamperAttack() as attack):
+                changes["attack"], factor = attack.largest(self._classes[0], 0).reduced
+            case DetectStage(detector=detector):
+                changes["detector"], factor = detector.reduced
         for size in (_MIN_IMAGES, small, large):
-            spec = kind.fitted_to(size).model_copy(update={"seed": next(self._seeds)})
+            spec = kind.fitted_to(size).model_copy(update={**changes, "seed": next(self._seeds)})
             done.append(self._run(spec, {"dataset": self._dataset(kind.frame, size).ref, **inputs}))
-        return _model_through(kind.work(small), done[1], kind.work(large), done[2])
+        cost = _model_through(kind.work(small), done[1], kind.work(large), done[2])
+        return cost._replace(seconds=LinearCost(*(factor * part for part in cost.seconds)))
 
     def _model(self, train: TrainSpec, frame: DatasetSpec) -> ArtifactRef:
         """An encoder of the architecture of ``train``, trained for a few steps."""

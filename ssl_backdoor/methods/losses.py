@@ -85,3 +85,12 @@ def similarity_divergence(
         log_student = F.log_softmax(student.float() @ student_queue.float().T / temperature, 1)
         log_teacher = F.log_softmax(teacher.float() @ teacher_queue.float().T / temperature, 1)
         return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def mean_pairwise_cosine(features: Tensor) -> Tensor:
+    """Mean cosine over the ordered pairs of distinct rows of ``features`` (N, D), N > 1: a scalar.
+
+    In N steps, without a matrix of N x N: the squared length of the sum of unit rows is N plus the sum over pairs.
+    """
+    total = F.normalize(features, dim=1).sum(0).square().sum()
+    return (total - len(features)) / (len(features) * (len(features) - 1))

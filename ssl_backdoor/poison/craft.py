@@ -64,11 +64,11 @@ def poison(
     decisions = attack.plan(dataset.samples, dataset.classes, seed)
     pq.write_table(decisions, out / "plan.parquet")
     overlay, patch_frac = OVERLAY.empty_table(), None
+    source = attack.trigger.read() if attack.trigger is not None else None
     if decisions.num_rows:
-        source = attack.trigger.read() if attack.trigger is not None else None
         overlay, patch_frac = _craft(attack, source, dataset, decisions, out, on_progress)
-        if attack.trigger is not None:
-            _write_trigger(attack.trigger, source, overlay, dataset.spec.frame_px, out / "trigger.png")
+    if attack.trigger is not None:  # also of an attack on the encoder: it is tested under the trigger
+        _write_trigger(attack.trigger, source, overlay, dataset.spec.frame_px, out / "trigger.png")
     pq.write_table(overlay, out / "overlay.parquet")
     return _summary(attack, dataset, decisions) | _additions(attack, decisions, patch_frac)
 

@@ -32,7 +32,7 @@ PAIRED_EXCESS = (
 SWEPT_EXCESS = ("accuracy", "attack_success_rate", "targeted_success", "z_score_sd", "z_score_variance")
 SHARES = (
     "accuracy", "attack_success_rate", "targeted_success", "top_class_share", "image_to_text", "text_to_image",
-    "filter_", "detection_auroc", "detection_true", "detection_false", "detection_p",
+    "filter_", "detection_auroc", "detection_true", "detection_false", "detection_p", "detection_found",
 )  # fmt: skip
 COUNTS = ("target_false_positives", "false_positives")
 POOLED = ("targeted_success",)

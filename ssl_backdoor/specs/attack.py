@@ -231,6 +231,19 @@ class TamperAttack(Attack):
         """None."""
         return 0
 
+    def shortage(self, num_train: int) -> str:
+        """What is wrong where there are ``num_train`` training images; else empty."""
+        return ""
+
+    def num_seen(self, num_train: int) -> int:
+        """Of ``num_train`` training images those that it looks at: what its cost grows with."""
+        return num_train
+
+    @property
+    def reduced(self) -> tuple[Self, float]:
+        """The same with less work, on a few images and an encoder that knows nothing, and the factor to its cost."""
+        return self, 1.0
+
     @abc.abstractmethod
     def tamper(self, dataset: "Dataset", clean: "Path", context: StageContext) -> dict[str, Any]:
         """Turn the encoder in folder ``clean`` into one with a backdoor; all else as of ``Repair.repair``."""

@@ -1,7 +1,7 @@
 """Who tells poisoned samples, triggered inputs or backdoored encoders from others. One file each in ``detection/``."""
 
 import abc
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from ssl_backdoor.specs.family import Among, Idea
 
@@ -21,6 +21,13 @@ class Detector(Idea):
     level: ClassVar[Level]
     """What is judged. sample: each training sample; input: each of the test images, half of them under the trigger;
     encoder: the encoder as a whole, with the clean test images at hand."""
+    needs_gradients: ClassVar[bool] = False
+    """Whether it needs the encoder's gradients, and not its features alone."""
+
+    @property
+    def reduced(self) -> tuple[Self, float]:
+        """The same with less work, and by what factor its cost is larger: from that it is estimated."""
+        return self, 1.0
 
     @abc.abstractmethod
     def detect(self, pool: "Pool", encoder: "Path", seed: int, on_progress: "OnProgress") -> "Detection":

@@ -67,6 +67,11 @@ class RunSpec(Spec):
     """Each is tried by itself, on the poisoned encoder and on the clean-trained one."""
     detectors: tuple[DetectorSpec, ...] = ()
     """Each judges the poisoned encoder, and the clean-trained one for its false alarms."""
+    siblings: int = Field(default=0, ge=0, le=999)
+    """Clean encoders of the same training under other seeds, the first ones but this run's, that each detector of
+    encoders judges as well: an encoder's p-value is its score's rank among theirs, at least 1 / (siblings + 1). Runs
+    share them, and they are the clean-trained encoders of the runs that have those seeds. With none there is no
+    p-value."""
     evaluation: EvaluationSpec = Field(default_factory=EvaluationSpec)
     probe_on: ProbeOnSpec = OwnDataSpec()
     seed: int = Field(default=0, ge=0)
@@ -93,6 +98,11 @@ class RunSpec(Spec):
                     f"defence {one.kind} loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"
                 )
         return self
+
+    @property
+    def sibling_seeds(self) -> tuple[int, ...]:
+        """Of ``siblings``."""
+        return tuple(seed for seed in range(self.siblings + 1) if seed != self.seed)[: self.siblings]
 
     @property
     def label(self) -> str:

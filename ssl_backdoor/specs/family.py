@@ -42,6 +42,8 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.poison.attacks.poisoned_encoder",
         "ssl_backdoor.poison.attacks.ctrl2023",
         "ssl_backdoor.poison.attacks.mm_poison",
+        "ssl_backdoor.tampering.badencoder",
+        "ssl_backdoor.tampering.drupe",
     ),
     "method": ("ssl_backdoor.specs.training",),
     "defence": (
@@ -56,7 +58,11 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.detection.image_text_similarity",
         "ssl_backdoor.detection.patchsearch",
     ),
-    "detector": (),
+    "detector": (
+        "ssl_backdoor.detection.decree",
+        "ssl_backdoor.detection.collapse",
+        "ssl_backdoor.detection.ssl_cleanse",
+    ),
     "probe": ("ssl_backdoor.evaluate.standard_probes",),
     "metric": (),
 }

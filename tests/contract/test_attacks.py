@@ -29,6 +29,8 @@ from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import AttackSpec, NoAttackSpec, TargetsSpec, built_in
 from ssl_backdoor.store import Range
 from ssl_backdoor.tables import COMPOSED, OVERLAY, PARTNERS, POISON_PLAN
+from ssl_backdoor.tampering.badencoder import BadEncoderSpec
+from ssl_backdoor.tampering.drupe import DRUPESpec
 from tests.support.tiny_sets import tiny_dataset, tiny_masks
 
 TRIGGER = GridTriggerSpec(size_px=6)
@@ -57,7 +59,8 @@ ADDING = (
     (Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="cat", num_poisons=7), 7),
     (Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="cat", num_poisons=20, captions="imagenet80"), 20),
 )
-LOSSLESS = ((NoAttackSpec(), 0), *REPLACING, *ADDING)
+TAMPERING = tuple((kind(trigger=TRIGGER, target_class="cat"), 0) for kind in (BadEncoderSpec, DRUPESpec))
+LOSSLESS = ((NoAttackSpec(), 0), *REPLACING, *ADDING, *TAMPERING)
 JPEG = tuple((attack.model_copy(update={"codec": "jpeg75"}), count) for attack, count in SAHA)
 NOISY = Carlini2022TargetedSpec(num_poisons=100, captions="imagenet80", pixel_noise_levels=2.0, edit_words=True)
 EXAMPLES = (*LOSSLESS, *JPEG, *COMPOSING, (NOISY, 100))

@@ -14,6 +14,8 @@ from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022U
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.picture import ImageTriggerSpec
 from ssl_backdoor.specs import NoAttackSpec, TargetsSpec, built_in, members
+from ssl_backdoor.tampering.badencoder import BadEncoderSpec
+from ssl_backdoor.tampering.drupe import DRUPESpec
 
 GRID = GridTriggerSpec(seed=3, size_px=4, cells=2, style="flat", opacity=0.5)
 PICTURE = ImageTriggerSpec(file="a/b.png", sha256="0" * 64, size_frac=0.2, test_location=(0.0, 1.0))
@@ -28,7 +30,8 @@ CTRL = Ctrl2023Spec(target_class="cat", poison_fraction_of_dataset=0.05)
 CONSISTENT = LabelConsistentSpec(trigger=GRID, target_class="cat", num_poisons=7)
 CAPTIONS = MMPoisonSpec(text_class="cat", target_class="dog", poison_fraction_of_text_class=0.5)
 NEW = (ALIGNED, CORRUPT, ENCODED, CTRL, CONSISTENT, CAPTIONS)
-EVERY = (NoAttackSpec(), TARGETED, UNTARGETED, PAIRS, BACKDOOR, *NEW)
+TAMPERING = tuple(kind(trigger=GRID, target_class="cat") for kind in (BadEncoderSpec, DRUPESpec))
+EVERY = (NoAttackSpec(), TARGETED, UNTARGETED, PAIRS, BACKDOOR, *NEW, *TAMPERING)
 every = pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.kind)
 
 
@@ -61,6 +64,7 @@ def test_constants_are_no_part_of_the_identity(attack) -> None:
         (CTRL, "cat", "CTRL 15-15 31-31 / cat", ""),
         (CONSISTENT, "cat", "3 / cat", "7 poisons"),
         (CAPTIONS, "dog", "cat / dog", ""),
+        (TAMPERING[0], "cat", "3 / cat", ""),
     ],
 )
 def test_names_for_people(attack, target, name, amount) -> None:
@@ -72,6 +76,7 @@ def test_names_for_people(attack, target, name, amount) -> None:
     ("attack", "count"),
     [
         (NoAttackSpec(), 0),
+        (TAMPERING[0], 0),
         (TARGETED, 3),
         (UNTARGETED, 10),
         (PAIRS, 32),
@@ -98,7 +103,8 @@ def test_where_a_class_is_recoded_all_its_images_are_planned() -> None:
 def test_the_largest_is_as_large_as_can_be(attack) -> None:
     largest = attack.largest("dog", 7)
     planned = largest.num_planned({"dog": 11}.__getitem__, 100)
-    expected = {"none": 0, "saha2022_targeted": 11, "saha2022_untargeted": 100, "ctrl2023": 11, "mm_poison": 11}
+    expected = {"none": 0, "badencoder": 0, "drupe": 0, "ctrl2023": 11, "mm_poison": 11}
+    expected |= {"saha2022_targeted": 11, "saha2022_untargeted": 100}
     assert planned == expected.get(attack.kind, 7)
     assert largest.target_class in ("dog", "")
     assert attack == EVERY[EVERY.index(attack)], "a copy was changed"

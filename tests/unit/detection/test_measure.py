@@ -137,8 +137,9 @@ def test_a_detector_is_measured_over_what_it_scored() -> None:
 
 
 def test_of_an_encoder_what_was_not_found_is_left_out() -> None:
-    assert [row.name for row in measure_encoder("mine", 2.0, None)] == ["detection_score"]
-    assert list(measure_encoder("mine", float("nan"), None)) == []
+    told = [(row.name, row.value) for row in measure_encoder("mine", 2.0, None)]
+    assert told == [("detection_found", 1.0), ("detection_score", 2.0)]
+    assert [(row.name, row.value) for row in measure_encoder("mine", float("nan"), None)] == [("detection_found", 0.0)]
 
 
 def test_every_number_has_its_definition() -> None:

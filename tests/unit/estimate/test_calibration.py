@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import save
 
+from ssl_backdoor.detection.decree import DECREESpec
 from ssl_backdoor.detection.duplicates import DuplicatesSpec
 from ssl_backdoor.detection.local_density import LocalDensitySpec
 from ssl_backdoor.detection.patchsearch import PatchSearchSpec
@@ -25,8 +26,10 @@ from ssl_backdoor.methods.build import build_backbone
 from ssl_backdoor.poison.attacks.carlini2022 import Carlini2022BackdoorSpec, Carlini2022TargetedSpec
 from ssl_backdoor.poison.attacks.saha2022 import Saha2022TargetedSpec, Saha2022UntargetedSpec
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, NoAttackSpec, Resources, TargetsSpec
-from ssl_backdoor.stages import FilterStage
+from ssl_backdoor.specs import DatasetSpec, EvaluationSpec, FitSpec, NoAttackSpec, Resources, TargetsSpec
+from ssl_backdoor.stages import DetectStage, FilterStage, TamperStage
+from ssl_backdoor.tampering.badencoder import BadEncoderSpec
+from ssl_backdoor.tampering.references import REFERENCE_VIEWS
 from tests.support.tiny_training import BACKBONE, compress_spec, train_spec
 
 FRAME = DatasetSpec(frame_px=12)
@@ -139,3 +142,19 @@ def test_a_filter_is_fitted_to_few_images_and_costs_what_its_work_is(calibrator,
     model = calibrator.cost_model(kind)
     assert model.seconds.at(kind.work(1000)) >= model.seconds.at(0) >= 0
     assert model.seconds.at(kind.work(1000)) > 0
+
+
+@pytest.mark.parametrize("epochs", [2, 200])
+def test_tampering_is_measured_on_an_encoder_that_knows_nothing(calibrator, epochs):
+    fit = FitSpec(epochs=epochs, batch_size=16, views=REFERENCE_VIEWS)
+    attack = BadEncoderSpec(target_class="of no calibration image", reference_views=2, fit=fit)
+    model = calibrator.cost_model(JudgeKind(TamperStage(attack=attack, seed=0), "model", BYOL, FRAME))
+    assert model.seconds.at(1000) > 0
+    assert attack.reduced[1] == epochs
+
+
+def test_a_detector_of_encoders_is_measured_by_a_part_of_its_work(calibrator):
+    spec = DECREESpec(num_starts=3, steps=400, batch_size=4)
+    assert spec.reduced[1] == 60
+    model = calibrator.cost_model(JudgeKind(DetectStage(detector=spec, seed=0), "model", BYOL, FRAME))
+    assert model.seconds.at(1000) > 0

@@ -1,0 +1,1 @@
+"""Attacks on a finished encoder, one file per paper: see ``TamperAttack`` for what one is."""
