@@ -19,7 +19,7 @@ from tasks.planner import Sources
 
 Size = Literal["mini", "paper"]
 _MOST_PAIRS = 1000
-_SAHA, _CARLINI = "Saha et al. 2022", "Carlini & Terzis 2022"
+_SAHA, _CARLINI, _COMPARED = "Saha et al. 2022", "Carlini & Terzis 2022", "Attacks and defences compared"
 
 
 class Recipe(NamedTuple):
@@ -135,11 +135,12 @@ def _compared(
     summary: str,
     data: tuple[str, str],
     amounts: tuple[tuple[int, int, int], tuple[int, int, int]],
+    ask: Ask | None = None,
 ) -> Sized:
     """``data`` and ``amounts`` (max_pairs, pairs and seeds) of both sizes."""
     return Sized(
         *(
-            Recipe(build, *amount, True, f"{summary}; {images}", paper="Attacks and defences compared")
+            Recipe(build, *amount, True, f"{summary}; {images}", ask=ask, paper=_COMPARED)
             for build, images, amount in zip((mini, paper), data, amounts, strict=True)
         )
     )
@@ -230,25 +231,13 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     ),
     "carlini2022_fig_modelsize": _figure(carlini2022.fig_modelsize, "z-score by the size of the image tower"),
     "carlini2022_fig_patch": _figure(carlini2022.fig_patch, "z-score by side and placement of the patch"),
-    "tamper": Sized(
-        Recipe(
-            partial(tamper.tamper, tamper.MINI),
-            10,
-            2,
-            2,
-            True,
-            "a backdoor put into a finished encoder; 5 classes of CIFAR-10 at 16 px",
-            ask=tamper.ask,
-        ),
-        Recipe(
-            partial(tamper.tamper, tamper.PAPER),
-            10,
-            1,
-            3,
-            True,
-            "a backdoor put into a finished encoder, probed on --probe-data; CIFAR-10, ResNet-18",
-            ask=tamper.ask,
-        ),
+    "tamper": _compared(
+        partial(tamper.tamper, tamper.MINI),
+        partial(tamper.tamper, tamper.PAPER),
+        "a backdoor put into a finished encoder",
+        ("5 classes of CIFAR-10 at 16 px", "probed on --probe-data; CIFAR-10, ResNet-18"),
+        ((10, 2, 2), (10, 1, 3)),
+        tamper.ask,
     ),
     "encoder_zoo": Recipe(
         tamper.encoder_zoo,
@@ -257,5 +246,6 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         7,
         True,
         "detectors on 21 clean, 21 tampered and 21 data-poisoned encoders; 5 classes of CIFAR-10 at 16 px",
+        paper=_COMPARED,
     ),
 }

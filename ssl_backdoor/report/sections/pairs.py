@@ -50,7 +50,9 @@ def compared_arms(results: Results, variant: str) -> tuple[Arm, ...]:
 def headline_table(results: Results, variant: str = "") -> Table:
     """One line an arm, one column a headline quantity."""
     quantities = tuple(
-        q for q in headline_quantities(results.probes()) if any(results.get(q.measure, arm, variant) for arm in results.arms)
+        q
+        for q in headline_quantities(results.probes())
+        if any(results.get(q.measure, arm, variant) for arm in results.arms)
     )
     lines = []
     for arm in results.arms:
