@@ -22,12 +22,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from ssl_backdoor import plugins
+from ssl_backdoor.data.resident import to_evaluated_frame
 from ssl_backdoor.data.views import normalise
 from ssl_backdoor.errors import CheckpointError, SpecError
 from ssl_backdoor.identity import artifact_key, canonical
@@ -78,6 +80,7 @@ class Preprocessing(NamedTuple):
     mean: tuple[float, float, float] | None = None
     std: tuple[float, float, float] | None = None
     interpolation: Literal["bilinear", "bicubic"] | None = None
+    resize_px: int | None = None
 
 
 @final
@@ -108,8 +111,9 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features float32 (B, ``feature_dim``), not normalised, of ``images`` (B, 3, H, W) of any size.
 
-        uint8 from 0 to 255 or float in [0, 1]. They are resized and cropped as ``frame`` says, by an antialiased filter
-        on tensors, where evaluation resizes by Pillow: pixels differ by a rounding.
+        uint8 from 0 to 255 or float in [0, 1]. They are resized and cropped as ``frame`` says: uint8 as evaluation does
+        it, by Pillow; floats by the antialiased filter on tensors, through which gradients flow, up to a rounding the
+        same.
 
         Raises:
             SpecError: ``images`` are something else.
@@ -122,19 +126,26 @@ class Encoder(nn.Module):
                 f"expected uint8 images or floats in [0, 1], found {images.dtype} from {float(pixels.min()):.3g} to "
                 f"{float(pixels.max()):.3g}: do not normalise them, the encoder does"
             )
-        side, resize = self.frame.size_px, self.frame.resize_px or self.frame.size_px
-        height, width = pixels.shape[2:]
-        short = min(height, width)
-        if side and (height, width) != (side, side):
-            if short != resize:
-                size = (int(height * resize / short), int(width * resize / short))
-                how = self.frame.interpolation
-                pixels = F.interpolate(pixels, size, mode=how, align_corners=False, antialias=True).clamp(0, 1)
-                height, width = size
-            top, left = round((height - side) / 2), round((width - side) / 2)
-            pixels = pixels[:, :, top : top + side, left : left + side]
+        if self.frame.size_px:
+            pixels = self._framed_bytes(images) if images.dtype == torch.uint8 else self._framed(pixels)
         features: Tensor = self.backbone(normalise(pixels)).float()
         return features
+
+    def _framed_bytes(self, images: Tensor) -> Tensor:
+        size, resize, how = self.frame.size_px, self.frame.resize_px, self.frame.interpolation
+        pixels = images.permute(0, 2, 3, 1).cpu().numpy()
+        framed = np.stack([to_evaluated_frame(one, resize, size, how) for one in pixels])
+        return torch.from_numpy(framed).to(images.device).permute(0, 3, 1, 2).float() / 255
+
+    def _framed(self, pixels: Tensor) -> Tensor:
+        side, resize, how = self.frame.size_px, self.frame.resize_px, self.frame.interpolation
+        height, width = pixels.shape[2:]
+        short = min(height, width)
+        if resize and short != resize:
+            height, width = int(height * resize / short), int(width * resize / short)
+            pixels = F.interpolate(pixels, (height, width), mode=how, align_corners=False, antialias=True).clamp(0, 1)
+        top, left = round((height - side) / 2), round((width - side) / 2)
+        return pixels[:, :, top : top + side, left : left + side]
 
 
 _AS_SAID = Preprocessing()
@@ -240,7 +251,7 @@ def _of_library(library: str, name: str, weights: str, asked: Preprocessing) -> 
             "library": library,
             "name": name,
             "size_px": asked.size_px or found.size_px,
-            "resize_px": asked.size_px or found.resize_px,
+            "resize_px": asked.resize_px or asked.size_px or found.resize_px,
             "interpolation": asked.interpolation or found.interpolation,
             "mean": asked.mean or found.mean,
             "std": asked.std or found.std,
@@ -314,7 +325,10 @@ def _of_folder(folder: Path, asked: Preprocessing) -> Encoder:
         side = cfg.get("input_size", [3, 224, 224])[-1]
         how: Any = "bilinear" if cfg.get("interpolation") == "bilinear" else "bicubic"
         mean, std = tuple(cfg.get("mean", (0.485, 0.456, 0.406))), tuple(cfg.get("std", (0.229, 0.224, 0.225)))
-        said = Preprocessing(asked.size_px or side, asked.mean or mean, asked.std or std, asked.interpolation or how)
+        resize = None if asked.size_px else int(side / cfg.get("crop_pct", 0.875))
+        said = Preprocessing(
+            asked.size_px or side, asked.mean or mean, asked.std or std, asked.interpolation or how, resize
+        )
         return _of_library("timm", str(values["architecture"]), str(file), said)
     if file.suffix != ".safetensors":
         raise CheckpointError(f"expected model.safetensors in {folder}, found {file.name}; save it with safetensors")

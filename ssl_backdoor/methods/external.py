@@ -8,7 +8,7 @@ Shapes: B images, S px side, D features.
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, final
 
 import torch
@@ -22,6 +22,8 @@ from ssl_backdoor.methods.clip_towers import load_open_clip, split_batch_norms
 from ssl_backdoor.seeds import torch_generator
 from ssl_backdoor.specs import ExternalSpec
 
+_MAX_LAYERS, _MAX_DIM = 1000, 10**7
+"""In a configuration that came with weights: its network is outlined before its size is compared with theirs."""
 _TRIED_PX = 64
 """Side of the images that a network for any side is tried on."""
 
@@ -349,6 +351,11 @@ def _config_of(spec: ExternalSpec) -> tuple[Any, Any]:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise SpecError(f"transformers has no model_type {kind!r:.80}{hint}")
     known = {name: one for name, one in values.items() if name not in ("auto_map", "has_pooler")}
+    for name, number in _numbers(known):
+        if number > (_MAX_LAYERS if "layer" in name or "depth" in name else _MAX_DIM):
+            raise SpecError(
+                f"config.json: {name} of {number:,} would make no network that can be used: restore the file"
+            )
     config = transformers.CONFIG_MAPPING[kind].from_dict(known)
     if kind == "clip":
         return transformers.CLIPVisionModelWithProjection, config.vision_config
@@ -359,6 +366,18 @@ def reason_of(error: Exception) -> str:
     """The first line of what another library says is wrong."""
     text = next((line for line in str(error).splitlines() if line.strip()), "no message")
     return to_printable_line(text if isinstance(error, SpecError) else f"{type(error).__name__}: {text}")[:300]
+
+
+def _numbers(values: Any, name: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a configuration, with the name it stands under."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from _numbers(value, str(key))
+    elif isinstance(values, list):
+        for value in values:
+            yield from _numbers(value, name)
+    elif isinstance(values, int | float) and not isinstance(values, bool):
+        yield name, values
 
 
 def _import(name: str) -> Any:

@@ -20,6 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flows.cli import main
+from ssl_backdoor.data.resident import to_evaluated_frame
+from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.encoders import Encoder, Preprocessing, adopt, load_encoder
 from ssl_backdoor.errors import CheckpointError, SpecError, UserError
 from ssl_backdoor.methods.build import build_backbone, num_weight_bytes
@@ -200,6 +202,15 @@ def test_a_module_of_ones_own_says_its_size_and_sees_pixels(own_net: Path, store
     assert pickle.loads(pickle.dumps(call)).carried is not None
 
 
+def test_the_modules_frame_is_the_evaluated_one() -> None:
+    encoder = load_encoder("timm/test_convnext:random", None, Preprocessing(size_px=PX, resize_px=40))
+    picture = torch.randint(0, 256, (1, 3, PX, 50), dtype=torch.uint8)
+    pixels = to_evaluated_frame(picture[0].permute(1, 2, 0).numpy(), 40, PX, encoder.frame.interpolation)
+    expected = encoder.backbone(evaluation_view(torch.tensor(pixels).permute(2, 0, 1)[None]))
+    assert torch.allclose(encoder(picture), expected, atol=1e-5)
+    assert torch.allclose(encoder(picture / 255), expected, atol=0.1)
+
+
 def test_code_that_is_not_loaded_is_never_taken_from_a_store(tmp_path: Path) -> None:
     spec = ExternalSpec(library="own", name="absent:build", size_px=16, sha256="0" * 64)
     with pytest.raises(SpecError, match="--plugin"):
@@ -210,6 +221,7 @@ def test_a_timm_folder_of_hugging_face_needs_no_transformers(tmp_path: Path, ima
     network = timm.create_model("test_vit", img_size=PX).eval()
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     cfg = {"input_size": [3, PX, PX], "mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bilinear"}
+    cfg["crop_pct"] = 1.0
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": cfg}))
     encoder = load_encoder(str(tmp_path))
     network.reset_classifier(0)
