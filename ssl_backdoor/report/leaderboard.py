@@ -102,7 +102,7 @@ def _rows(
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """For people."""
+    """For people: a column an encoder, which fits a page."""
     lines = [
         (
             f"{row.label} [{row.variant}]" if row.variant else row.label,
@@ -120,7 +120,8 @@ def table_of(rows: Sequence[Row]) -> Table:
         )
         for row in rows
     ]  # fmt: skip
-    return dense_table(_HEADS, lines, text=(1, 2, 3, 5))._replace(style="dense compared")
+    heads, *fields = zip(_HEADS, *lines, strict=True) if lines else [(_HEADS[0],)]
+    return dense_table(heads, fields if lines else ())
 
 
 def _shown(row: Estimate | None) -> str:

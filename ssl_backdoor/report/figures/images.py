@@ -69,10 +69,11 @@ def trigger_sheet(files: Mapping[str, Path]) -> Picture | None:
     columns = max(len(shown), 3)
     figure = Figure(figsize=(1.15 * columns, 1.5), layout="constrained")
     grid = figure.subplots(1, columns, squeeze=False)[0]
-    for axes in grid:
+    for axes in grid[len(shown) :]:
         axes.set_axis_off()
     for axes, (name, image) in zip(grid, shown.items(), strict=False):
         axes.imshow(image, interpolation="nearest")
+        axes.set(xticks=[], yticks=[])
         axes.set_title(drawing.plain(name, 20), fontsize=8, color=drawing.INK, parse_math=False)
     more = f" {len(files) - len(shown)} more are not shown." * (len(files) > len(shown))
     return drawing.picture("triggers", figure, "Triggers", f"The triggers, enlarged.{more}")

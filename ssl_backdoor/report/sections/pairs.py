@@ -50,7 +50,9 @@ def compared_arms(results: Results, variant: str) -> tuple[Arm, ...]:
 def headline_table(results: Results, variant: str = "") -> Table:
     """One line an arm, one column a headline quantity."""
     quantities = tuple(
-        q for q in headline_quantities(results.probes()) if any(results.get(q.measure, arm) for arm in results.arms)
+        q
+        for q in headline_quantities(results.probes())
+        if any(results.get(q.measure, arm, variant) for arm in results.arms)
     )
     lines = []
     for arm in results.arms:
@@ -70,7 +72,7 @@ def excess_table(results: Results, variant: str = "") -> Table:
             *share_quantities(probes),
             *reversed(accuracy_quantities(probes)),
         )
-        if results.get(q.measure, SUSPECT, statistic="excess")
+        if results.get(q.measure, SUSPECT, variant, "excess")
     )
     lines = []
     for arm in results.arms:

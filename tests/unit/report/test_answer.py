@@ -2,10 +2,12 @@
 
 import pytest
 from report_fakes import bare, one_pair, ten_pairs
+from sweep_fakes import RATE, SIMILAR, SUCCESS, backdoor, backdoor_run, targeted, targeted_run
 
-from ssl_backdoor.report.estimates import paired
+from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
+from ssl_backdoor.report.estimates import paired, swept
 from ssl_backdoor.report.sentences import MOST_WORDS, pairs_clauses, punctuated
-from ssl_backdoor.report.verdicts import Finding, Findings, is_short, of_pairs, verdict_lines
+from ssl_backdoor.report.verdicts import Finding, Findings, is_short, of_figures, of_pairs, verdict_lines
 
 
 def runs(excess, z_excess=(1.0,), student=0.2, accuracy=(0.6, 0.6, 0.6), one_control=False, unseen=None):
@@ -160,3 +162,18 @@ def test_many_findings_are_counted_and_the_largest_is_told():
     differ = [Finding(f"line {i}", f"lost {i}.5 points ({i}.0 to {i}.9)") for i in range(9)]
     (line,) = verdict_lines(Findings([], [], differ))
     assert is_short(line)
+
+
+def test_one_run_of_three_attacks_and_two_defences_is_answered_in_60_words():
+    """The demo's shape."""
+    run = backdoor_run(50, 0, "backdoor", CleanCLIPSpec())
+    along = [backdoor(run, arm, rate) for arm, rate in
+             (("control", 0.1), ("suspect", 0.75), ("student", 0.2), ("distilled_control", 0.1))]  # fmt: skip
+    along += [targeted(targeted_run(16, 0, 8, "targeted"), arm, hits) for arm, hits in (("control", 1), ("suspect", 5))]
+    figures = (SUCCESS.model_copy(update={"paper": ()}), RATE, SIMILAR)
+    found = zip(of_pairs(paired(one_pair(num_test=200))), of_figures(figures, swept(figures, along)), strict=True)
+    lines = verdict_lines(Findings(*(first + second for first, second in found)))
+    assert lines[0] == "Attack: cannot tell (1 run)."
+    assert lines[2] == "CLIP targeted poisoning: success 62.5 % (5 of 8), control 12.5 %."
+    assert lines[-2:] == ["Defence: cannot tell (1 run).", "Clean accuracy: cannot tell (1 run)."]
+    assert len(" ".join(lines).split()) <= 60

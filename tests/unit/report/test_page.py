@@ -86,7 +86,7 @@ def test_the_content_stands_in_order(written):
         "Results vary widely across pairs",
         '"recipe"',
         "@inproceedings{saha2022",
-        "Leaderboard row",
+        "To copy into published tables",
         "Excess over the control",
         "Example poisons",
         "trigger / target",
