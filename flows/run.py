@@ -182,6 +182,8 @@ def _run_and_publish(
         if until == "report":
             record_url = scheduler.record(page)
             publish(page, store, record_url)
+            if record_url.startswith("http"):
+                log_event("listed", f"compare its runs in MLflow: {record_url}")
             text = f"report: {page.uri}" + ("" if record_url else " (not in MLflow yet: ssl-backdoor reindex)")
         text = text if failure is None else f"{failure}; {text}"
         log_event("ended", text, logging.INFO if failure is None else logging.WARNING, uri=page.uri)
@@ -250,10 +252,15 @@ class _ClosedFlow(Flow[..., Any]):
 ANSWERS: dict[str, Answer] = {"experiment": run_experiment, "matrix": run_matrix}
 
 
+def _name_run() -> str:
+    """A run is called as its recipe, which may be named after a user's file."""
+    return to_printable_line(str(flow_run.parameters["recipe"]))[:250]
+
+
 def _flow(name: str) -> Flow[Any, Any]:
     runner: Any = ThreadPoolTaskRunner(max_workers=256)  # a stage waits for its inputs in a thread
     ways: dict[str, Any] = {"task_runner": runner, "persist_result": False, "on_crashed": [_fail_unknown_parameters]}
-    return _ClosedFlow(_run_with_short_errors, name, flow_run_name="{recipe}", **ways)
+    return _ClosedFlow(_run_with_short_errors, name, flow_run_name=_name_run, **ways)
 
 
 experiment = _flow("experiment")

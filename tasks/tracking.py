@@ -1,31 +1,37 @@
 """The MLflow record of a finished report: the only code that writes to MLflow.
 
-Everything is read back from the store, so the record can be made at any time and made again: a parent run for the
-experiment, a child for each encoder under each test (a control that many runs share has one), with specs as
-parameters, manifest digests as dataset inputs, training curves per step and the same metric names on every child, so
-that MLflow's compare page is useful at once: ``facts/num_poisons`` against success, say.
+Everything is read back from the store, so the record can be made at any time and made again: a parent run with the
+answer and its few key figures, and a child for each encoder under each test (a control that many runs share has one)
+with specs as parameters, manifest digests as dataset inputs, training curves per step, the encoder as a model that
+points into the store, and the same metric names on every child, so that MLflow's compare page is useful at once:
+``facts/num_poisons`` against success, say. ``mlflow_view`` makes the page that people are sent to.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
+import numpy as np
 import pyarrow.parquet as pq
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, LoggedModelStatus, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types.schema import Schema, TensorSpec
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ssl_backdoor.errors import StoreAwayError, StoreError, to_printable_line
-from ssl_backdoor.report.frame import covariates, pair_of
+from ssl_backdoor.report.frame import covariates, headline_probes, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 from ssl_backdoor.store.base import explain_damage
+from tasks import mlflow_view
 from tasks.sqlite_urls import file_of, sqlite_url
 
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, in the middle of a log
@@ -34,6 +40,9 @@ _REPORT_KEY = "ssl_backdoor.report_key"
 _ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
+_WRITERS = 4  # at once, to a server: most of the time is waiting for its answers
+_SOURCE = {"mlflow.source.name": "ssl-backdoor", "mlflow.source.type": "LOCAL"}
+_MAX_NAME = 250  # characters of a run's or an experiment's name that MLflow's tables hold
 _SYSTEM = {
     "images_per_second": ("images_per_second", 1.0),
     "step_s": ("step_seconds", 1.0),
@@ -46,7 +55,7 @@ _SYSTEM = {
     "peak_gpu_bytes": ("peak_gpu_memory_megabytes", 1e-6),
 }
 """What a training's manifest says of its machine: MLflow's name, under "system/", and the factor to its unit."""
-_IN_THE_REPORT_ONLY = "false_positives:"  # one for each class, condition and probe: they would bury the rest
+_ON_FEATURES = ("features", "retrieval")  # what is measured without a probe
 
 
 @contextmanager
@@ -68,14 +77,20 @@ def _translate_errors() -> Iterator[None]:
 @task(name="record", cache_policy=NO_CACHE, persist_result=False)
 @_translate_errors()
 def record(report: ArtifactRef, store: ArtifactStore) -> str:
-    """Write ``report`` to MLflow unless it is there already; where people read its parent run.
+    """Write ``report`` to MLflow unless it is there already; where people compare its runs (``mlflow_view``).
 
     ``SSL_BACKDOOR_MLFLOW_PAGE`` is MLflow's address for a browser, where that is another than for this process.
     """
     client = mlflow.MlflowClient()
     run = client.get_run(write(report, store, client))
     page = os.environ.get("SSL_BACKDOOR_MLFLOW_PAGE") or client.tracking_uri
-    return f"{to_printable_line(page).rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    place = f"experiments/{run.info.experiment_id}/runs?workflowType=machine_learning&viewStateShareKey"
+    return f"{to_printable_line(page).rstrip('/')}/#/{place}={_short(report)}"
+
+
+def _short(report: ArtifactRef) -> str:
+    """The report as its runs' tag, its view and its name have it."""
+    return report.key[:8]
 
 
 def reindex(store: ArtifactStore, on_damaged: Callable[[str], object]) -> Iterator[str]:
@@ -128,7 +143,8 @@ def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient
     experiment = _experiment(client, spec.recipe)
     if whole := _known(client, experiment, report.key)[0]:
         return whole[0]
-    name, tags = f"{spec.recipe} {report.key[:8]}", {"recipe": spec.recipe, _REPORT_KEY: report.key}
+    recipe = to_printable_line(spec.recipe)
+    name, tags = f"{recipe[: _MAX_NAME - 9]} {_short(report)}", {"recipe": recipe, _REPORT_KEY: report.key}
     own = str(client.create_run(experiment, run_name=name, tags=tags).info.run_id)
     try:
         if not _known(client, experiment, report.key)[0]:  # who finished before this run was there left it alone
@@ -152,7 +168,7 @@ def find_recorded(recipes: Iterable[str]) -> set[str]:
     """
     client = mlflow.MlflowClient()
     try:
-        found = (client.get_experiment_by_name(recipe) for recipe in recipes)
+        found = (client.get_experiment_by_name(_name(recipe)) for recipe in recipes)
         experiments = [one.experiment_id for one in found if one is not None]
         asked = f"tags.`{_REPORT_KEY}` LIKE '%' AND attributes.status = 'FINISHED'"
         runs = client.search_runs(experiments, asked, max_results=50_000) if experiments else []
@@ -170,6 +186,8 @@ def _known(client: mlflow.MlflowClient, experiment: str, key: str) -> tuple[list
 
 def _delete(client: mlflow.MlflowClient, experiment: str, parent_id: str) -> None:
     for child in client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent_id}'", max_results=50_000):
+        for model in client.search_logged_models([experiment], f"source_run_id = '{child.info.run_id}'"):
+            client.delete_logged_model(model.model_id)
         client.delete_run(child.info.run_id)
     client.delete_run(parent_id)
 
@@ -183,25 +201,54 @@ def _fill(
     spec: ReportSpec,
 ) -> None:
     manifest = store.manifest(report)
-    seen: set[tuple[str, str, str]] = set()
+    children: dict[tuple[str, str, str], _Child] = {}
     for index, run in enumerate(spec.runs):
-        for arm in run.arms:
-            if f"{index:03d}/{arm.role}/scores" not in manifest.inputs:
-                continue
-            evidence = _Evidence(store, manifest, index, run, arm)
-            if (place := (arm.role, evidence.model.key, evidence.scores.key)) not in seen:
-                seen.add(place)
-                _child(client, experiment, parent_id, evidence, run)
-    _summary(client, parent_id, spec, store.fetch(report), manifest.summary["headline"])
+        arms = [arm for arm in run.arms if f"{index:03d}/{arm.role}/scores" in manifest.inputs]
+        found = [_Evidence(store, manifest, index, run, arm) for arm in arms]
+        control = next((one.measured() for one in found if one.arm.role == "clean"), {})
+        for one in found:
+            place = one.arm.role, one.model.key, one.scores.key
+            if place not in children:
+                children[place] = _Child(one, run, mlflow_view.headline(one.measured(), control), _short(report))
+    made = list(children.values())
+    mlflow_view.name_groups([child.tags for child in made])
+    of_encoder: dict[str, list[_Child]] = {}
+    for child in made:
+        of_encoder.setdefault(child.encoder, []).append(child)
+
+    def write_all(children: list[_Child]) -> set[str]:
+        model = ""
+        found: set[str] = set()
+        for child in children:
+            model, metrics = child.write(client, experiment, parent_id, model)
+            found |= metrics
+        return found
+
+    read = {(one.dataset.name, one.dataset.digest): one for child in made for one in child.inputs}
+    client.log_inputs(parent_id, list(read.values()))  # first: two runs that bring MLflow a new dataset at once collide
+    is_file = file_of(client.tracking_uri) is not None  # which takes one writer at a time
+    with ThreadPoolExecutor(1 if is_file else _WRITERS) as threads:
+        names = set().union(*threads.map(write_all, of_encoder.values()))
+    _summary(client, parent_id, spec, report, store, made)
+    shared = mlflow_view.view(_short(report), names)
+    client.set_experiment_tag(experiment, f"{mlflow_view.VIEW_TAG}{_short(report)}", shared)
 
 
-def _experiment(client: mlflow.MlflowClient, name: str) -> str:
+def _name(recipe: str) -> str:
+    """The experiment of a recipe, which may be named after a user's file."""
+    return to_printable_line(recipe)[:_MAX_NAME]
+
+
+def _experiment(client: mlflow.MlflowClient, recipe: str) -> str:
+    name, kind = _name(recipe), {mlflow_view.KIND_TAG: mlflow_view.KIND}
     found = client.get_experiment_by_name(name)
     if found is not None:
+        if mlflow_view.KIND_TAG not in found.tags:  # of one that an earlier version made
+            client.set_experiment_tag(found.experiment_id, mlflow_view.KIND_TAG, mlflow_view.KIND)
         return str(found.experiment_id)
     location = os.environ.get("SSL_BACKDOOR_MLFLOW_ARTIFACTS")
     try:
-        return str(client.create_experiment(name, artifact_location=location))
+        return str(client.create_experiment(name, artifact_location=location, tags=kind))
     except MlflowException as error:
         if error.error_code != _ALREADY_THERE:
             raise
@@ -222,6 +269,11 @@ class _Evidence:
         for detector in run.detectors:
             if (role := f"{place}/{detector.kind}/detection") in inputs:
                 self.judged[detector.kind] = store.ref("detect", inputs[role])
+
+    def measured(self) -> dict[str, float]:
+        """What evaluation measured, by ``name/condition/probe``."""
+        found = self.store.manifest(self.scores).summary["measurements"]
+        return {name: value for name, value in found.items() if value is not None}
 
     def facts(self, run: RunSpec) -> Iterator[Metric]:
         """What figures are drawn over: number of poisons, of training images, of parameters, ..."""
@@ -257,74 +309,133 @@ def system_metrics(performance: Mapping[str, Any]) -> Iterator[Metric]:
                 yield Metric(f"system/{shown}", factor * value, unix_ms, step)
 
 
-def _child(client: mlflow.MlflowClient, experiment: str, parent_id: str, evidence: _Evidence, run: RunSpec) -> None:
-    store = evidence.store
-    scores, model = store.manifest(evidence.scores), store.manifest(evidence.model)
-    tags = {
-        "mlflow.parentRunId": parent_id,
-        "arm": evidence.arm.label,
-        "variant": run.variant or "main",
-        "method": run.train.method.kind,
-        "attack": run.attack.kind,
-        "defence": evidence.arm.name or "none",
-        "pair": pair_of(run).label,
-        "seed": str(run.seed),
-        "model_key": evidence.model.key,
-        "scores_key": evidence.scores.key,
-    }
-    tags = {name: to_printable_line(value) for name, value in tags.items()}
-    name = to_printable_line(f"{evidence.arm.label}, {run.label}")
-    child = client.create_run(experiment, run_name=name, tags=tags)
-    run_id = str(child.info.run_id)
-    measured = {
-        name: value
-        for name, value in scores.summary["measurements"].items()
-        if value is not None and not name.startswith(_IN_THE_REPORT_ONLY)
-    }
-    metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in measured.items()]
-    metrics += [Metric("seconds/train", model.seconds, 0, 0), Metric("seconds/evaluate", scores.seconds, 0, 0)]
-    metrics += [*evidence.facts(run), *evidence.curves()]
-    for who, ref in evidence.judged.items():
-        for name, value in store.manifest(ref).summary["measurements"].items():
-            metrics.append(Metric(_metric_name(f"{name}/{who}"), value, 0, 0))
-    if "performance" in model.summary:  # not of artifacts made before it was measured
-        metrics += system_metrics(model.summary["performance"])
-    params = _params(run.model_dump(mode="json"))
-    client.log_batch(run_id, metrics=metrics[:_BATCH], params=[*params, Param("arm", evidence.arm.label)])
-    for start in range(_BATCH, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
-    _log_inputs(client, run_id, scores, store)
-    client.set_terminated(run_id, "FINISHED")
+class _Child:
+    """The record of one encoder under one test."""
+
+    def __init__(self, evidence: _Evidence, run: RunSpec, figures: Mapping[str, float], report: str) -> None:
+        self._evidence, self._run, self.figures, self.encoder = evidence, run, figures, evidence.model.key
+        tags = {
+            "arm": evidence.arm.label,
+            "variant": run.variant or "main",
+            "method": run.train.method.kind,
+            "attack": run.attack.kind,
+            "defence": evidence.arm.name or "none",
+            "pair": pair_of(run).label,
+            "seed": str(run.seed),
+            "model_key": evidence.model.key,
+            "scores_key": evidence.scores.key,
+            "report": report,
+        }
+        self.tags = {name: to_printable_line(value) for name, value in tags.items()} | _SOURCE
+        images = evidence.store.manifest(evidence.scores).inputs["dataset"]
+        self.inputs = [_dataset_input(evidence.store, evidence.store.ref("ingest", images), "evaluation")]
+        if evidence.arm.trained_on != "clean":
+            self.inputs.append(_dataset_input(evidence.store, evidence.poison, "poison"))
+
+    def _metrics(self) -> Iterator[Metric]:
+        """The headline, then what the report shows and what needs no probe; the rest is in the report's table."""
+        for name, value in self.figures.items():
+            yield Metric(name, value, 0, 0)
+        evidence, measured = self._evidence, self._evidence.measured()
+        probes = {name.rpartition("/")[2] for name in measured}
+        shown = {*headline_probes(probes), mlflow_view.probe_shown(measured), *_ON_FEATURES}
+        for name, value in measured.items():
+            if name.rpartition("/")[2] in shown and ":" not in name.partition("/")[0]:  # not of each class
+                yield Metric(_metric_name(name), value, 0, 0)
+        model = evidence.store.manifest(evidence.model)
+        yield Metric("seconds/train", model.seconds, 0, 0)
+        yield Metric("seconds/evaluate", evidence.store.manifest(evidence.scores).seconds, 0, 0)
+        yield from evidence.facts(self._run)
+        yield from evidence.curves()
+        for who, ref in evidence.judged.items():
+            for name, value in evidence.store.manifest(ref).summary["measurements"].items():
+                yield Metric(_metric_name(f"{name}/{who}"), value, 0, 0)
+        if "performance" in model.summary:  # not of artifacts made before it was measured
+            yield from system_metrics(model.summary["performance"])
+
+    def write(self, client: mlflow.MlflowClient, experiment: str, parent_id: str, model: str) -> tuple[str, set[str]]:
+        """Write it; the id of its encoder's ``model``, which is made unless there is one, and its metrics' names."""
+        evidence, store, metrics = self._evidence, self._evidence.store, list(self._metrics())
+        name = to_printable_line(f"{evidence.arm.label}, {self._run.label}")[:_MAX_NAME]
+        child = client.create_run(experiment, run_name=name, tags={**self.tags, "mlflow.parentRunId": parent_id})
+        run_id = str(child.info.run_id)
+        params = [*_params(self._run.model_dump(mode="json")), Param("arm", evidence.arm.label)]
+        client.log_batch(run_id, metrics=metrics[:_BATCH], params=params)
+        for start in range(_BATCH, len(metrics), _BATCH):
+            client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+        model = model or _point_to_encoder(client, experiment, run_id, evidence, self._run)
+        client.log_inputs(run_id, self.inputs, [LoggedModelInput(model)])
+        if "neighbours.npz" in store.manifest(evidence.scores).files:
+            file = store.fetch(evidence.scores, ["neighbours.npz"]) / "neighbours.npz"
+            with TemporaryDirectory() as folder:
+                sheet = Path(folder) / "triggered_and_nearest.png"
+                sheet.write_bytes(mlflow_view.example_sheet(file))
+                client.log_artifact(run_id, str(sheet), "examples")
+        client.set_terminated(run_id, "FINISHED")
+        return model, {metric.key for metric in metrics}
 
 
-def _log_inputs(client: mlflow.MlflowClient, run_id: str, scores: Manifest, store: ArtifactStore) -> None:
-    ref = store.ref("ingest", scores.inputs["dataset"])
-    source = json.dumps({"uri": ref.uri})
-    dataset = Dataset(
-        name="dataset", digest=store.manifest(ref).digest[:36], source_type="artifact_store", source=source
+def _point_to_encoder(
+    client: mlflow.MlflowClient, experiment: str, run_id: str, evidence: _Evidence, run: RunSpec
+) -> str:
+    """A model of MLflow whose weights stay in the store: its signature, and where they are; its id."""
+    side_px = run.evaluation.crop_px or run.dataset.frame_px or run.dataset.resident_px
+    signature = ModelSignature(
+        Schema([TensorSpec(np.dtype("float32"), (-1, 3, side_px, side_px), "images")]),
+        Schema([TensorSpec(np.dtype("float32"), (-1, -1), "features")]),
     )
-    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "evaluation")])])
+    place = to_printable_line(evidence.model.uri)
+    name = f"{evidence.model.stage}-{evidence.model.key[:12]}"
+    tags = {"mlflow.model.isExternal": "true", "arm": evidence.arm.label, "uri": place}
+    model = client.create_logged_model(experiment, name, run_id, tags, {"uri": place[:500]}, "encoder")
+    with TemporaryDirectory() as folder:
+        metadata = {"mlflow.model.isExternal": True, "uri": place}
+        told = Model(model.artifact_location, run_id, signature=signature, model_id=model.model_id, metadata=metadata)
+        told.save(str(Path(folder) / "MLmodel"))
+        client.log_model_artifacts(model.model_id, folder)
+    client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
+    return str(model.model_id)
+
+
+def _dataset_input(store: ArtifactStore, ref: ArtifactRef, context: str) -> DatasetInput:
+    source = json.dumps({"uri": to_printable_line(ref.uri)})
+    name = f"{ref.stage}-{ref.key[:12]}"
+    dataset = Dataset(name=name, digest=store.manifest(ref).digest[:36], source_type="artifact_store", source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _summary(
-    client: mlflow.MlflowClient, run_id: str, spec: ReportSpec, folder: Path, headline: Mapping[str, float]
+    client: mlflow.MlflowClient,
+    run_id: str,
+    spec: ReportSpec,
+    report: ArtifactRef,
+    store: ArtifactStore,
+    children: Sequence[_Child],
 ) -> None:
-    rows = json.loads((folder / "measurements.json").read_text())
-    metrics = [
-        Metric(_metric_name(f"{row['arm']}/{row['name']}/{row['condition']}/{row['probe']}"), row["value"], 0, 0)
-        for row in rows
-        if row["value"] is not None and not row["name"].startswith(_IN_THE_REPORT_ONLY)
-    ]
-    metrics += [Metric(_metric_name(name), value, 0, 0) for name, value in headline.items() if "_p_holm" in name]
-    for start in range(0, len(metrics), _BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    """The parent: the answer, its key figures, what it was made of and the page."""
+    manifest = store.manifest(report)
+    rows = [(child.tags, child.figures) for child in children]
+    metrics = [Metric(_metric_name(name), value, 0, 0) for name, value in mlflow_view.means(rows).items()]
     params = [
-        Param("recipe", spec.recipe),
+        Param("recipe", to_printable_line(spec.recipe)[:500]),
         Param("num_runs", str(len(spec.runs))),
         *_params(spec.runs[0].train.model_dump(mode="json"), "train."),
     ]
-    client.log_batch(run_id, params=params, tags=[RunTag("mlflow.note.content", to_printable_line(spec.question))])
-    for name in ("report.html", "report.md", "measurements.json"):
+    answer = [mlflow_view.literal(line) for line in manifest.summary["answer"].splitlines()]
+    note = "\n\n".join((f"**{mlflow_view.literal(spec.question)}**", *answer))
+    tags = {"mlflow.note.content": note[:8000], **_SOURCE}
+    if commit := manifest.versions.get("commit"):
+        tags["mlflow.source.git.commit"] = commit
+    tags["mlflow.loggedArtifacts"] = json.dumps([{"path": "comparison.json", "type": "table"}])
+    for start in range(0, max(1, len(metrics)), _BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + _BATCH])
+    client.log_batch(run_id, params=params, tags=[RunTag(name, value) for name, value in tags.items()])
+    with TemporaryDirectory() as scratch:
+        table = Path(scratch) / "comparison.json"
+        table.write_text(json.dumps(mlflow_view.comparison(rows)))
+        client.log_artifact(run_id, str(table))
+    folder = store.fetch(report)
+    for name in ("report.html", "report.md", "measurements.json", "measurements.parquet"):
         client.log_artifact(run_id, str(folder / name), "report")
     for figure in sorted((folder / "figures").iterdir()):
         client.log_artifact(run_id, str(figure), "report/figures")

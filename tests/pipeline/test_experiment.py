@@ -71,12 +71,19 @@ def test_report_is_one_file_that_asks_for_nothing(first):
 
 
 def test_mlflow_holds_one_parent_and_its_arms(first):
-    _, folder = first
+    result, folder = first
     with sqlite3.connect(folder / "home/mlflow.db") as database:
         children = database.execute("select count(*) from tags where key = 'mlflow.parentRunId'").fetchone()[0]
         arms = {row[0] for row in database.execute("select value from params where key = 'arm'")}
         curves = database.execute("select count(*) from metrics where key = 'curve/loss'").fetchone()[0]
-        inputs = database.execute("select count(*) from inputs").fetchone()[0]
+        inputs = database.execute("select count(*) from inputs where source_type = 'DATASET'").fetchone()[0]
+        models = database.execute(
+            "select count(*), count(distinct name) from logged_models where status = 2"
+        ).fetchone()
+        read = database.execute("select count(*) from inputs where source_type = 'RUN_INPUT'").fetchone()[0]
+        count = "select count(*) from metrics join runs using (run_uuid) where name like 'demo %'"
+        (of_parent,) = database.execute(count).fetchone()
+        (note,) = database.execute("select value from tags where key = 'mlflow.note.content'").fetchone()
     assert children == 10
     defences = ("CompRess", "distilled image tower")
     assert arms == {
@@ -85,7 +92,10 @@ def test_mlflow_holds_one_parent_and_its_arms(first):
         for defence in ("", *(f" + {defence}" for defence in defences))
     }
     assert curves >= 8
-    assert inputs == 10
+    assert inputs == 10 + 5 + 4  # tested on, poisoned with, and by the parent all that its children read
+    assert (models, read) == ((9, 9), 10)  # a control that two runs share is one encoder
+    assert of_parent == 24  # two figures of each of ten arms, the specific excess of four
+    assert result["answer"].split()[0] in note
 
 
 def active_runs(database_file):

@@ -39,7 +39,8 @@ class Lab:
         client.log_metric(own, "accuracy", 0.5)
 
     def child(self, parent: str) -> None:
-        self.client.create_run(self.experiment, tags={"mlflow.parentRunId": parent})
+        made = self.client.create_run(self.experiment, tags={"mlflow.parentRunId": parent})
+        self.client.create_logged_model(self.experiment, "encoder", made.info.run_id)
 
     def left(self, status: str, start_time_ms: int) -> str:
         """What another writer has there."""
@@ -54,11 +55,13 @@ class Lab:
         return tracking.write(REPORT, STORE, mlflow.MlflowClient(self.address))
 
     def kept(self) -> dict[str, str]:
-        """Status of each parent run; their children have no others."""
+        """Status of each parent run; their children have no others, and the models no other children."""
         runs = self.client.search_runs([self.experiment])
         parents = {run.info.run_id: run.info.status for run in runs if "mlflow.parentRunId" not in run.data.tags}
         children = [run.data.tags["mlflow.parentRunId"] for run in runs if "mlflow.parentRunId" in run.data.tags]
         assert sorted(children) == sorted(parents)
+        models = {one.source_run_id for one in self.client.search_logged_models([self.experiment])}
+        assert models == {run.info.run_id for run in runs if "mlflow.parentRunId" in run.data.tags}
         return parents
 
 
@@ -160,11 +163,12 @@ def test_two_that_finish_at_once_keep_the_same(lab, monkeypatch):
 )
 def test_a_link_names_the_address_that_a_browser_knows(monkeypatch, page, shown):
     run = SimpleNamespace(info=SimpleNamespace(experiment_id="7", run_id="c0ffee"))
+    view = "/#/experiments/7/runs?workflowType=machine_learning&viewStateShareKey=aaaaaaaa"
     client = SimpleNamespace(tracking_uri="http://mlflow:5000", get_run=lambda run_id: run)
     monkeypatch.setattr(mlflow, "MlflowClient", lambda: client)
     monkeypatch.setattr(tracking, "write", lambda *_: run.info.run_id)
     monkeypatch.setenv("SSL_BACKDOOR_MLFLOW_PAGE", page)
-    assert tracking.record.fn(None, None) == f"{shown}/#/experiments/7/runs/c0ffee"
+    assert tracking.record.fn(REPORT, None) == shown + view
 
 
 @pytest.mark.slow
@@ -176,6 +180,32 @@ def test_a_database_is_made_ahead_and_one_that_another_shell_made_meanwhile_is_k
     tracking._make_database(file)
     assert {one.name for one in mlflow.MlflowClient().search_experiments()} == {"Default", "somebody's"}
     assert [one.name for one in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize("recipe", ["x\x1b[2J\ny at http://me:pa55@host/x", f"{'long' * 100}.py:mine"])
+def test_a_recipes_own_name_is_clean_and_fits(lab, monkeypatch, recipe):
+    spec = SPEC.model_copy(update={"recipe": recipe}).model_dump(mode="json")
+    store = SimpleNamespace(manifest=lambda _: SimpleNamespace(spec=spec))
+    monkeypatch.setattr(tracking, "_fill", lambda *_: None)
+    client = mlflow.MlflowClient(lab.address)
+    run = client.get_run(tracking.write(REPORT, store, client))
+    experiment = client.get_experiment(run.info.experiment_id)
+    shown = [experiment.name, run.info.run_name, run.data.tags["recipe"]]
+    assert all(name.isprintable() and "pa55" not in name for name in shown)
+    assert all(len(name) <= 250 for name in shown[:2])
+    assert run.info.run_name.endswith(KEY[:8])
+    assert tracking.write(REPORT, store, client) == run.info.run_id
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda: client)
+    assert tracking.find_recorded([recipe]) == {KEY}
+
+
+def test_an_experiment_opens_as_the_training_of_models_also_one_of_before(lab):
+    kinds = []
+    for _ in range(2):
+        tracking._experiment(lab.client, "demo")
+        tracking._experiment(lab.client, "another")
+        kinds.append([lab.client.get_experiment_by_name(name).tags for name in ("demo", "another")])
+    assert kinds == 2 * [2 * [{"mlflow.experimentKind": "custom_model_development"}]]
 
 
 def test_names_that_steer_a_terminal_are_written_as_clean_lines():
