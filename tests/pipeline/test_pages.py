@@ -143,7 +143,8 @@ def test_mlflow_compares_six_cells_under_useful_names_and_has_their_machines(sta
 def test_three_clicks_from_a_run_to_which_defence_wins(stack, demo, page, scheme):
     page.emulate_media(color_scheme=scheme)
     if scheme == "dark":
-        page.add_init_script("localStorage.setItem('databricks-dark-mode-pref', 'dark')")
+        for name, value in (("_mlflow_dark_mode_toggle_enabled", "true"), ("databricks-dark-mode-pref", "dark")):
+            page.add_init_script(f"localStorage.setItem('{name}', '{value}')")
     page.goto(f"{stack.config.url('prefect')}/runs/flow-run/{demo['id']}")
     page.get_by_text("Artifacts", exact=True).last.click()
     page.get_by_text("mlflow", exact=True).first.click()
