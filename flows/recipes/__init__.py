@@ -122,6 +122,14 @@ def _attacks_ssl() -> Sized:
     )
 
 
+def _attacks_clip() -> Sized:
+    build, summary = attacks.attacks_clip, "published triggers on CLIP, as many poisons each"
+    return Sized(
+        Recipe(partial(build, clip.MINI), 10, 2, 3, True, f"{summary}; captioned CIFAR-10 at 16 px"),
+        Recipe(partial(build, clip.PAPER), 8, 1, 3, True, f"{summary}; CC3M, RN50"),
+    )
+
+
 _OWN: dict[str, "Recipe | Sized"] = {}
 RECIPES: Mapping[str, Recipe | Sized] = {
     "demo": Recipe(
@@ -143,9 +151,7 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
     "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
     "attacks_ssl": _attacks_ssl(),
-    "attacks_clip": _figure(
-        attacks.attacks_clip, "published triggers on CLIP, as many poisons each", mini=(10, 2, 3), paper=(8, 1, 3)
-    ),
+    "attacks_clip": _attacks_clip(),
     "carlini2022_fig2_targeted": _figure(
         carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
     ),
