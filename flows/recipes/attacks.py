@@ -64,7 +64,7 @@ MINI = Scale(
     num_target=1000,
     patch=GridTriggerSpec(size_frac=0.375, cells=3),
     sticker_frac=0.3,
-    note="100 poisons, 2 % of the data, where the paper has 0.5 % of ImageNet-100. CIFAR-10 has no masks, so that "
+    note="100 poisons, 2 % of the data, where the paper has 0.5 % of ImageNet-100. No masks are given, so that "
     "CorruptEncoder's object is the whole image.",
 )
 PAPER = Scale(

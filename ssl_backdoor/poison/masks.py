@@ -42,6 +42,8 @@ class ScenesMasksSpec(_Masks):
     """Of drawn scenes, whose objects are known."""
 
     kind: Literal["scenes"] = "scenes"
+    min_inside: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Share of a pixel that has to lie inside the object for it to count."""
 
     def has(self, key: str) -> bool:
         """See ``_Masks``."""
@@ -55,7 +57,8 @@ class ScenesMasksSpec(_Masks):
                 """--set 'attack.masks={"kind":"folder","folder":"PATH"}'"""
             )
         split, shape, index = key.split("-")
-        levels = np.rint(255 * draw_mask(dataset.source, split, shape, int(index))).astype(np.uint8)
+        inside = draw_mask(dataset.source, split, shape, int(index)) >= self.min_inside
+        levels = np.where(inside, 255, 0).astype(np.uint8)
         return _framed(encode_png(np.repeat(levels[..., None], 3, axis=2)), dataset)
 
 
@@ -109,7 +112,7 @@ class FolderMasksSpec(_Masks):
         return self.model_copy(update={"sha256": digest.hexdigest()})
 
 
-MasksSpec = Annotated[ScenesMasksSpec | WholeMasksSpec | FolderMasksSpec, Field(discriminator="kind")]
+MasksSpec = Annotated[WholeMasksSpec | ScenesMasksSpec | FolderMasksSpec, Field(discriminator="kind")]
 
 
 def _read(file: Path) -> bytes:
