@@ -3,7 +3,7 @@
 BadEncoder (Jia et al. 2022) and DRUPE (Tao et al. 2024). At mini size on five classes of CIFAR-10 at 16 px, probed on
 the same set; at the paper's own on CIFAR-10 at 32 px, probed on another labelled set (--probe-data).
 
-Measured (2 cores, one thread): BadEncoder on 2,000 images, 12 epochs: half a minute; see findings/2026-11-30-tamper.md.
+Measured (one thread): BadEncoder at mini size takes 40 s of CPU, see findings/2026-11-30-tamper.md.
 """
 
 from collections.abc import Sequence
@@ -129,7 +129,12 @@ def tamper(scale: Scale, pairs: int, seeds: int) -> ReportSpec:
 
 ZOO_METHODS = ("BYOL", "SimSiam", "MSF")
 ZOO_DATASET = cifar10.DATASET.model_copy(update={"max_train_per_class": 500, "max_test_per_class": 300})
-ZOO_DETECTORS = (DECREESpec(), CollapseSpec(), SSLCleanseSpec())
+ZOO_DETECTORS = (
+    DECREESpec(num_starts=2, steps=150, batch_size=32, num_images=250),
+    CollapseSpec(num_patches=80, num_images=100),
+    SSLCleanseSpec(num_clusters=6, steps=60, batch_size=32, num_images=250),
+)
+"""At which one encoder takes some 20 s of CPU."""
 
 
 def encoder_zoo(pairs: int, seeds: int) -> ReportSpec:
