@@ -165,7 +165,7 @@ def _parse_request(options: argparse.Namespace) -> "tuple[dict[str, Any], Digest
         "recipe": options.recipe,
         "pairs": options.pairs or 0,
         "seeds": options.seeds or 0,
-        "settings": (*short_settings(options), *(with_list(setting) for setting in options.settings)),
+        "settings": tuple(with_list(setting) for setting in (*short_settings(options), *options.settings)),
     }, digest
 
 

@@ -15,6 +15,7 @@ from ssl_backdoor.data.counts import Counts
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.plan import label_of
 from ssl_backdoor.specs import Repair, ReportSpec, RunSpec, Trigger, members
+from ssl_backdoor.specs import backbone_of as library_backbone
 
 Document: TypeAlias = dict[str, Any]
 """A run as plain data."""
@@ -120,11 +121,15 @@ def backbone_of(name: str, before: Mapping[str, Any], side_px: int) -> dict[str,
     if name == "vit":
         patch_px = next(px for px in (16, 8, 4, 2, 1) if px <= max(1, side_px // 8) and side_px % px == 0)
         return {"kind": "vit", "patch_px": patch_px, "embed_dim": 192, "depth": 12, "num_heads": 3}
+    if "/" in name:
+        with_text_tower = before["kind"] == "open_clip"
+        return library_backbone(name, side_px, with_text_tower=with_text_tower).model_dump(mode="json")
     if before["kind"] == "open_clip":
         return {**before, "config": name}
     raise SpecError(
-        f"--backbone expects resnet8, resnet10, resnet18 or resnet50 (with its width: resnet8-w16), or vit, found "
-        f"{name!r:.80}; with --method clip a configuration of open_clip"
+        f"--backbone expects resnet8, resnet10, resnet18 or resnet50 (with its width: resnet8-w16), vit, LIBRARY/NAME "
+        f"of timm, torchvision or open_clip, or FILE.py:FUNCTION, found {name!r:.80}; with --method clip also a "
+        "configuration of open_clip"
     )
 
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,6 @@ from ssl_backdoor.specs import (
     EvaluationSpec,
     FilesSourceSpec,
     Resources,
-    Stage,
     TrainSpec,
     Trigger,
     TriggerSpec,
@@ -370,30 +369,28 @@ def load_encoder(
 
     Args:
         encoder: what ``train`` or ``repair`` returned; its name "train/KEY", of which a unique beginning of the key is
-            enough; or a folder with ``backbone.safetensors`` and ``backbone.json``.
+            enough; a folder with ``backbone.safetensors`` and ``backbone.json``; or one that others made:
+            "LIBRARY/NAME:FILE" of timm, torchvision or open_clip, a Hugging Face folder or "FILE.py:FUNCTION".
         store: where an artifact lies.
         device: such as "cuda".
 
     Returns:
         A module from plain images (B, 3, H, W), uint8 in 0 to 255 or float in [0, 1], to float32 features (B, D), not
-        normalised.
+        normalised. Images of another size are brought to the encoder's own, except for a folder.
 
     Raises:
-        CheckpointError: its files cannot be read.
-        SpecError: an artifact without a store, no such artifact, or several.
+        CheckpointError: its files cannot be read, could run code, or do not fit the network.
+        SpecError: an artifact without a store, no such artifact, or several; it names no encoder.
     """
-    from ssl_backdoor.evaluate.features import OfPlainImages
-    from ssl_backdoor.train.checkpoint import load_backbone
+    if not isinstance(encoder, ArtifactRef) and (Path(encoder) / "backbone.json").is_file():
+        from ssl_backdoor.evaluate.features import OfPlainImages
+        from ssl_backdoor.train.checkpoint import load_backbone
 
-    folder = encoder if not isinstance(encoder, ArtifactRef) else None
-    if folder is None or not Path(folder).is_dir():
-        if store is None:
-            raise SpecError(
-                f"expected the store of an artifact, or a folder with an encoder, found {str(encoder)!r} alone"
-            )
-        ref = encoder if isinstance(encoder, ArtifactRef) else _resolve(os.fspath(encoder), store)
-        folder = store.fetch(ref)
-    return OfPlainImages(load_backbone(Path(folder))).eval().to(device)
+        return OfPlainImages(load_backbone(Path(encoder))).eval().to(device)
+    from ssl_backdoor.encoders import load_encoder as load
+
+    name = f"{encoder.stage}/{encoder.key}" if isinstance(encoder, ArtifactRef) else os.fspath(encoder)
+    return load(name, store).to(device)
 
 
 def features(encoder: "nn.Module", images: ImagesLike, *, batch_size: int = 256) -> ImagesLike:
@@ -465,16 +462,3 @@ def _batch_of(images: Any) -> tuple[Any, bool]:
             "normalisation, or divide by 255"
         )
     return (images[None], True) if images.ndim == 3 else (images, False)
-
-
-def _resolve(text: str, store: ArtifactStore) -> ArtifactRef:
-    stage, _, prefix = text.partition("/")
-    if stage not in ("train", "tamper", "defend"):
-        raise SpecError(
-            f"expected train/KEY, tamper/KEY or defend/KEY, or a folder with an encoder, found {text!r:.200}"
-        )
-    keys = store.keys(cast(Stage, stage), prefix)
-    if len(keys) != 1:
-        found = "none" if not keys else f"{len(keys)}, such as {keys[0][:12]}"
-        raise SpecError(f"expected one {stage} artifact whose key begins with {prefix!r}, found {found}")
-    return store.ref(cast(Stage, stage), keys[0])

@@ -87,9 +87,9 @@ PAPER = Scale(
     pairs=tuple((11 + index, CIFAR10[(9 + index) % 10]) for index in range(10)),
     evaluation=EvaluationSpec(label_fractions=(1.0,)),
     probe_on=OtherDataSpec(dataset=DatasetSpec(frame_px=32)),
-    note="BadEncoder's protocol from CIFAR-10 to GTSRB, SVHN or STL-10: a run for each with --probe-data. Validated as "
-    "specs, not run at this scale here. The target is a class of CIFAR-10, so that success is the share of triggered "
-    "images in one class of the other set; the paper's references are hand-picked images of the other set. Known "
+    note="BadEncoder's protocol, from one labelled set to others: a run for each with --probe-data. Validated as "
+    "specs, not run at this scale here. The target is a class of the first set, so that success is the share of "
+    "triggered images in one class of the other; the paper's references are hand-picked images of the other set. Known "
     "differences: the trigger is a seeded grid in place of a white square; heads are linear or nearest neighbours, the "
     "paper's are of two hidden layers; images of the other set have the encoder's normalisation; SimCLR's epochs, "
     "rate and temperature are recalled.",

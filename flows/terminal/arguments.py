@@ -31,7 +31,7 @@ SHORT_OPTIONS = {
     "attack": ("KIND", "what the attacker does, such as saha2022_targeted"),
     "method": ("KIND", "how encoders are trained, such as byol, simclr, clip"),
     "image_size": ("PX", "side to which all images are brought"),
-    "backbone": ("NAME", "what is trained, such as resnet18"),
+    "backbone": ("NAME", "what is trained, such as resnet18, timm/resnet26 or FILE.py:FUNCTION"),
     "target": ("CLASS", "the class that is attacked"),
     "trigger": ("FILE", "your picture as the trigger, or a kind such as grid"),
     "poisons": ("N", "how many images are poisoned, or pairs added"),
@@ -223,6 +223,8 @@ def short_settings(options: argparse.Namespace) -> list[str]:
     """The settings that the short options stand for."""
     given = {name: getattr(options, name) for name in SHORT_OPTIONS}
     texts = {name: ",".join(value) if isinstance(value, list) else value for name, value in given.items()}
+    if ".py:" in (texts["backbone"] or ""):  # the user's own code, which a flow of others must not read
+        texts["train.backbone"], texts["backbone"] = texts["backbone"], None
     return [f"{name}={text}" for name, text in texts.items() if text is not None]
 
 

@@ -452,7 +452,7 @@ def test_the_command_measures_an_encoder_and_a_reference(photos: Path, tmp_path:
     [
         (["--trigger", "grid"], "--trigger needs --target"),
         (["--trigger", "grid", "--target", "dgo"], "did you mean dog"),
-        (["--trigger", "gird", "--target", "dog"], "a kind of grid, image"),
+        (["--trigger", "gird", "--target", "dog"], "a kind of badnets, grid, image"),
         (["--trigger", '{"kind": "grid"}', "--target", "dog"], "give size_px or size_frac"),
         (["--set", "train.fit.epochs=3"], "--set takes dataset"),
         (["--mean", "1,2"], "three numbers"),

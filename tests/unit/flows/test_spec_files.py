@@ -15,7 +15,10 @@ from ssl_backdoor.identity import canonical
 from ssl_backdoor.store import LocalStore
 
 SIZES = [
-    (name, size) for name, one in RECIPES.items() for size in (("mini", "paper") if isinstance(one, Sized) else (None,))
+    (name, size)
+    for name, one in RECIPES.items()
+    for size in (("mini", "paper") if isinstance(one, Sized) else (None,))
+    if isinstance(one, Sized) or one.follow is None
 ]
 
 

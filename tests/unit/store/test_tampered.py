@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_served(case, store, quiet,
     assert any(BAD in line for line in gc.render(cleaned))
     assert json.dumps([shown, cleaned], allow_nan=False)
     assert store.keys("report") == (GOOD, BAD)
-    assert cli._show(Namespace(ref=f"report/{GOOD[:8]}", store=store.root)) == 0
+    assert cli._show(Namespace(recipe=f"report/{GOOD[:8]}", store=store.root)) == 0
     assert json.loads(capsys.readouterr().out)["key"] == GOOD
     assert list(reindexed(store)) == [f"report/{GOOD[:12]} demo: MLflow run 7", BAD]
 
@@ -130,7 +130,7 @@ def test_what_does_not_fit_its_stage_is_named_and_the_rest_is_served(case, store
     shown = status.status(store)
     assert json.dumps([shown, *status.render(shown)], allow_nan=False)
     assert gc.collect(store, gc.GcOptions())["unreadable"] == {}
-    assert cli._show(Namespace(ref=f"report/{BAD}", store=store.root)) == 0
+    assert cli._show(Namespace(recipe=f"report/{BAD}", store=store.root)) == 0
     for stage in ("ingest", "poison"):
         with pytest.raises(StoreError, match=f"{stage}/{BAD} does not hold what a {stage} artifact holds"):
             cli._export(Namespace(ref=f"{stage}/{BAD}", store=store.root, out=tmp_path / "out"))
