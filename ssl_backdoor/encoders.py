@@ -107,6 +107,7 @@ class Encoder(nn.Module):
         """Where it is one of our artifacts."""
         self.remarks = remarks
         self.feature_dim = backbone.feature_dim
+        self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Features float32 (B, ``feature_dim``), not normalised, of ``images`` (B, 3, H, W) of any size.
