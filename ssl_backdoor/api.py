@@ -376,21 +376,22 @@ def load_encoder(
 
     Returns:
         A module from plain images (B, 3, H, W), uint8 in 0 to 255 or float in [0, 1], to float32 features (B, D), not
-        normalised. Images of another size are brought to the encoder's own, except for a folder.
+        normalised. One that others made brings images to its own size; others take them as they are.
 
     Raises:
         CheckpointError: its files cannot be read, could run code, or do not fit the network.
         SpecError: an artifact without a store, no such artifact, or several; it names no encoder.
     """
-    if not isinstance(encoder, ArtifactRef) and (Path(encoder) / "backbone.json").is_file():
-        from ssl_backdoor.evaluate.features import OfPlainImages
-        from ssl_backdoor.train.checkpoint import load_backbone
-
-        return OfPlainImages(load_backbone(Path(encoder))).eval().to(device)
     from ssl_backdoor.encoders import load_encoder as load
+    from ssl_backdoor.evaluate.features import OfPlainImages
+    from ssl_backdoor.train.checkpoint import load_backbone
 
-    name = f"{encoder.stage}/{encoder.key}" if isinstance(encoder, ArtifactRef) else os.fspath(encoder)
-    return load(name, store).to(device)
+    if not isinstance(encoder, ArtifactRef) and (Path(encoder) / "backbone.json").is_file():
+        return OfPlainImages(load_backbone(Path(encoder))).eval().to(device)
+    found = load(f"{encoder.stage}/{encoder.key}" if isinstance(encoder, ArtifactRef) else os.fspath(encoder), store)
+    if found.ref is not None and store is not None and store.manifest(found.ref).spec.get("kind") != "adopted":
+        return OfPlainImages(found.backbone).eval().to(device)  # as evaluate sees it, which resizes nothing of itself
+    return found.to(device)
 
 
 def features(encoder: "nn.Module", images: ImagesLike, *, batch_size: int = 256) -> ImagesLike:

@@ -129,7 +129,7 @@ class Encoder(nn.Module):
             )
         if self.frame.size_px:
             pixels = self._framed_bytes(images) if images.dtype == torch.uint8 else self._framed(pixels)
-        features: Tensor = self.backbone(normalise(pixels)).float()
+        features: Tensor = self.backbone(normalise(pixels.float())).float()
         return features
 
     def _framed_bytes(self, images: Tensor) -> Tensor:

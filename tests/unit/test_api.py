@@ -265,12 +265,16 @@ def test_from_images_to_measurements(store, images, tmp_path):
         sb.features(torch.nn.Identity(), clean)
     with pytest.raises(SpecError, match="holds no measurements"):
         sb.measurements(images, store=store)
-    with pytest.raises(SpecError, match="expected train/KEY"):
+    with pytest.raises(SpecError, match="expected an encoder as train/KEY"):
         sb.load_encoder("resnet18", store=store)
     with pytest.raises(SpecError, match="found none"):
         sb.load_encoder("train/ffffffffffff", store=store)
-    with pytest.raises(SpecError, match="expected the store of an artifact"):
+    with pytest.raises(SpecError, match="expected a store that holds train/"):
+        sb.load_encoder(encoder)
+    with pytest.raises(SpecError, match="expected an encoder as train/KEY"):
         sb.load_encoder(str(tmp_path / "nowhere"))
+    foreign = sb.load_encoder("timm/test_resnet:random")
+    assert sb.features(foreign, clean).shape == (24, foreign.feature_dim)
 
 
 def test_what_repairs_nothing_is_refused(store, images):
