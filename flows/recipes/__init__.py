@@ -176,6 +176,33 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "saha2022_ablation_labels": _table(saha2022.ablation_labels, "the attack by the probe's labels"),
     "saha2022_untargeted": _table(saha2022.untargeted, "the patch on images of every category"),
     "saha2022_transfer": _table(saha2022.transfer, "probed on another labelled set (--probe-data PATH)"),
+    "carlini2022_fig2_targeted": _figure(
+        carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
+    ),
+    "carlini2022_fig2_backdoor": _figure(
+        carlini2022.fig2_backdoor,
+        "success of the backdoor by the count, two defences",
+        paper=(8, 8, 32),
+        ask=carlini2022.ask_backdoor,
+    ),
+    "carlini2022_fig2_targeted_yfcc": Recipe(
+        partial(carlini2022.fig2_yfcc, clip.YFCC),
+        *(8, 1, 32, True, "success of targeted poisoning; YFCC-15M, RN50"),
+        paper=_CARLINI,
+    ),
+    "carlini2022_fig_captions": _figure(
+        carlini2022.fig_captions,
+        "success of targeted poisoning by the set of captions",
+        mini=(8, 6, 6),
+        paper=(8, 1, 8),
+    ),
+    "carlini2022_fig_similarity": _figure(carlini2022.fig_similarity, "cosines of clean and of triggered pairs"),
+    "carlini2022_fig_poisons": _figure(carlini2022.fig_poisons, "z-score by the count"),
+    "carlini2022_fig_datasize": _figure(
+        carlini2022.fig_datasize, "z-score by the amount of clean data", ask=carlini2022.ask_datasize
+    ),
+    "carlini2022_fig_modelsize": _figure(carlini2022.fig_modelsize, "z-score by the size of the image tower"),
+    "carlini2022_fig_patch": _figure(carlini2022.fig_patch, "z-score by side and placement of the patch"),
     "attacks_ssl": _compared(
         partial(attacks.attacks_ssl, attacks.MINI),
         partial(attacks.attacks_ssl, attacks.PAPER),
@@ -204,33 +231,6 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         ("captioned CIFAR-10 at 16 px", "CC3M, RN50"),
         ((10, 10, 2), (8, 8, 8)),
     ),
-    "carlini2022_fig2_targeted": _figure(
-        carlini2022.fig2_targeted, "success of targeted poisoning by the count", mini=(8, 6, 6), paper=(8, 1, 32)
-    ),
-    "carlini2022_fig2_backdoor": _figure(
-        carlini2022.fig2_backdoor,
-        "success of the backdoor by the count, two defences",
-        paper=(8, 8, 32),
-        ask=carlini2022.ask_backdoor,
-    ),
-    "carlini2022_fig2_targeted_yfcc": Recipe(
-        partial(carlini2022.fig2_yfcc, clip.YFCC),
-        *(8, 1, 32, True, "success of targeted poisoning; YFCC-15M, RN50"),
-        paper=_CARLINI,
-    ),
-    "carlini2022_fig_captions": _figure(
-        carlini2022.fig_captions,
-        "success of targeted poisoning by the set of captions",
-        mini=(8, 6, 6),
-        paper=(8, 1, 8),
-    ),
-    "carlini2022_fig_similarity": _figure(carlini2022.fig_similarity, "cosines of clean and of triggered pairs"),
-    "carlini2022_fig_poisons": _figure(carlini2022.fig_poisons, "z-score by the count"),
-    "carlini2022_fig_datasize": _figure(
-        carlini2022.fig_datasize, "z-score by the amount of clean data", ask=carlini2022.ask_datasize
-    ),
-    "carlini2022_fig_modelsize": _figure(carlini2022.fig_modelsize, "z-score by the size of the image tower"),
-    "carlini2022_fig_patch": _figure(carlini2022.fig_patch, "z-score by side and placement of the patch"),
     "tamper": _compared(
         partial(tamper.tamper, tamper.MINI),
         partial(tamper.tamper, tamper.PAPER),
