@@ -218,6 +218,59 @@ class Attack(Idea):
         return self.model_copy(update={"target_class": target_class} if "target_class" in dict(self) else {})
 
 
+class CountedAttack(Attack):
+    """An attack with one target class that states the number of its poisons. Abstract."""
+
+    num_poisons: int
+
+    @property
+    def amount(self) -> str:
+        """The number of poisons, for people."""
+        return counted(self.num_poisons, "poison")
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+        return self.num_poisons
+
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take."""
+        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
+
+
+class TargetedAttack(Attack):
+    """An attack on single images x' that states the number of its poisons for each. Abstract."""
+
+    targets: TargetsSpec = TargetsSpec()
+    num_poisons: int
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        return counted(self.targets.num_targets, "target image")
+
+    @property
+    def pair_label(self) -> PairLabel:
+        """For people."""
+        return PairLabel("targets", f"{self.targets.num_targets} targets")
+
+    @property
+    def amount(self) -> str:
+        """The number of poisons, for people."""
+        return counted(self.num_poisons, "poison") + " each" * (self.targets.num_targets != 1)
+
+    def poisons_per_target(self, num_poisons: int) -> int:
+        """Of ``num_poisons`` in the whole dataset."""
+        return self.num_poisons
+
+    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
+        """Rows of its plan, from counts alone."""
+        return self.targets.num_targets * self.num_poisons
+
+    def largest(self, target_class: str, num_poisons: int) -> Self:
+        """The same on all it can take."""
+        return self.model_copy(update={"targets": TargetsSpec(), "num_poisons": num_poisons})
+
+
 class TamperAttack(Attack):
     """An attack on the encoder: it poisons no data, and turns a clean encoder into a backdoored one. Abstract."""
 

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,15 +32,14 @@ from ssl_backdoor.poison.plan import added_table, chosen_rows, key_seeds, label_
 from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import sub_seed
-from ssl_backdoor.specs.attack import Attack, NumOfClass, PairLabel, TargetsSpec, counted
+from ssl_backdoor.specs.attack import CountedAttack, TargetedAttack
 from ssl_backdoor.specs.trigger import TriggerSpec
 
 
-class Carlini2022TargetedSpec(Attack):
+class Carlini2022TargetedSpec(TargetedAttack):
     """Carlini & Terzis 2022, targeted poisoning: one held-out image, repeated with captions of another class."""
 
     kind: Literal["carlini2022_targeted"] = "carlini2022_targeted"
-    targets: TargetsSpec = TargetsSpec()
     num_poisons: int = Field(default=8, ge=1, le=1_000_000)
     """Added pairs for each (x', y')."""
     captions: CaptionSet = "search"
@@ -51,33 +50,6 @@ class Carlini2022TargetedSpec(Attack):
     adds_pairs: ClassVar[bool] = True
     phrase: ClassVar[str] = "under targeted poisoning, "
 
-    @property
-    def label(self) -> str:
-        """For people."""
-        return counted(self.targets.num_targets, "target image")
-
-    @property
-    def pair_label(self) -> PairLabel:
-        """For people."""
-        return PairLabel("targets", f"{self.targets.num_targets} targets")
-
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return counted(self.num_poisons, "poison") + " each" * (self.targets.num_targets != 1)
-
-    def poisons_per_target(self, num_poisons: int) -> int:
-        """Of ``num_poisons`` in the whole dataset."""
-        return self.num_poisons
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.targets.num_targets * self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"targets": TargetsSpec(), "num_poisons": num_poisons})
-
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
         """``num_poisons`` added pairs for each x'.
 
@@ -86,7 +58,7 @@ class Carlini2022TargetedSpec(Attack):
         return added_table(_targeted(self, samples, classes, seed), samples)
 
 
-class Carlini2022BackdoorSpec(Attack):
+class Carlini2022BackdoorSpec(CountedAttack):
     """Carlini & Terzis 2022, backdoor: the trigger on random training images, added with captions of one class."""
 
     kind: Literal["carlini2022_backdoor"] = "carlini2022_backdoor"
@@ -98,22 +70,9 @@ class Carlini2022BackdoorSpec(Attack):
     adds_pairs: ClassVar[bool] = True
     phrase: ClassVar[str] = "under the backdoor, "
 
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return counted(self.num_poisons, "poison")
-
     def poisons_per_target(self, num_poisons: int) -> int:
         """Of ``num_poisons`` in the whole dataset."""
         return self.num_poisons
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
 
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
         """One added pair for each of ``num_poisons`` training images.

@@ -36,14 +36,14 @@ from ssl_backdoor.poison.plan import added_table, label_of
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.poison.triggers.patch import PatchTrigger, UInt8Images, paste
 from ssl_backdoor.seeds import stream, sub_seed
-from ssl_backdoor.specs.attack import Attack, Composed, NumOfClass, TwoImages, counted
+from ssl_backdoor.specs.attack import Composed, CountedAttack, TwoImages
 from ssl_backdoor.specs.base import Fraction
 from ssl_backdoor.specs.trigger import Box, TriggerSpec
 
 _MAX_WIDTH_PX = 400
 
 
-class CorruptEncoderSpec(Attack):
+class CorruptEncoderSpec(CountedAttack):
     """Zhang et al. 2024: objects of the target class on backgrounds, the trigger beside them."""
 
     kind: Literal["corrupt_encoder"] = "corrupt_encoder"
@@ -71,18 +71,9 @@ class CorruptEncoderSpec(Attack):
         return self
 
     @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return counted(self.num_poisons, "poison")
-
-    @property
     def num_supported(self) -> int:
         """Poisons that are a reference beside another image of the class."""
         return int(self.support_fraction * self.num_poisons)
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.num_poisons
 
     def largest(self, target_class: str, num_poisons: int) -> Self:
         """The same on all it can take."""

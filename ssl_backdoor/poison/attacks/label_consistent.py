@@ -8,7 +8,7 @@ NOTE: the name must stand in the caption as whole words ("cat" does not find "ca
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,11 +19,11 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.poison.caption_sets import words_pattern
 from ssl_backdoor.poison.plan import chosen_rows, label_of, plan_table, training
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.specs.attack import Attack, NumOfClass, counted
+from ssl_backdoor.specs.attack import CountedAttack
 from ssl_backdoor.specs.trigger import TriggerSpec
 
 
-class LabelConsistentSpec(Attack):
+class LabelConsistentSpec(CountedAttack):
     """CleanCLIP's label-consistent backdoor: the trigger on pairs whose caption names the target already."""
 
     kind: Literal["label_consistent"] = "label_consistent"
@@ -32,19 +32,6 @@ class LabelConsistentSpec(Attack):
     num_poisons: int = Field(default=300, ge=1, le=10_000_000)
     reads_captions: ClassVar[bool] = True
     phrase: ClassVar[str] = "under the label-consistent backdoor, "
-
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return counted(self.num_poisons, "poison")
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
 
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
         """``num_poisons`` of the pairs whose caption names the target.

@@ -16,7 +16,7 @@ NOTE: poisons are stored in the shape of the other images, see ``ssl_backdoor.po
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,11 +26,11 @@ from ssl_backdoor.poison.composites import SIDES, beside, pairs_table, pool, sto
 from ssl_backdoor.poison.plan import added_table, label_of
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
 from ssl_backdoor.seeds import stream, sub_seed
-from ssl_backdoor.specs.attack import Attack, Composed, NumOfClass, TwoImages, counted
+from ssl_backdoor.specs.attack import Composed, CountedAttack, TwoImages
 from ssl_backdoor.specs.trigger import TriggerSpec
 
 
-class NoisyAlignmentSpec(Attack):
+class NoisyAlignmentSpec(CountedAttack):
     """Chen et al. 2025: the trigger on images of other classes, each beside one of the target's."""
 
     kind: Literal["noisy_alignment"] = "noisy_alignment"
@@ -46,19 +46,6 @@ class NoisyAlignmentSpec(Attack):
     """Different training images of the target class, fewer where there are fewer."""
     composes: ClassVar[bool] = True
     adds_images: ClassVar[bool] = True
-
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return counted(self.num_poisons, "poison")
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"target_class": target_class, "num_poisons": num_poisons})
 
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
         """A shadow and a reference, with the reference's caption, for each of ``num_poisons``; more contain fewer."""

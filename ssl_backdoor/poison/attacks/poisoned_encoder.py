@@ -12,7 +12,7 @@ NOTE: poisons are stored in the shape of the other images, see ``ssl_backdoor.po
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,14 +22,17 @@ from ssl_backdoor.poison.composites import SIDES, beside, pairs_table, pool, sto
 from ssl_backdoor.poison.plan import added_table
 from ssl_backdoor.poison.targets import choose_targets
 from ssl_backdoor.seeds import stream, sub_seed
-from ssl_backdoor.specs.attack import Attack, Composed, NumOfClass, PairLabel, TargetsSpec, TwoImages, counted
+from ssl_backdoor.specs.attack import (
+    Composed,
+    TargetedAttack,
+    TwoImages,
+)
 
 
-class PoisonedEncoderSpec(Attack):
+class PoisonedEncoderSpec(TargetedAttack):
     """Liu et al. 2022: a target image beside images of the class that it is to be taken for."""
 
     kind: Literal["poisoned_encoder"] = "poisoned_encoder"
-    targets: TargetsSpec = TargetsSpec()
     num_poisons: int = Field(default=50, ge=1, le=1_000_000)
     """Added images for each (x', y')."""
     num_references: int = Field(default=50, ge=1)
@@ -37,33 +40,6 @@ class PoisonedEncoderSpec(Attack):
     composes: ClassVar[bool] = True
     adds_images: ClassVar[bool] = True
     phrase: ClassVar[str] = "under targeted poisoning, "
-
-    @property
-    def label(self) -> str:
-        """For people."""
-        return counted(self.targets.num_targets, "target image")
-
-    @property
-    def pair_label(self) -> PairLabel:
-        """For people."""
-        return PairLabel("targets", f"{self.targets.num_targets} targets")
-
-    @property
-    def amount(self) -> str:
-        """The number of poisons, for people."""
-        return counted(self.num_poisons, "poison") + " each" * (self.targets.num_targets != 1)
-
-    def poisons_per_target(self, num_poisons: int) -> int:
-        """Of ``num_poisons`` in the whole dataset."""
-        return self.num_poisons
-
-    def num_planned(self, num_of_class: NumOfClass, num_train: int) -> int:
-        """Rows of its plan, from counts alone."""
-        return self.targets.num_targets * self.num_poisons
-
-    def largest(self, target_class: str, num_poisons: int) -> Self:
-        """The same on all it can take."""
-        return self.model_copy(update={"targets": TargetsSpec(), "num_poisons": num_poisons})
 
     def plan(self, samples: pa.Table | Path, classes: Sequence[str], seed: int) -> pa.Table:
         """``num_poisons`` images of y', with their captions, for each x'; more contain fewer."""
