@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
@@ -23,7 +24,7 @@ from flows.terminal import output
 from flows.terminal.arguments import MANY_RUNS, Command, parse, short_settings
 from flows.terminal.output import print_error, print_json, print_lines
 from flows.terminal.reaper import run_and_reap_children
-from ssl_backdoor.errors import SpecError, SslBackdoorError, UserError
+from ssl_backdoor.errors import SpecError, SslBackdoorError, StoreAwayError, UserError
 from ssl_backdoor.specs import Stage
 from tasks import embedded_prefect
 from tasks.loopback import around_proxies
@@ -235,7 +236,8 @@ def _compute(
 
     made: list[ArtifactRef] = []
     with show_progress() as display:
-        check_data(planned.calls, planned.store)
+        with suppress(StoreAwayError):  # the flow waits for it, and each stage checks for itself
+            check_data(planned.calls, planned.store)
         is_first_run = embedded_prefect.needs_new_database()
         embedded_prefect.start()
         from flows.matrix import IncompleteError

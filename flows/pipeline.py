@@ -34,7 +34,7 @@ _UNKNOWN = "0" * 64  # in place of the digest of data that nobody has looked at 
 
 
 def disambiguate(names: Sequence[str], things: Sequence[Hashable]) -> list[str]:
-    """``names``, number_evidence where different things share one."""
+    """``names``, with numbers behind where different things share one."""
     numbers: dict[str, dict[Hashable, int]] = {}
     for name, thing in zip(names, things, strict=True):
         same = numbers.setdefault(name, {})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, cast, get_args
 
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import SpecError, StoreAwayError
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.specs import ReportSpec, Stage
 from ssl_backdoor.stages import StageCall
@@ -41,12 +41,16 @@ def find_reused(
 ) -> tuple[ArtifactRef, ...] | None:
     """The artifacts of the stage ``until`` of a run that has nothing left to do; None where it has.
 
-    A report is also to be in MLflow; and where this shell names a Prefect server its page is to show every run.
+    A report is also to be in MLflow; and where this shell names a Prefect server its page is to show every run. None
+    too where the store is away: the flow waits for it.
     """
     wanted = tuple(ref for ref in calls if ref.stage == until)
     if os.environ.get("PREFECT_API_URL") or not wanted:
         return None
-    is_done = all(store.find(ref.stage, ref.key) is not None for ref in wanted)
+    try:
+        is_done = all(store.find(ref.stage, ref.key) is not None for ref in wanted)
+    except StoreAwayError:
+        return None
     return wanted if is_done and (until != "report" or is_recorded(wanted[0].key)) else None
 
 

@@ -112,7 +112,7 @@ def test_a_shell_killed_in_the_middle_of_a_commit_leaves_nothing_to_be_found(
 def test_a_store_that_is_away_for_a_while_is_waited_for(tmp_path, environment, prefix, object_store):
     place = f"s3://{object_store.bucket}/{prefix}"
     with fault_proxy(object_store.endpoint) as proxy:
-        proxy.add(Fault("get", "refuse", times=2, ending="manifest.json"))
+        proxy.add(Fault("get", "refuse", times=6, ending="manifest.json"))  # two looks before the flow, and one in it
         impatient, address = Path(cli_with_few_retries.__file__), {"AWS_ENDPOINT_URL": proxy.endpoint}
         with begin(tmp_path, *POISON, "--store", place, program=impatient, **address) as shell:
             told = done(shell)
