@@ -27,7 +27,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from ssl_backdoor.errors import StoreAwayError, StoreError, to_printable_line
-from ssl_backdoor.report.frame import covariates, headline_probes, pair_of
+from ssl_backdoor.report.frame import covariates, headline_probes, is_of_plugin, pair_of
 from ssl_backdoor.specs import Arm, ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
 from ssl_backdoor.store.base import explain_damage
@@ -339,6 +339,7 @@ class _Child:
         evidence, measured = self._evidence, self._evidence.measured()
         probes = {name.rpartition("/")[2] for name in measured}
         shown = {*headline_probes(probes), mlflow_view.probe_shown(measured), *_ON_FEATURES}
+        shown |= {probe for probe in probes if is_of_plugin(probe)}
         for name, value in measured.items():
             if name.rpartition("/")[2] in shown and ":" not in name.partition("/")[0]:  # not of each class
                 yield Metric(_metric_name(name), value, 0, 0)

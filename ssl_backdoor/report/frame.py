@@ -293,6 +293,11 @@ def headline_probes(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in ("knn", *linear[:1]) if name in present)
 
 
+def is_of_plugin(name: str) -> bool:
+    """Whether the probe of that name did not come with the project."""
+    return probe_of(name)[0] not in (*_FAMILIES, "knn", "zero_shot", "fine_tune", "linear_layer")
+
+
 def probe_label(name: str) -> str:
     """For people: kNN, zero-shot, linear 100 %, linear SGD 1 %, linear layer 2 1 %, fine-tuned 1 %."""
     family, label_frac, layer = probe_of(name)

@@ -74,7 +74,7 @@ def test_detectors_are_compared_with_what_is_true(outcome):
     folder, *_ = outcome
     found = {one["spec"]["detector"]["kind"]: one["summary"]["measurements"] for one in manifests(folder, "detect")}
     assert found["bright_inputs"]["detection_auroc"] > 0.6  # the trigger makes images brighter
-    assert set(found["spread"]) == {"detection_score"}
+    assert set(found["spread"]) == {"detection_found", "detection_score"}  # it knows no null
 
 
 def test_a_probe_and_a_metric_of_ones_own_are_in_the_report(outcome):
