@@ -231,7 +231,7 @@ def _fill(
         names = set().union(*threads.map(write_all, of_encoder.values()))
     _summary(client, parent_id, spec, report, store, made)
     shared = mlflow_view.view(_short(report), names)
-    client.set_experiment_tag(experiment, f"{mlflow_view.VIEW_TAG}{_short(report)}", shared)
+    _tag(client, experiment, f"{mlflow_view.VIEW_TAG}{_short(report)}", shared)
 
 
 def _name(recipe: str) -> str:
@@ -240,19 +240,29 @@ def _name(recipe: str) -> str:
 
 
 def _experiment(client: mlflow.MlflowClient, recipe: str) -> str:
-    name, kind = _name(recipe), {mlflow_view.KIND_TAG: mlflow_view.KIND}
+    name = _name(recipe)
     found = client.get_experiment_by_name(name)
-    if found is not None:
-        if mlflow_view.KIND_TAG not in found.tags:  # of one that an earlier version made
-            client.set_experiment_tag(found.experiment_id, mlflow_view.KIND_TAG, mlflow_view.KIND)
-        return str(found.experiment_id)
-    location = os.environ.get("SSL_BACKDOOR_MLFLOW_ARTIFACTS")
+    if found is None:
+        location = os.environ.get("SSL_BACKDOOR_MLFLOW_ARTIFACTS")
+        try:
+            client.create_experiment(name, artifact_location=location)
+        except MlflowException as error:
+            if error.error_code != _ALREADY_THERE:
+                raise
+        return _experiment(client, recipe)  # of two first reports at once the other may have made it
+    _tag(client, str(found.experiment_id), mlflow_view.KIND_TAG, mlflow_view.KIND)
+    return str(found.experiment_id)
+
+
+def _tag(client: mlflow.MlflowClient, experiment: str, name: str, value: str) -> None:
+    """Tag an experiment; two that write the same at once may collide, and one of them is enough."""
+    if client.get_experiment(experiment).tags.get(name) == value:
+        return
     try:
-        return str(client.create_experiment(name, artifact_location=location, tags=kind))
-    except MlflowException as error:
-        if error.error_code != _ALREADY_THERE:
+        client.set_experiment_tag(experiment, name, value)
+    except MlflowException:
+        if client.get_experiment(experiment).tags.get(name) != value:
             raise
-        return _experiment(client, name)  # of two first reports at once the other made it
 
 
 class _Evidence:

@@ -141,7 +141,7 @@ def train(store_uri: str, other: subprocess.Popen) -> dict[str, Any]:
 
     def listen(title: str, progress: Progress) -> None:
         print(title, progress.done, file=sys.stderr, flush=True)
-        if not seen and progress.done > 2 * ray_training.EVERY_STEPS:
+        if not seen and progress.unit == "steps" and progress.done > 2 * ray_training.EVERY_STEPS:
             seen.update(networks=networks_of_trainers(), lost_at=progress.done)
             threading.Thread(target=lose, args=(other,)).start()
 
