@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, cast, final
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from ssl_backdoor.methods.external import (
     preprocessing_of,
     reason_of,
 )
-from ssl_backdoor.specs import BackboneSpec, ExternalSpec, OpenCLIPSpec, Spec
+from ssl_backdoor.specs import BackboneSpec, ExternalSpec, OpenCLIPSpec, Spec, Stage
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from ssl_backdoor.train.checkpoint import load_backbone, load_text_tower, save_backbone, save_text_tower
 from ssl_backdoor.train.foreign_weights import fit_weights, read_weights
@@ -165,7 +165,7 @@ def load_encoder(text: str, store: ArtifactStore | None = None, preprocessing: P
         CheckpointError: its weights cannot be read, could run code, do not fit the network or are not finite.
     """
     if found := _ARTIFACT.fullmatch(text):
-        return _of_artifact(text, found[1], found[2], store)
+        return _of_artifact(text, cast(Stage, found[1]), found[2], store)
     before, separator, after = text.partition(":")
     if ".py:" in text:
         return _of_file(text, preprocessing)
@@ -215,16 +215,16 @@ def adopt(encoder: Encoder, store: ArtifactStore) -> ArtifactRef:
 # ------------------------------------------------------------------------------------------------------- where from
 
 
-def _of_artifact(text: str, stage: str, prefix: str, store: ArtifactStore | None) -> Encoder:
+def _of_artifact(text: str, stage: Stage, prefix: str, store: ArtifactStore | None) -> Encoder:
     if store is None:
         raise SpecError(f"expected a store that holds {text}, found none: give store=open_store(...)")
-    keys = store.keys(stage, prefix)  # type: ignore[arg-type]
+    keys = store.keys(stage, prefix)
     if len(keys) != 1:
         raise SpecError(
             f"expected one {stage} artifact whose key begins with {prefix!r} in {store.root}, "
             f"found {len(keys) or 'none'}; `ssl-backdoor status` lists what is there"
         )
-    ref = store.ref(stage, keys[0])  # type: ignore[arg-type]
+    ref = store.ref(stage, keys[0])
     folder = store.fetch(ref)
     tower = load_text_tower(folder) if (folder / "text.json").is_file() else None
     return Encoder(text, load_backbone(folder), _frame_of(ref, store), tower, ref)

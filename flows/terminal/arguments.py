@@ -177,8 +177,8 @@ def _add_plugin(parser: argparse.ArgumentParser) -> None:
 
 def _add_recipe(parser: argparse.ArgumentParser, help_text: str = "") -> None:
     named = "a name from `ssl-backdoor recipes`, FILE.yaml, FILE.json, FILE.py:NAME, or report/KEY"
-    recipe = parser.add_argument("recipe", metavar="RECIPE", help=help_text or named)
-    recipe.completer = _complete_recipe  # type: ignore[attr-defined]  # as argcomplete has it
+    recipe: Any = parser.add_argument("recipe", metavar="RECIPE", help=help_text or named)
+    recipe.completer = _complete_recipe  # which argcomplete looks for
     _add_plugin(parser)
     parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
     parser.add_argument(

@@ -8,7 +8,7 @@ Shapes: B images, S px side, D features.
 import difflib
 import inspect
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple, final
 
 import torch
@@ -142,12 +142,13 @@ def _make(spec: ExternalSpec) -> nn.Module:
         raise
     except Exception as error:  # of libraries that say what does not fit in all sorts of ways
         raise SpecError(f"{spec.library}/{spec.name} cannot be made: {reason_of(error)}") from error
-    for part in network.modules():
+    parts: Iterable[Any] = network.modules()
+    for part in parts:
         # They draw from torch's global generator: a training could not be repeated.
         if isinstance(part, nn.modules.dropout._DropoutNd) or type(part).__name__ == "StochasticDepth":
-            part.p = 0.0  # type: ignore[assignment]
+            part.p = 0.0
         elif type(part).__name__ == "DropPath":
-            part.drop_prob = 0.0  # type: ignore[assignment]
+            part.drop_prob = 0.0
     return network
 
 
