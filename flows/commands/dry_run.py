@@ -34,8 +34,8 @@ def render(result: Mapping[str, Any]) -> Iterator[str]:
     """The lines of what ``dry_run`` returned."""
     rows = result["stages"]
     for one in rows:
-        yield f"{'reused' if one['reused'] else 'made':<8}{short(one['ref']):<22}  {one['title']}"
+        yield f"{'reuse' if one['reused'] else 'make':<7}{short(one['ref']):<22}  {one['title']}"
     made = sum(not one["reused"] for one in rows)
     yield f"of {len(rows)} stages {len(rows) - made} would be reused and {made} made, in {result['store']}"
     if made:
-        yield "next: the same with estimate in place of run says how long that takes"
+        yield "next: ssl-backdoor estimate, with the same options, says how long that takes"

@@ -147,7 +147,7 @@ def test_a_dry_run_tells_what_is_there_from_what_is_not(tmp_path, monkeypatch):
     }
     store.commit("ingest", "ab" * 32, tmp_path / "files", spec={}, inputs={}, summary={}, seconds=1.0)
     lines = list(dry_run.render(dry_run.dry_run(calls, store, "report")))
-    assert [line.split()[0] for line in lines[:3]] == ["reused", "made", "made"]
+    assert [line.split()[0] for line in lines[:3]] == ["reuse", "make", "make"]
     assert lines[3].startswith("of 3 stages 1 would be reused and 2 made, in ")
     assert len(dry_run.dry_run(calls, store, "train")["stages"]) == 2
     assert [one["reused"] for one in dry_run.dry_run(calls, store, "ingest")["stages"]] == [True]
