@@ -9,6 +9,8 @@ points into the store, and the same metric names on every child, so that MLflow'
 
 import json
 import os
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -40,6 +42,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # its own 7 wait 
 _ALREADY_THERE = "RESOURCE_ALREADY_EXISTS"
 _BATCH = 900  # MLflow takes at most 1,000 metrics a call
 _CURVE_POINTS = 200
+_COLLISIONS = 3  # of records of one experiment at the same moment, before it is an error
 _WRITERS = 4  # at once, to a server: most of the time is waiting for its answers
 _SOURCE = {"mlflow.source.name": "ssl-backdoor", "mlflow.source.type": "LOCAL"}
 _MAX_NAME = 250  # characters of a run's or an experiment's name that MLflow's tables hold
@@ -225,7 +228,8 @@ def _fill(
         return found
 
     read = {(one.dataset.name, one.dataset.digest): one for child in made for one in child.inputs}
-    client.log_inputs(parent_id, list(read.values()))  # first: two runs that bring MLflow a new dataset at once collide
+    # first and alone: children that bring MLflow a new dataset at once would collide
+    _settle(lambda: client.log_inputs(parent_id, list(read.values())))
     is_file = file_of(client.tracking_uri) is not None  # which takes one writer at a time
     with ThreadPoolExecutor(1 if is_file else _WRITERS) as threads:
         names = set().union(*threads.map(write_all, of_encoder.values()))
@@ -255,14 +259,23 @@ def _experiment(client: mlflow.MlflowClient, recipe: str) -> str:
 
 
 def _tag(client: mlflow.MlflowClient, experiment: str, name: str, value: str) -> None:
-    """Tag an experiment; two that write the same at once may collide, and one of them is enough."""
-    if client.get_experiment(experiment).tags.get(name) == value:
-        return
-    try:
-        client.set_experiment_tag(experiment, name, value)
-    except MlflowException:
-        if client.get_experiment(experiment).tags.get(name) != value:
-            raise
+    if client.get_experiment(experiment).tags.get(name) != value:
+        _settle(lambda: client.set_experiment_tag(experiment, name, value))
+
+
+def _settle(write: Callable[[], object]) -> None:
+    """Write what other records may write at this moment too: MLflow refuses one of two new equals, and takes it again.
+
+    It looks for a dataset or a tag, then inserts it, and its database lets only one of two writers do so. The other
+    finds it there when it asks again.
+    """
+    for _ in range(_COLLISIONS):
+        try:
+            write()
+            return
+        except MlflowException:
+            time.sleep(random.uniform(0, 0.2))
+    write()
 
 
 class _Evidence:

@@ -1,6 +1,7 @@
 """The record of a report in MLflow: once, whoever writes beside and whatever clocks say, and where people find it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from threading import Barrier
 from types import SimpleNamespace
 
@@ -206,6 +207,23 @@ def test_an_experiment_opens_as_the_training_of_models_also_one_of_before(lab):
         tracking._experiment(lab.client, "another")
         kinds.append([lab.client.get_experiment_by_name(name).tags for name in ("demo", "another")])
     assert kinds == 2 * [2 * [{"mlflow.experimentKind": "custom_model_development"}]]
+
+
+@pytest.mark.parametrize("times", [2, 99])
+def test_what_another_record_writes_at_the_same_moment_is_written_again(lab, times):
+    refused = []
+
+    class Crowded(mlflow.MlflowClient):
+        def set_experiment_tag(self, *asked):
+            if len(refused) < times:
+                refused.append(asked)
+                raise mlflow.exceptions.MlflowException("(psycopg2.errors.UniqueViolation) duplicate key value")
+            super().set_experiment_tag(*asked)
+
+    with nullcontext() if times == 2 else pytest.raises(mlflow.exceptions.MlflowException, match="duplicate"):
+        tracking._tag(Crowded(lab.address), lab.experiment, "kind", "one")
+    assert lab.client.get_experiment(lab.experiment).tags == ({"kind": "one"} if times == 2 else {})
+    assert len(refused) == min(times, 4)
 
 
 def test_names_that_steer_a_terminal_are_written_as_clean_lines():
