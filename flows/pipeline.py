@@ -95,7 +95,8 @@ def plan_run(planner: StagePlanner, run: RunSpec, name: str, clean: str) -> Iter
                 on_sibling = f"{detector.label} on {who}"
                 score = planner.detect(detector, run.attack, sibling_seed, on_sibling, dataset=images, model=sibling)
                 judged[f"{SIBLING}{sibling_seed:03d}"] = score
-            found = planner.detect(detector, run.attack, seed, f"{detector.label} on {title}", **judged)
+            what, unseen = f"{detector.label} on {title}", run.evaluation.unseen_triggers
+            found = planner.detect(detector, run.attack, seed, what, unseen, **judged)
             yield f"{arm.role}/{detector.kind}/detection", found
 
 

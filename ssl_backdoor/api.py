@@ -219,6 +219,7 @@ def detect(
     store: ArtifactStore,
     poison: ArtifactRef | None = None,
     trigger: Trigger | Described | None = None,
+    unseen_triggers: int = 0,
     seed: int = 0,
 ) -> ArtifactRef:
     """Ask a detector whether an encoder, its training samples or its inputs are poisoned.
@@ -229,7 +230,8 @@ def detect(
         dataset: the images that it was trained on.
         store: where both lie.
         poison: what else it was trained on, so that the detector can be scored against the truth.
-        trigger: of detectors of inputs: what is put on half of them.
+        trigger: of detectors of inputs: what is put on the test images, each of which is judged without it as well.
+        unseen_triggers: so many others of its style are put on them too.
         seed: of every choice, 0 or more.
 
     Returns:
@@ -239,7 +241,8 @@ def detect(
         SpecError: a detector that needs what was not given.
     """
     named = None if trigger is None else _read(TriggerSpec, trigger).with_digest()
-    spec = DetectStage(detector=_read(DetectorSpec, detector), trigger=named, seed=seed)
+    judge = _read(DetectorSpec, detector)
+    spec = DetectStage(detector=judge, trigger=named, unseen_triggers=unseen_triggers, seed=seed)
     inputs = {"dataset": dataset, "model": encoder}
     if spec.detector.level == "sample" and poison is not None:
         inputs["poison"] = poison

@@ -102,12 +102,13 @@ class DefendStage(Spec):
 class DetectStage(Spec):
     """dataset, encoder and perhaps poison -> scores, p-values, and how well they tell.
 
-    Of a detector of inputs the trigger is named.
+    Of a detector of inputs the trigger is named, and how many unseen ones of its style are tried.
     """
 
     kind: Literal["detect"] = "detect"
     detector: DetectorSpec
     trigger: TriggerSpec | None = None
+    unseen_triggers: int = Field(default=0, ge=0)
     seed: int
 
 
@@ -375,7 +376,18 @@ def _detect(
     device, model = str(pick_device(resources)), store.fetch(inputs["model"])
     siblings = [_score_of(store, ref) for role, ref in sorted(inputs.items()) if role.startswith(SIBLING)]
     return detect(
-        spec.detector, dataset, overlay, model, spec.trigger, source, out, spec.seed, device, on_progress, siblings
+        spec.detector,
+        dataset,
+        overlay,
+        model,
+        spec.trigger,
+        source,
+        out,
+        spec.seed,
+        device,
+        on_progress,
+        siblings,
+        spec.unseen_triggers,
     )
 
 

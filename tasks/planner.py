@@ -114,15 +114,26 @@ class StagePlanner(abc.ABC):
         return self._submit(DefendStage(defence=defence, seed=seed), f"repair {title}", dataset=images, suspect=suspect)
 
     def detect(
-        self, detector: Detector, attack: AttackSpec, seed: int, title: str, **inputs: ArtifactRef
+        self,
+        detector: Detector,
+        attack: AttackSpec,
+        seed: int,
+        title: str,
+        unseen_triggers: int = 0,
+        **inputs: ArtifactRef,
     ) -> ArtifactRef:
-        """What ``detector`` says of ``model``, trained on ``dataset`` and perhaps ``poison``, or of inputs to it."""
+        """What ``detector`` says of ``model``, trained on ``dataset`` and perhaps ``poison``, or of inputs to it.
+
+        Inputs are shown under the attack's trigger, and under so many ``unseen_triggers`` of its style.
+        """
         trigger = attack.trigger if detector.level == "input" else None
         if detector.level != "sample":
             inputs.pop("poison", None)
         if trigger is None or not trigger.is_from_file:
             inputs.pop("trigger", None)
-        return self._submit(DetectStage(detector=detector, trigger=trigger, seed=seed), f"detect {title}", **inputs)
+        unseen = unseen_triggers if trigger is not None else 0
+        spec = DetectStage(detector=detector, trigger=trigger, unseen_triggers=unseen, seed=seed)
+        return self._submit(spec, f"detect {title}", **inputs)
 
     def evaluate(
         self,

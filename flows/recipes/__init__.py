@@ -9,7 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Literal, NamedTuple
 
-from flows.recipes import attacks, carlini2022, cifar10, clip, defences, demo, own, saha2022, small, ssl, tamper
+from flows.recipes import (
+    attacks,
+    carlini2022,
+    cifar10,
+    clip,
+    defences,
+    demo,
+    detectors,
+    own,
+    saha2022,
+    small,
+    ssl,
+    tamper,
+)
 from flows.wording import Ask, NameVariant
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
@@ -238,6 +251,13 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         ("5 classes of CIFAR-10 at 16 px", "probed on --probe-data; CIFAR-10, ResNet-18"),
         ((10, 2, 2), (10, 1, 3)),
         tamper.ask,
+    ),
+    "detectors": _compared(
+        detectors.detectors_mini,
+        detectors.detectors_paper,
+        "detectors of inputs at test time, clean and triggered",
+        ("5 classes of CIFAR-10 at 16 px, captioned for CLIP", "MoCo v2, ImageNet-100"),
+        ((10, 2, 2), (10, 10, 1)),
     ),
     "encoder_zoo": Recipe(
         tamper.encoder_zoo,

@@ -28,7 +28,9 @@ class Clustered(RankingFilter):
     """Pseudo-classes: as many as there may be classes, or twice that."""
     needs_encoder: ClassVar[bool] = True
     card: ClassVar[dict[str, str]] = {
-        "features": "of the image as stored, by the encoder's own normalisation; not brought to unit length"
+        "input_range": "[0, 255], as stored",
+        "normalisation": "the encoder's own; features not brought to unit length",
+        "divisor": "none",
     }
 
     def _by_cluster(self, features: "Tensor", seed: int, score: "Callable[[Tensor, int], Tensor]") -> "Tensor":

@@ -30,7 +30,11 @@ class FileSignalsSpec(RankingFilter):
     """
 
     kind: Literal["file_signals"] = "file_signals"
-    card: ClassVar[dict[str, str]] = {"files": "as stored by ingestion or by the attack"}
+    card: ClassVar[dict[str, str]] = {
+        "input_range": "bytes of the file, as stored by ingestion or by the attack",
+        "normalisation": "none",
+        "divisor": "number of files of the same kind",
+    }
 
     @property
     def label(self) -> str:
@@ -59,6 +63,9 @@ class DuplicatesSpec(RankingFilter):
     max_bits: int = Field(default=0, ge=0, le=64)
     """Images are alike whose 64-bit difference hashes differ in no more bits."""
     card: ClassVar[dict[str, str]] = {
+        "input_range": "[0, 255], as stored; captions as text",
+        "normalisation": "none",
+        "divisor": "none",
         "images": "difference hash: mean luminance of 8 x 9 cells, each compared with the next",
         "captions": "equal once case and spaces are left out of account",
     }

@@ -41,7 +41,9 @@ class ImageTextSimilaritySpec(RankingFilter):
     needs_encoder: ClassVar[bool] = True
     needs_captions: ClassVar[bool] = True
     card: ClassVar[dict[str, str]] = {
-        "features": "unit length, of both towers",
+        "input_range": "[0, 255], as stored",
+        "normalisation": "the encoder's own; features of both towers brought to unit length",
+        "divisor": "none",
         "several captions": "the mean of their cosines",
     }
 

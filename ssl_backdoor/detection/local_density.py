@@ -51,7 +51,9 @@ class LocalDensitySpec(RankingFilter):
     form: Literal["corrected", "as_published"] = "corrected"
     needs_encoder: ClassVar[bool] = True
     card: ClassVar[dict[str, str]] = {
-        "features": "of the image as stored, by the encoder's own normalisation; not brought to unit length",
+        "input_range": "[0, 255], as stored",
+        "normalisation": "the encoder's own; features not brought to unit length",
+        "divisor": "the neighbours' own value (SLOF, DAO) or none (k-dist, LID)",
         "distance": "Euclidean",
     }
 

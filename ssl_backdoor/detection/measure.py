@@ -15,6 +15,8 @@ LEVEL = 0.05
 """A p-value up to this is an alarm."""
 RATES = (0.01, 0.05)
 """False-positive rates at which a filter's recall is given."""
+UNSEEN_INPUT = "input_unseen"
+"""What is judged: inputs under other triggers of the style, which no encoder was trained on."""
 BUDGETS = (0.01, 0.05, 0.1)
 """Shares of all samples that a filter might leave out."""
 _NO_INTERVAL = " No interval: the threshold is one of these scores."
@@ -194,6 +196,26 @@ def measure_detection(
     for name, group in ((name, group & told) for name, group in groups):
         if group.any():
             yield _share(name, level, who, p_values[group] <= LEVEL)
+
+
+def measure_inputs(
+    who: str,
+    scores: NDArray[np.float64],
+    p_values: NDArray[np.float64] | None,
+    conditions: NDArray[np.str_],
+    compared: str,
+) -> Iterator[Measurement]:
+    """Of the detector ``who`` on clean and triggered inputs, then on the clean ones and those under unseen triggers.
+
+    ``conditions`` (N,) as ``run.detect`` gives them; references are left out. ``compared`` as ``measure_encoder``. The
+    false-positive rate stands once: the clean ones are the same.
+    """
+    for name, level in (("triggered", "input"), ("unseen_trigger", UNSEEN_INPUT)):
+        shown, is_positive = np.isin(conditions, ["clean", name]), conditions == name
+        told = None if p_values is None else p_values[shown]
+        for row in measure_detection(who, scores[shown], told, is_positive[shown], level) if is_positive.any() else ():
+            if level == "input" or row.name != "detection_false_positive_rate":
+                yield row._replace(definition=f"{row.definition} {compared}")
 
 
 def _share(name: str, condition: str, probe: str, hits: NDArray[np.bool_]) -> Measurement:

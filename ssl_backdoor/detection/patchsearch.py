@@ -57,7 +57,9 @@ class PatchSearch(RankingFilter):
     form: Literal["corrected", "as_published"] = "corrected"
     needs_encoder: ClassVar[bool] = True
     card: ClassVar[dict[str, str]] = {
-        "features": "of the image as stored, by the encoder's own normalisation; unit length",
+        "input_range": "[0, 255], as stored",
+        "normalisation": "the encoder's own; features brought to unit length",
+        "divisor": "none",
         "score of the search": "flip images that fall into the sample's cluster, less those that did before",
         "score of a classifier": "mean over the ensemble of logit(patched) - logit(not)",
     }

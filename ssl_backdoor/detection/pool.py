@@ -1,6 +1,6 @@
 """Images as a defender sees them, and what a defender says of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar, final
@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_backdoor.data.captions import humanize_class_name
 from ssl_backdoor.data.streamed import Streamed
+from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.features import features
+from ssl_backdoor.evaluate.zero_shot import embed_texts
 from ssl_backdoor.train.checkpoint import load_backbone, load_text_tower
 from ssl_backdoor.train.training_set import tokenize_captions
 
@@ -32,6 +35,7 @@ class Pool:
         files: Callable[[], Iterable[tuple[int, bytes]]] | None = None,
         vouched: Tensor | None = None,
         num_references: int = 0,
+        classes: Sequence[str] = (),
     ) -> None:
         """``images`` uint8 (N, 3, H, W), their ``captions`` and ``files`` by row, seen in ``order``, int64 (N,).
 
@@ -43,6 +47,8 @@ class Pool:
         self._files = files
         self.device = device
         """Where an encoder runs: "cpu" or "cuda"."""
+        self.classes = tuple(classes)
+        """Names of the classes that test images have; of training samples none."""
         self.vouched = torch.empty(0, dtype=torch.int64) if vouched is None else vouched
         """int64: rows known to be clean, which are never left out."""
         self.trusted = self.vouched[num_references:]
@@ -97,6 +103,20 @@ class Pool:
         cosines = (image[owner] * text[captions.which]).sum(1)
         return torch.zeros(len(self)).index_add_(0, owner, cosines) / counts
 
+    def class_texts(self, encoder: Path, texts_of: Callable[[str], Sequence[str]]) -> Tensor:
+        """Of ``texts_of`` each class, as many each, by the text tower in ``encoder``: unit rows float32 (C, K, D).
+
+        Raises:
+            CheckpointError: there is no text tower, or it cannot be loaded.
+            SpecError: the images have no classes.
+        """
+        if not self.classes:
+            raise SpecError("expected the names of the classes of test images, found none: bring labelled test images")
+        texts = [texts_of(humanize_class_name(name)) for name in self.classes]
+        tower = load_text_tower(encoder).to(self.device)
+        found = embed_texts(tower, [text for of_class in texts for text in of_class])
+        return found.cpu().reshape(len(texts), -1, found.shape[1])
+
     def features(self, encoder: Path) -> Tensor:
         """Of all images by the backbone in folder ``encoder``: float32 (N, D) on the CPU, not normalised.
 
@@ -128,5 +148,5 @@ class Detection(NamedTuple):
     null_n: int
     """How many of those there were."""
     card: Mapping[str, Any] = MappingProxyType({})
-    """Of an encoder: what the score can only be compared under (input range, normalisation, divisor, ...), and what
-    was seen on the way to it; plain JSON data."""
+    """What a score can only be compared under (input_range, normalisation, divisor, ...), and of an encoder what was
+    seen on the way to it; plain JSON data."""

@@ -15,17 +15,21 @@ from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.rows import captions_of, encoded_rows, rows_of
 from ssl_backdoor.data.streamed import Streamed
 from ssl_backdoor.defences.trusted import select
+from ssl_backdoor.detection.inputs import InputDetector
 from ssl_backdoor.detection.measure import (
+    UNSEEN_INPUT,
     conformal_p_values,
     measure_detection,
     measure_encoder,
     measure_filter,
+    measure_inputs,
     rank_among,
 )
 from ssl_backdoor.detection.pool import Detection, Pool
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.evaluate.metrics import Measurement, measurements_table
 from ssl_backdoor.poison.triggers.tensors import apply_to_tensor
+from ssl_backdoor.poison.triggers.unseen import unseen_triggers
 from ssl_backdoor.progress import OnProgress, silent
 from ssl_backdoor.seeds import stream, sub_seed
 from ssl_backdoor.specs import Detector, Filter, Trigger
@@ -94,62 +98,83 @@ def detect(
     device: str,
     on_progress: OnProgress = silent,
     siblings: Sequence[float] = (),
+    num_unseen: int = 0,
 ) -> dict[str, Any]:
     """Let ``detector`` judge the training samples, inputs under ``trigger``, or the encoder.
+
+    Of inputs an ``InputDetector`` has references: clean test images apart from those that are judged, with which
+    p-values compare. With ``num_unseen`` each judged image is seen under one of so many other triggers of the style
+    as well, in turn: what is found there is a patch, not this encoder's backdoor.
 
     ``siblings`` are its scores of clean encoders of the same training under other seeds, not a number where it found
     nothing. Where there are some an encoder's p-value is its rank among them, else the detector's own, if it gives one.
 
-    Writes under ``out``: detections.parquet (DETECTIONS) and measurements.parquet.
+    Writes under ``out``: detections.parquet (DETECTIONS, of inputs with their condition) and measurements.parquet.
 
     Returns:
-        The summary: level, null, null_n, and measurements by name; of an encoder also its card (see ``Detection``),
-        null_scores, with None where nothing was found, and smallest_p_value, the smallest possible one.
+        The summary: level, null, null_n, card (see ``Detection``), smallest_p_value, the smallest possible one, and
+        measurements by name; of an encoder also null_scores, with None where nothing was found.
 
     Raises:
         SpecError: the detector says nothing of some, or needs a trigger and there is none.
         DataError: an image cannot be read.
         CheckpointError: the encoder cannot be loaded.
     """
+    conditions: np.ndarray | None = None
     match detector.level:
         case "sample":
             pool, keys, truth = _training_pool(dataset, overlay, seed, device)
         case "input":
             if trigger is None:
                 raise SpecError(f"detector {detector.kind} judges inputs under a trigger, and the attack has none")
-            pool, keys, truth = _input_pool(dataset, trigger, source, seed, device)
+            pool, keys, conditions = _input_pool(detector, dataset, trigger, source, seed, device, num_unseen)
+            truth = np.isin(conditions, ["triggered", "unseen_trigger"])
         case "encoder":
-            pool, keys, truth = _input_pool(dataset, None, None, seed, device)
+            images = Streamed(dataset, "test")
+            pool = _Shuffled(images[torch.arange(len(images))], seed, device)
+            keys, truth = rows_of(dataset, "test")["key"].combine_chunks(), np.zeros(len(images), np.bool_)
         case _:
             assert_never(detector.level)
     found = detector.detect(pool.pool, encoder, seed, on_progress)
-    is_encoder = detector.level == "encoder"
-    more: dict[str, Any] = {}
-    if is_encoder:
-        if (rank := rank_among(float(found.scores[0]), siblings)) is not None:
-            null = "clean encoders of the same training under other seeds"
-            found = found._replace(p_values=torch.tensor([rank], dtype=torch.float64), null=null, null_n=len(siblings))
-        more = {
-            "card": dict(found.card),
-            "null_scores": [None if math.isnan(score) else score for score in siblings],
-            "smallest_p_value": 1 / (found.null_n + 1) if found.p_values is not None else None,
-        }
+    is_encoder, references = detector.level == "encoder", pool.pool.vouched.numpy()
     _check_length(f"detector {detector.kind}", len(found.scores), 1 if is_encoder else len(keys))
     scores = found.scores.double().numpy()
+    more: dict[str, Any] = {}
+    if is_encoder:
+        more = {"null_scores": [None if math.isnan(score) else score for score in siblings]}
+        if (rank := rank_among(float(scores[0]), siblings)) is not None:
+            null = "clean encoders of the same training under other seeds"
+            found = found._replace(p_values=torch.tensor([rank], dtype=torch.float64), null=null, null_n=len(siblings))
+    elif len(references) and found.p_values is None:
+        ranks, known = conformal_p_values(scores, references, references), np.isfinite(scores[references]).sum()
+        null = "clean test images that are not judged"
+        found = found._replace(p_values=torch.from_numpy(ranks), null=null, null_n=int(known))
     p_values = None if found.p_values is None else found.p_values.double().numpy()
     if is_encoder:
-        compared = _compared(found)
         p_value = None if p_values is None else float(p_values[0])
-        measured = measure_encoder(detector.kind, float(scores[0]), p_value, compared)
+        measured = measure_encoder(detector.kind, float(scores[0]), p_value, _compared(found))
         keys, truths = pa.array([""]), pa.nulls(1, pa.bool_())
     else:
         scores, p_values = pool.in_order(scores), None if p_values is None else pool.in_order(p_values)
-        measured = measure_detection(detector.kind, scores, p_values, truth, detector.level)
+        if conditions is None:
+            measured = measure_detection(detector.kind, scores, p_values, truth, detector.level)
+        else:
+            measured = measure_inputs(detector.kind, scores, p_values, conditions, _compared(found))
         truths = pa.array(truth)
     out.mkdir(parents=True, exist_ok=True)
     columns = [keys, pa.array(scores, from_pandas=True), _nullable(p_values, len(keys)), truths]
-    pq.write_table(pa.table(columns, schema=DETECTIONS), out / "detections.parquet")
-    return {"level": detector.level, "null": found.null, "null_n": found.null_n, **more} | _written(measured, out)
+    table = pa.table(columns, schema=DETECTIONS)
+    if conditions is not None:
+        table = table.append_column("condition", pa.array(conditions))
+    pq.write_table(table, out / "detections.parquet")
+    told = {
+        "level": detector.level,
+        "null": found.null,
+        "null_n": found.null_n,
+        "card": dict(found.card),
+        "smallest_p_value": 1 / (found.null_n + 1) if found.p_values is not None else None,
+    }
+    return {**told, **more} | _written(measured, out)
 
 
 def _compared(found: Detection) -> str:
@@ -174,13 +199,14 @@ class _Shuffled:
         is_trusted: np.ndarray | None = None,
         *,
         uses_trusted: bool = False,
+        classes: Sequence[str] = (),
     ):
         self._order = stream(seed, "pool").permutation(len(images))
         vouched = np.flatnonzero(is_trusted[self._order]) if is_trusted is not None else np.empty(0, np.int64)
         num_references = (len(vouched) + 1) // 2 if uses_trusted else len(vouched)
         vouched = np.concatenate([vouched[::2], vouched[1::2]])  # else references would come first in the pool
         order, rows = torch.from_numpy(self._order), torch.from_numpy(vouched)
-        self.pool = Pool(images, order, device, captions, files, rows, num_references)
+        self.pool = Pool(images, order, device, captions, files, rows, num_references, classes)
 
     def in_order(self, values: np.ndarray) -> np.ndarray:
         """``values`` (N,) of the pool, in the order of what lies behind."""
@@ -222,19 +248,40 @@ def _training_pool(
 
 
 def _input_pool(
-    dataset: Dataset, trigger: Trigger | None, source: bytes | None, seed: int, device: str
+    detector: Detector,
+    dataset: Dataset,
+    trigger: Trigger,
+    source: bytes | None,
+    seed: int,
+    device: str,
+    num_unseen: int,
 ) -> tuple[_Shuffled, pa.Array, np.ndarray]:
-    """The test images; each once more under ``trigger``, where there is one; which of them bear it."""
-    images = Streamed(dataset, "test")
-    keys = rows_of(dataset, "test")["key"].combine_chunks()
-    clean = images[torch.arange(len(images))]
-    if trigger is None:
-        return _Shuffled(clean, seed, device), keys, np.zeros(len(keys), np.bool_)
+    """Test images, their keys, and the condition of each: reference, clean, triggered or unseen_trigger.
+
+    Raises:
+        SpecError: the trigger is larger than the images, or no other pattern of its style is found.
+    """
+    images, all_keys = Streamed(dataset, "test"), rows_of(dataset, "test")["key"].combine_chunks()
+    num_references, num_judged = 0, len(images)
+    if isinstance(detector, InputDetector):
+        num_references, num_judged = detector.parts(len(images))
+    drawn = stream(seed, "inputs").permutation(len(images))[: num_references + num_judged]
+    references, judged = np.sort(drawn[:num_references]), np.sort(drawn[num_references:])
+    keys = all_keys.take(pa.array(judged))
+    clean = images[torch.from_numpy(judged)]
     seeds = [sub_seed(seed, "test_trigger", key) for key in keys.to_pylist()]
-    triggered = apply_to_tensor(trigger, clean, seeds, "test", source)
-    both = torch.cat([clean, triggered])
-    truth = np.repeat([False, True], len(keys))
-    return _Shuffled(both, seed, device), pa.concat_arrays([keys, keys]), truth
+    shown = {"clean": clean, "triggered": apply_to_tensor(trigger, clean, seeds, "test", source)}
+    others = unseen_triggers(trigger, num_unseen, sub_seed(seed, "inputs"), source)
+    if others:
+        shown["unseen_trigger"] = clean.clone()
+    for number, other in enumerate(others):
+        here = slice(number, None, len(others))
+        shown["unseen_trigger"][here] = apply_to_tensor(other, clean[here], seeds[here], "test", source)
+    everything = torch.cat([images[torch.from_numpy(references)], *shown.values()])
+    conditions = np.array(["reference"] * num_references + [name for name in shown for _ in judged])
+    all_of = pa.concat_arrays([all_keys.take(pa.array(references)), *[keys] * len(shown)])
+    is_reference = conditions == "reference"
+    return _Shuffled(everything, seed, device, is_trusted=is_reference, classes=dataset.classes), all_of, conditions
 
 
 def _nullable(values: np.ndarray | None, count: int) -> pa.Array:
@@ -249,4 +296,7 @@ def _check_length(who: str, found: int, expected: int) -> None:
 def _written(rows: Iterable[Measurement], out: Path) -> dict[str, Any]:
     table = measurements_table(rows)
     pq.write_table(table, out / "measurements.parquet")
-    return {"measurements": dict(zip(table["name"].to_pylist(), table["value"].to_pylist(), strict=True))}
+    names = [
+        row["name"] + (f"/{row['condition']}" if row["condition"] == UNSEEN_INPUT else "") for row in table.to_pylist()
+    ]
+    return {"measurements": dict(zip(names, table["value"].to_pylist(), strict=True))}

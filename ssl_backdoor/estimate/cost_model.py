@@ -91,6 +91,8 @@ class JudgeKind(NamedTuple):
         fitted = self.fitted_to(num_images)
         if isinstance(fitted, FilterStage) and isinstance(fitted.defence, Filter):
             return fitted.defence.work(num_images)
+        if isinstance(fitted, DetectStage):
+            return fitted.detector.work(num_images)
         return num_images
 
 

@@ -45,6 +45,7 @@ from ssl_backdoor.specs import DatasetSpec, ReportSpec, TableSpec
 
 _POISONS = ("num_poisons", "poison_fraction_of_target", "poison_fraction_of_dataset", "num_recoded")
 _JUDGED = ("detection_", "filter_")
+_JUDGED_AS = {"input_unseen": "input, unseen trigger"}
 _LEADERBOARD = (
     "To copy into published tables. ASR (non-target): over the test images that are not of the target class, as Saha "
     "et al. count; ASR (all): over all of them, as CTRL, BadEncoder and CleanCLIP do. Before and after: clean accuracy "
@@ -366,7 +367,8 @@ def _judged(report: _Report) -> list[Section]:
     if not rows:
         return []
     lines = [
-        (arm_label(row.point.arm, row.point.variant), row.measure.probe, row.measure.condition, row.name,
+        (arm_label(row.point.arm, row.point.variant), row.measure.probe,
+         _JUDGED_AS.get(row.measure.condition, row.measure.condition), row.name,
          *map(plain_number, (row.value, *row.told_interval[:2])), f"{row.n:,}", row.told_interval[2])
         for row in rows
     ]  # fmt: skip

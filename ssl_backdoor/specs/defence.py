@@ -66,7 +66,7 @@ class Filter(Defence):
     needs_encoder: ClassVar[bool] = False
     """Whether samples are judged by an encoder that was trained on all of them."""
     card: ClassVar[Mapping[str, str]] = {}
-    """What its score is made of, for people: input, normalisation, divisor. Stored with every score."""
+    """What its score can only be compared under: input_range, normalisation, divisor, ...; stored with every score."""
 
     @abc.abstractmethod
     def judge(self, pool: "Pool", encoder: "Path | None", seed: int, on_progress: "OnProgress") -> "Verdicts":

@@ -19,8 +19,10 @@ class Detector(Idea):
 
     family: ClassVar[str] = "detector"
     level: ClassVar[Level]
-    """What is judged. sample: each training sample; input: each of the test images, half of them under the trigger;
-    encoder: the encoder as a whole, with the clean test images at hand."""
+    """What is judged. sample: each training sample; input: test images, each clean and under triggers; encoder: the
+    encoder as a whole, with the clean test images at hand."""
+    needs_captions: ClassVar[bool] = False
+    """Whether it works on a model with a text tower alone."""
     needs_gradients: ClassVar[bool] = False
     """Whether it needs the encoder's gradients, and not its features alone."""
 
@@ -28,6 +30,10 @@ class Detector(Idea):
     def reduced(self) -> tuple[Self, float]:
         """The same with less work, and by what factor its cost is larger: from that it is estimated."""
         return self, 1.0
+
+    def work(self, num_images: int) -> float:
+        """What its cost grows with, of so many images at hand, for an estimate."""
+        return num_images
 
     @abc.abstractmethod
     def detect(self, pool: "Pool", encoder: "Path", seed: int, on_progress: "OnProgress") -> "Detection":

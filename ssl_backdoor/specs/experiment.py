@@ -85,6 +85,7 @@ class RunSpec(Spec):
         needs_clip = {
             f"attack {self.attack.kind}": self.attack.adds_pairs or self.attack.reads_captions,
             **{f"defence {one.kind}": one.needs_captions for one in self.defences},
+            **{f"detector {one.kind}": one.needs_captions for one in self.detectors},
             **{f"probe {one.kind}": one.needs_text_tower for one in self.evaluation.probes},
         }
         if bad := [what for what, needs in needs_clip.items() if needs and not is_clip]:
@@ -96,6 +97,17 @@ class RunSpec(Spec):
             if is_clip and isinstance(one, Repair) and one.loses_text_tower:
                 raise ValueError(
                     f"defence {one.kind} loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _stamps_inputs(self) -> Self:
+        """Detectors of inputs are shown them under the attack's trigger."""
+        for one in self.detectors:
+            if one.level == "input" and self.attack.trigger is None:
+                raise ValueError(
+                    f"detector {one.kind} judges test images under a trigger, but attack {self.attack.kind} has none; "
+                    "leave the detector out, or set an attack with a trigger"
                 )
         return self
 

@@ -20,6 +20,7 @@ from ssl_backdoor.detection.ranking import left_out, share_of
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.progress import silent
 from ssl_backdoor.seeds import stream, torch_generator
+from ssl_backdoor.specs import Filter, built_in
 from ssl_backdoor.train.checkpoint import load_backbone, load_text_tower
 from tests.support.tiny_defences import save_clip
 
@@ -167,3 +168,8 @@ def test_a_file_s_kind_is_its_format_size_and_tables() -> None:
         file_kind(encode_png(pixels[0, :8])),
     }
     assert len(kinds) == 3
+
+
+@pytest.mark.parametrize("kind", [one for one in built_in("defence") if issubclass(one, Filter)])
+def test_every_filter_says_what_its_score_can_be_compared_under(kind: Any) -> None:
+    assert {"input_range", "normalisation", "divisor"} <= set(kind.card)
