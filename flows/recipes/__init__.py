@@ -233,14 +233,14 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "defences_ssl": _compared(
         partial(defences.ssl_filters, ssl.MINI),
         partial(defences.ssl_filters, ssl.PAPER),
-        "the patch against every filter",
+        "the patch against every filter and training-time defence",
         ("BYOL, 5 classes of CIFAR-10 at 16 px", "MoCo v2, ImageNet-100"),
         ((10, 2, 2), (10, 10, 1)),
     ),
     "defences_clip": _compared(
         partial(defences.clip_defences, clip.MINI),
         partial(defences.clip_defences, clip.PAPER),
-        "CLIP's poisons against filters and repairs",
+        "CLIP's poisons against filters, RoCLIP and repairs",
         ("captioned CIFAR-10 at 16 px", "CC3M, RN50"),
         ((10, 10, 2), (8, 8, 8)),
     ),

@@ -2,15 +2,19 @@
 
 A run is one attack, pair, seed and defence; those that differ in the defence alone share their undefended encoders,
 which are trained once. Of a filter a row says what is left after retraining on what it keeps; how well it tells stands
-under "Filters and detectors".
+under "Filters and detectors". A training-time defence stands next to them: it trains on all samples, in another way.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flows.recipes import clip, ssl
+from ssl_backdoor.defences.blur_luminance import BlurLuminanceSpec
 from ssl_backdoor.defences.fine_tuning import FineTuningSpec
+from ssl_backdoor.defences.i_cutmix import ICutMixSpec
+from ssl_backdoor.defences.localized_cropping import LocalizedCroppingSpec
 from ssl_backdoor.defences.par import PARSpec
+from ssl_backdoor.defences.roclip import RoCLIPSpec
 from ssl_backdoor.detection.clustered import ActivationClusteringSpec, SpectralSignaturesSpec
 from ssl_backdoor.detection.duplicates import DuplicatesSpec
 from ssl_backdoor.detection.image_text_similarity import ImageTextSimilaritySpec
@@ -31,6 +35,7 @@ from ssl_backdoor.specs import (
     TargetsSpec,
 )
 
+TITLE = "Filter and retrain, training-time defences"
 BUDGET = 0.1
 """Share of the training samples that a filter may leave out: DEFUSE's."""
 _SMALL: dict[str, Any] = {"num_clusters": 50, "num_flips": 100, "window_frac": 0.375, "budget": BUDGET}
@@ -81,7 +86,13 @@ def ssl_filters(scale: ssl.Scale, pairs: int, seeds: int) -> ReportSpec:
     is_small = scale is ssl.MINI
     # A quarter of one class of five is 5 % of the data, which a budget of 10 % can hold.
     attacks = [scale.attack(pair, 0.25 if is_small else scale.fraction) for pair in scale.pairs[:pairs]]
-    defences = tuple((SSL_MINI if is_small else SSL_PAPER).every())
+    filters = SSL_MINI if is_small else SSL_PAPER
+    defences: tuple[Defence, ...] = (
+        *filters.every(),
+        ICutMixSpec(),
+        LocalizedCroppingSpec(),
+        BlurLuminanceSpec(),
+    )
     runs = [
         RunSpec(
             dataset=clip.with_stickers(clip.MINI if is_small else clip.PAPER, scale.dataset, attack.trigger),
@@ -99,10 +110,10 @@ def ssl_filters(scale: ssl.Scale, pairs: int, seeds: int) -> ReportSpec:
     return ReportSpec(
         recipe="defences_ssl",
         question=f"Which filter finds the patched training images of {scale.main}, and does an encoder trained on what "
-        "it keeps lose the backdoor and keep its accuracy?",
+        "it keeps, or trained in another way on all, lose the backdoor and keep its accuracy?",
         note=f"{scale.note} {NOTE}",
         runs=tuple(runs),
-        tables=tuple(_table("filters", "Filter and retrain", "", defences, probe) for probe in scale.probes),
+        tables=tuple(_table("filters", TITLE, "", defences, probe) for probe in scale.probes),
         unit="seed",
     )
 
@@ -120,6 +131,7 @@ def clip_defences(scale: clip.Scale, pairs: int, seeds: int) -> ReportSpec:
     defences: tuple[Defence, ...] = (
         *(CLIP_MINI if is_small else CLIP_PAPER).every(),
         ImageTextSimilaritySpec(budget=BUDGET),
+        RoCLIPSpec(bank_size=1024) if is_small else RoCLIPSpec(),
         FineTuningSpec(trusted_fraction=trusted, fit=tuning),
         scale.cleanclip,
         PARSpec(trusted_fraction=trusted, fit=tuning),
@@ -142,12 +154,20 @@ def clip_defences(scale: clip.Scale, pairs: int, seeds: int) -> ReportSpec:
     probe = next(iter(scale.evaluation.probes)).kind
     return ReportSpec(
         recipe="defences_clip",
-        question="Which filter finds the poisoned pairs of CLIP, which repair removes what they planted, and at what "
-        "cost in accuracy?",
+        question="Which filter finds the poisoned pairs of CLIP, which training or repair removes what they planted, "
+        "and at what cost in accuracy?",
         note=f"{scale.note} {NOTE} The baseline of a linear probe on clean labels is the row of the undefended encoder "
         "under the probe linear_100, where that is evaluated.",
         runs=tuple(runs),
-        tables=(_table("backdoor", "CLIP backdoor: filter and retrain, repair", BACKDOOR, defences, probe),),
+        tables=(
+            _table(
+                "backdoor",
+                f"CLIP backdoor: {TITLE.lower()}, repair",
+                BACKDOOR,
+                defences,
+                probe,
+            ),
+        ),
         unit="seed",
     )
 

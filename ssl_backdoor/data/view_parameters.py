@@ -125,6 +125,11 @@ def parameters_of(
     )
 
 
+def crop_ratios(uniform: Tensor) -> Tensor:
+    """Width over height of the candidate boxes that ``uniform`` in [0, 1) stands for."""
+    return _between(uniform, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])).exp()
+
+
 def _between(uniform: Tensor, low: float, high: float) -> Tensor:
     return low + uniform * (high - low)
 
@@ -134,7 +139,7 @@ def _crop_sizes(
 ) -> tuple[Tensor, Tensor]:
     """Height and width (N,) of the first of the candidate boxes that fits; 0 where none does."""
     area = _between(area, *scale) * (height * width)
-    ratio = _between(ratio, math.log(CROP_RATIO[0]), math.log(CROP_RATIO[1])).exp()
+    ratio = crop_ratios(ratio)
     if stretch is not None:
         ratio = ratio / stretch[:, None].to(ratio)
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()

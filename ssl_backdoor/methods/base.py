@@ -1,7 +1,7 @@
 """The interface of a self-supervised method: networks and loss of one paper, nothing about how they are trained."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
@@ -10,6 +10,17 @@ from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.build import Backbone, build_backbone
 from ssl_backdoor.methods.clip_towers import TextTower
 from ssl_backdoor.specs import TrainSpec
+
+
+class Mix(NamedTuple):
+    """Views that show parts of two images each, see ``train.cutmix``."""
+
+    views: tuple[Tensor, ...]
+    """In place of the batch's, where a view is a query."""
+    share: float
+    """Of each image's own part in [0, 1]; the rest is its partner's."""
+    partner: Tensor
+    """(B,) int64, a row of the same batch."""
 
 
 class Batch(NamedTuple):
@@ -21,6 +32,10 @@ class Batch(NamedTuple):
     """Index of the step from 0; names the step's random streams."""
     tokens: Tensor | None = None
     """(B, L) int64, one caption of each image; None for methods that read none."""
+    epoch: int = 0
+    """Index of the step's epoch from 0."""
+    mix: Mix | None = None
+    """Mixed views, where a training has them."""
 
 
 class LossOutput(NamedTuple):
@@ -172,6 +187,23 @@ def views_of(batch: Batch, num_views: int) -> tuple[Tensor, ...]:
             "make each view from the same images"
         )
     return batch.views
+
+
+def queries_of(batch: Batch, num_views: int) -> tuple[Tensor, ...]:
+    """The views of ``batch`` as queries: mixed where a training mixes them; errors as ``views_of``."""
+    views = views_of(batch, num_views)
+    return views if batch.mix is None else batch.mix.views
+
+
+def pull(batch: Batch, loss: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
+    """``loss(target)``; of mixed queries its mean with that of the partners' targets, weighted by their shares.
+
+    ``target`` (B, ...) is of the batch's rows; ``loss`` is the mean over its rows.
+    """
+    if batch.mix is None:
+        return loss(target)
+    own, other = loss(target), loss(target[batch.mix.partner])
+    return batch.mix.share * own + (1 - batch.mix.share) * other
 
 
 def tokens_of(batch: Batch) -> Tensor:

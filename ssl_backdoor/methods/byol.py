@@ -6,13 +6,14 @@ the slow target network says of the other; after training the online backbone is
 """
 
 import math
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
 from torch import Tensor
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
-from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, pull, queries_of, views_of
 from ssl_backdoor.methods.losses import byol_regression
 from ssl_backdoor.methods.parts import EMACopy, mlp_with_batch_norm
 from ssl_backdoor.seeds import torch_generator
@@ -64,8 +65,12 @@ class BYOL(SSLMethod):
     def loss(self, batch: Batch) -> LossOutput:
         """The sum over both directions of ``2 - 2 cos(online(view), target(other view))``, in [0, 8]."""
         first, second = views_of(batch, self.num_views)
-        forward = byol_regression(self._online(first), self._target(second))
-        return LossOutput(forward + byol_regression(self._online(second), self._target(first)), {})
+        queries = queries_of(batch, self.num_views)
+        forward, backward = (
+            pull(batch, partial(byol_regression, self._online(query)), self._target(other))
+            for query, other in zip(queries, (second, first), strict=True)
+        )
+        return LossOutput(forward + backward, {})
 
     def after_step(self, progress: float) -> None:
         """Update the target network."""

@@ -18,7 +18,6 @@ Shapes: b pairs of this replica, B pairs of all replicas, D embedding, L tokens.
 
 from typing import TYPE_CHECKING, final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,8 +25,7 @@ from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess
 from ssl_backdoor.methods.clip import clip_loss
 from ssl_backdoor.methods.clip_towers import ImageTower, TextTower
 from ssl_backdoor.methods.similarities import in_modal_loss
-from ssl_backdoor.methods.word_edits import draw_edits, edit_words
-from ssl_backdoor.seeds import torch_generator
+from ssl_backdoor.methods.word_edits import WordEdits
 
 if TYPE_CHECKING:
     from ssl_backdoor.defences.cleanclip import CleanCLIPSpec
@@ -38,7 +36,6 @@ class CleanCLIP(SSLMethod):
     """Both towers, trained on; the first view is the image, the second its augmented twin."""
 
     num_views = 2
-    ends_word: Tensor
 
     def __init__(
         self, spec: "CleanCLIPSpec", image: ImageTower, text: TextTower, seed: int, replicas: Replicas | None = None
@@ -47,11 +44,8 @@ class CleanCLIP(SSLMethod):
         self.spec = spec
         self.backbone = image
         self.text = text
-        self.seed = seed
         self.replicas = replicas or SingleProcess()
-        names = text.tokenizer.decoder  # token to text; "</w>" marks the end of a word
-        ends = [names[token].endswith("</w>") for token in range(len(names))]
-        self.register_buffer("ends_word", torch.tensor(ends), persistent=False)
+        self.edits = WordEdits(text.tokenizer, spec.word_edit_p, seed)
 
     @property
     def text_tower(self) -> TextTower:
@@ -62,7 +56,8 @@ class CleanCLIP(SSLMethod):
         """CLIP's loss and the weighted mean of the two in-modal ones, over the global batch."""
         tokens = tokens_of(batch)
         image, image_twin = (_unit(self.backbone, view) for view in views_of(batch, self.num_views))
-        text, text_twin = (_unit(self.text, captions) for captions in (tokens, self.edit_captions(tokens, batch.step)))
+        twins = self.edits(tokens, batch.step, self.replicas)
+        text, text_twin = (_unit(self.text, captions) for captions in (tokens, twins))
         scale = self.text.logit_scale.exp()
         cross_modal = clip_loss(image, text, scale, self.replicas)
         of_images = in_modal_loss(image, image_twin, scale, self.replicas)
@@ -70,13 +65,6 @@ class CleanCLIP(SSLMethod):
         loss = cross_modal + self.spec.in_modal_weight * (of_images + of_captions) / 2
         logs = {"cross_modal": cross_modal, "in_modal_image": of_images, "in_modal_text": of_captions}
         return LossOutput(loss, {name: value.detach() for name, value in logs.items()})
-
-    def edit_captions(self, tokens: Tensor, step: int) -> Tensor:
-        """The captions' twins (b, L), drawn for the global batch from the stream ("word edits", step)."""
-        num_captions, length = len(tokens) * self.replicas.count, tokens.shape[1]
-        draws = draw_edits(num_captions, length, self.spec.word_edit_p, torch_generator(self.seed, "word edits", step))
-        mine = draws[self.replicas.slice(num_captions)].to(tokens.device)
-        return edit_words(tokens, self.ends_word, self.spec.word_edit_p, mine)
 
     def after_step(self, progress: float) -> None:
         """The scale stays within 1 and 100, as in pre-training."""

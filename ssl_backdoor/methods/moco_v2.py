@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
-from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, pull, queries_of, views_of
 from ssl_backdoor.methods.losses import info_nce
 from ssl_backdoor.methods.parts import EMACopy, Queue, mlp
 from ssl_backdoor.methods.shuffled import embed_all
@@ -58,13 +58,15 @@ class MoCoV2(SSLMethod):
 
     def loss(self, batch: Batch) -> LossOutput:
         """InfoNCE of view 0 as query against view 1 as key and the queue as it was before this batch."""
-        query_view, key_view = views_of(batch, self.num_views)
+        _, key_view = views_of(batch, self.num_views)
+        query_view, _ = queries_of(batch, self.num_views)
         query = F.normalize(self.projector(self.backbone(query_view)).float(), dim=1)  # (b, D)
         shuffle = torch_generator(self.seed, "shuffle_bn", batch.step) if self.shuffles else None
         keys = embed_all(self.key_encoder, key_view, self.replicas, shuffle)  # (B, D)
         self.new_keys = keys
         key = keys[self.replicas.slice(len(keys))]  # (b, D)
-        return LossOutput(info_nce(query, key, self.queue.rows, self.spec.temperature), {})
+        queue, temperature = self.queue.rows, self.spec.temperature
+        return LossOutput(pull(batch, lambda positive: info_nce(query, positive, queue, temperature), key), {})
 
     def after_step(self, progress: float) -> None:
         """Update the key encoder; push the batch's keys into the queue."""

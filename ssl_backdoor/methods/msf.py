@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.methods.backbones import ResNet, build_with_torchvision_init
-from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, pull, queries_of, views_of
 from ssl_backdoor.methods.parts import EMACopy, Queue, mlp_with_batch_norm
 from ssl_backdoor.methods.shuffled import embed_all
 from ssl_backdoor.seeds import torch_generator
@@ -67,13 +67,15 @@ class MSF(SSLMethod):
 
     def loss(self, batch: Batch) -> LossOutput:
         """The mean over the neighbours of ``2 - 2 cos(prediction, neighbour)``, in [0, 4]."""
-        query_view, target_view = views_of(batch, self.num_views)
+        _, target_view = views_of(batch, self.num_views)
+        query_view, _ = queries_of(batch, self.num_views)
         prediction = self.predictor(self.projector(self.backbone(query_view)))  # (b, D)
         shuffle = torch_generator(self.seed, "shuffle_bn", batch.step) if self.shuffles else None
         targets = embed_all(self.target, target_view, self.replicas, shuffle)  # (B, D)
         self.new_targets = targets
         mine = targets[self.replicas.slice(len(targets))]  # (b, D)
-        return LossOutput(mean_shift(prediction, nearest(mine, targets, self.queue, self.spec.neighbours)), {})
+        near = nearest(mine, targets, self.queue, self.spec.neighbours)
+        return LossOutput(pull(batch, lambda neighbours: mean_shift(prediction, neighbours), near), {})
 
     def after_step(self, progress: float) -> None:
         """Update the target network; push the batch's targets into the queue."""

@@ -6,13 +6,15 @@ pulled to the other view's projection, through which no gradient flows.
 Shapes: b images of this replica, D embedding.
 """
 
+from functools import partial
 from typing import final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_backdoor.methods.backbones import ResNet, batch_norm_1d, build_with_torchvision_init
-from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, pull, queries_of, views_of
 from ssl_backdoor.methods.losses import negative_cosine
 from ssl_backdoor.methods.parts import batch_norm_no_affine, mlp_with_batch_norm
 from ssl_backdoor.seeds import torch_generator
@@ -64,9 +66,13 @@ class SimSiam(SSLMethod):
 
         Logs ``embedding_std`` (``embedding_std``) of the global batch's first view.
         """
-        first, second = (self.projector(self.backbone(view)) for view in views_of(batch, self.num_views))  # (b, D)
-        forward = negative_cosine(self.predictor(first), second.detach())
-        backward = negative_cosine(self.predictor(second), first.detach())
+        first, second = (self.projector(self.backbone(view)) for view in queries_of(batch, self.num_views))  # (b, D)
+        targets = [first.detach(), second.detach()]
+        if batch.mix is not None:  # those of the plain views
+            with torch.no_grad():
+                targets = [self.projector(self.backbone(view)) for view in views_of(batch, self.num_views)]
+        forward = pull(batch, partial(negative_cosine, self.predictor(first)), targets[1])
+        backward = pull(batch, partial(negative_cosine, self.predictor(second)), targets[0])
         return LossOutput((forward + backward) / 2, {"embedding_std": embedding_std(self.replicas.all_gather(first))})
 
     def after_step(self, progress: float) -> None:

@@ -8,8 +8,36 @@ edited words is EDA's, spread over two operations instead of four.
 Shapes: B captions, L tokens: a start token, the words, the end token (the vocabulary's largest), zeros.
 """
 
+from collections.abc import Mapping
+from typing import Any, final
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ssl_backdoor.methods.base import Replicas
+from ssl_backdoor.seeds import torch_generator
+
+
+@final
+class WordEdits(nn.Module):
+    """Makes the twins of captions, for one tokenizer and seed."""
+
+    ends_word: Tensor
+
+    def __init__(self, tokenizer: Any, word_edit_p: float, seed: int) -> None:
+        super().__init__()
+        names: Mapping[int, str] = tokenizer.decoder  # token to text; "</w>" marks the end of a word
+        ends = [names[token].endswith("</w>") for token in range(len(names))]
+        self.register_buffer("ends_word", torch.tensor(ends), persistent=False)
+        self._word_edit_p = word_edit_p
+        self._seed = seed
+
+    def forward(self, tokens: Tensor, step: int, replicas: Replicas, name: str = "word edits") -> Tensor:
+        """Twins (b, L) of this replica's captions, drawn for the global batch from the stream (``name``, step)."""
+        num_captions, length = len(tokens) * replicas.count, tokens.shape[1]
+        draws = draw_edits(num_captions, length, self._word_edit_p, torch_generator(self._seed, name, step))
+        mine = draws[replicas.slice(num_captions)].to(tokens.device)
+        return edit_words(tokens, self.ends_word, self._word_edit_p, mine)
 
 
 def draw_edits(num_captions: int, length: int, word_edit_p: float, generator: torch.Generator) -> Tensor:

@@ -98,11 +98,15 @@ class Filter(Defence):
 
 
 class RobustTraining(Defence):
-    """Another way to train, from the start. Abstract."""
+    """Another way to train, from the start, on the data of either arm. Abstract."""
 
     @abc.abstractmethod
     def train(self, spec: TrainSpec) -> TrainSpec:
-        """What is trained in place of ``spec``."""
+        """What is trained in place of ``spec``.
+
+        Raises:
+            ValueError: it is for other methods, and names them.
+        """
 
 
 DefenceSpec = Annotated[Defence, Among("defence")]

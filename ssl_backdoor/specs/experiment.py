@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ssl_backdoor.specs.attack import AttackSpec, TamperAttack
 from ssl_backdoor.specs.base import Spec, Stage
 from ssl_backdoor.specs.data import DatasetSpec
-from ssl_backdoor.specs.defence import Defence, DefenceSpec, Repair
+from ssl_backdoor.specs.defence import Defence, DefenceSpec, Repair, RobustTraining
 from ssl_backdoor.specs.detector import DetectorSpec
 from ssl_backdoor.specs.evaluation import EvaluationSpec
 from ssl_backdoor.specs.training import ResNetSpec, TrainSpec
@@ -94,6 +94,8 @@ class RunSpec(Spec):
             if probe.needs_resnet and not isinstance(self.train.backbone, ResNetSpec):
                 raise ValueError(f"probe {probe.kind} reads the layers of a resnet, found {self.train.backbone.kind}")
         for one in self.defences:
+            if isinstance(one, RobustTraining):
+                one.train(self.train)  # refuses a method that it is not for
             if is_clip and isinstance(one, Repair) and one.loses_text_tower:
                 raise ValueError(
                     f"defence {one.kind} loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"

@@ -20,6 +20,10 @@ class Method(Idea):
     """Kind of the backbone that it trains; a method of resnets trains any external one as well."""
     has_text_tower: ClassVar[bool] = False
     """Whether it reads captions, and leaves a text tower."""
+    has_two_crops: ClassVar[bool] = False
+    """Whether its loss is given two random crops of an image, which may be drawn near each other."""
+    mixes: ClassVar[bool] = False
+    """Whether its loss pulls queries to targets through ``methods.base.pull``, so that they may be mixed."""
 
     def build(self, train: "TrainSpec", seed: int, replicas: "Replicas | None" = None) -> "SSLMethod":
         """Fresh networks on the CPU, equal on every replica; ``train.method`` is this spec.

@@ -232,6 +232,7 @@ class SimCLRSpec(Method):
 
     kind: Literal["simclr"] = "simclr"
     network: ClassVar[str] = "ssl_backdoor.methods.simclr:SimCLR"
+    has_two_crops: ClassVar[bool] = True
     projector_hidden_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
     embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
     temperature: float = Field(default=0.1, gt=0.0)
@@ -242,6 +243,8 @@ class SimSiamSpec(Method):
 
     kind: Literal["simsiam"] = "simsiam"
     network: ClassVar[str] = "ssl_backdoor.methods.simsiam:SimSiam"
+    has_two_crops: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
     projector_hidden_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
     embedding_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
     predictor_hidden_dim: int = Field(default=512, ge=1, le=MAX_DIM)
@@ -252,6 +255,8 @@ class MoCoV2Spec(Method):
 
     kind: Literal["moco_v2"] = "moco_v2"
     network: ClassVar[str] = "ssl_backdoor.methods.moco_v2:MoCoV2"
+    has_two_crops: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
     projector_hidden_dim: int = Field(default=512, ge=1, le=MAX_DIM)
     embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
     queue_size: int = Field(default=65_536, ge=1, le=MAX_QUEUE)
@@ -265,6 +270,8 @@ class BYOLSpec(Method):
 
     kind: Literal["byol"] = "byol"
     network: ClassVar[str] = "ssl_backdoor.methods.byol:BYOL"
+    has_two_crops: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
     projector_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
     embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
     predictor_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
@@ -281,6 +288,8 @@ class MSFSpec(Method):
 
     kind: Literal["msf"] = "msf"
     network: ClassVar[str] = "ssl_backdoor.methods.msf:MSF"
+    has_two_crops: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
     projector_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
     embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
     predictor_hidden_dim: int = Field(default=1024, ge=1, le=MAX_DIM)
@@ -367,6 +376,12 @@ class TrainSpec(Spec):
     method: MethodSpec
     backbone: BackboneSpec = ResNetSpec()
     fit: FitSpec = FitSpec()
+    mix_p: Fraction = 0.0
+    """Share of the steps whose queries show parts of two images and are pulled to both (i-CutMix)."""
+    crops: Literal["independent", "localized"] = "independent"
+    """Of an image's two views. localized: the second is cropped within or next to the first."""
+    crop_margin: Fraction = 0.2
+    """Of localized crops: share of the first one's height and width, on each side, that the second may lie beyond."""
 
     @model_validator(mode="before")
     @classmethod
@@ -396,5 +411,14 @@ class TrainSpec(Spec):
                 f"train.fit.views.size_px {self.fit.views.size_px} must be a multiple of "
                 f"patch_px {self.backbone.patch_px}"
             )
+        cannot = {"mix_p": self.mix_p > 0 and not self.method.mixes}
+        cannot["crops"] = self.crops == "localized" and not self.method.has_two_crops
+        for name in (name for name, is_wrong in cannot.items() if is_wrong):
+            raise ValueError(
+                f"train.{name}={getattr(self, name)} is for methods that pull the views of an image together, such as "
+                f"byol, found method {self.method.kind}; leave it out or take another method"
+            )
+        if self.crops == "localized" and self.fit.views.crop == "fixed":
+            raise ValueError("train.crops=localized is of crops of random size, found train.fit.views.crop=fixed")
         self.method.check(self)
         return self

@@ -18,7 +18,8 @@ class Gradients:
     """Calling it sets the parameters' gradients to those of ``batch``.
 
     Replayed if the device is a GPU, the method ``supports_cuda_graph`` and there is one replica; the numbers are
-    those of the same kernels either way. All batches must have the first one's shapes.
+    those of the same kernels either way. Mixed batches, whose shares the host draws, are never replayed. All batches
+    must have the first one's shapes.
     """
 
     def __init__(self, method: SSLMethod, autocast: torch.autocast, replicas: Replicas) -> None:
@@ -35,7 +36,7 @@ class Gradients:
     def __call__(self, batch: Batch) -> LossOutput:
         """The output for ``batch``, detached."""
         self._num_calls += 1
-        if not self._replays or self._num_calls <= NUM_EAGER:
+        if not self._replays or self._num_calls <= NUM_EAGER or batch.mix is not None:
             return self._pass(batch)
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()

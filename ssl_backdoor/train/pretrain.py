@@ -83,7 +83,19 @@ def pretrain(
         return spec.method.build(spec, seed, replicas)
 
     views = spec.method.views(spec.fit.views)
-    return train_backbone(build, data, spec.fit, out, seed, resources, checkpoints, on_progress, views=views)
+    return train_backbone(
+        build,
+        data,
+        spec.fit,
+        out,
+        seed,
+        resources,
+        checkpoints,
+        on_progress,
+        views=views,
+        mix_p=spec.mix_p,
+        crop_margin=spec.crop_margin if spec.crops == "localized" else None,
+    )
 
 
 def check_workers(spec: FitSpec, resources: Resources) -> None:
@@ -110,11 +122,14 @@ def train_backbone(
     on_progress: OnProgress = silent,
     tables: Mapping[str, pa.Table] = MappingProxyType({}),
     views: Sequence[ViewsSpec] = (),
+    *,
+    mix_p: float = 0.0,
+    crop_margin: float | None = None,
 ) -> dict[str, Any]:
     """Train the method that ``build`` returns on ``data``; files, result and errors as ``pretrain``.
 
     ``tables`` are written next to the rest, under their file names. ``views`` are those of the method, where they are
-    not all ``spec.views``.
+    not all ``spec.views``. ``mix_p`` and ``crop_margin`` as ``make_batches``.
     """
     check_workers(spec, resources)
     num_images = len(data.images)
@@ -129,7 +144,19 @@ def train_backbone(
     if device.type == "cuda" and isinstance(images, Tensor) and images.nbytes < torch.cuda.mem_get_info(device)[0] // 2:
         images = images.to(device)
     views = views or [spec.views] * method.num_views
-    batches = make_batches(images, captions, spec.batch_size, views, seed, replicas, device, data.stretch)
+    batches = make_batches(
+        images,
+        captions,
+        spec.batch_size,
+        views,
+        seed,
+        replicas,
+        device,
+        data.stretch,
+        mix_p=mix_p,
+        mix_groups=spec.bn_groups,
+        crop_margin=crop_margin,
+    )
     session = _Session(method, spec, num_images, replicas, checkpoints or NoCheckpoints(), on_progress)
     with retain_freed_memory():
         summary = session.run(batches, resources, device)

@@ -114,7 +114,7 @@ def test_queues_are_first_in_first_out_around_the_ring(name: str) -> None:
 @each
 def test_a_mismatched_batch_is_refused(name: str) -> None:
     method = objective(name)
-    views, _, tokens = random_batch(method, 0)
+    views, _, tokens, *_ = random_batch(method, 0)
     with pytest.raises(SpecError, match=rf"expected {method.num_views} view\(s\)"):
         method.loss(Batch((*views, views[0]), 0, tokens))
     if tokens is not None:

@@ -47,6 +47,7 @@ SMALL = {
     "tile_px": 3,
     "tile_dim": 8,
     "hidden_dim": 16,
+    "bank_size": 20,
 }
 
 METHODS: Mapping[str, Any] = {
@@ -65,6 +66,7 @@ RATES = {
     "rotnet": 3e-3,
     "clip": 3e-3,
     "clip_micro": 3e-3,
+    "roclip": 3e-3,
 }
 SLOW: Mapping[str, Any] = {kind: {"optimizer": SGDSpec(lr=lr, weight_decay=5e-4)} for kind, lr in RATES.items()}
 """At the usual rate, with BatchNorm over so few images, these make differences of the last bit visible."""
@@ -82,7 +84,7 @@ def fit_spec(**changes: Any) -> FitSpec:
 
 
 def train_spec(kind: str, **changes: Any) -> TrainSpec:
-    backbone = {"clip": TOWERS, "mae": VIT}.get(METHODS[kind].kind, BACKBONE)
+    backbone = {"open_clip": TOWERS, "vit": VIT}.get(METHODS[kind].backbone_kind, BACKBONE)
     return TrainSpec(method=METHODS[kind], backbone=backbone, fit=fit_spec(**SLOW.get(kind, {}) | changes))
 
 

@@ -101,7 +101,7 @@ def test_cleanclip_is_that_of_the_formula(weight: float) -> None:
     method = build_cleanclip(SingleProcess(), in_modal_weight=weight).train()
     batch = pairs(2, method.text_tower, step=3)
     assert batch.tokens is not None
-    twins = method.edit_captions(batch.tokens, 3)
+    twins = method.edits(batch.tokens, 3, SingleProcess())
     image, image_twin = (units(method.backbone, view) for view in batch.views)
     text, text_twin = units(method.text, batch.tokens), units(method.text, twins)
     scale, own = method.text.logit_scale.exp().item(), np.eye(8)
@@ -119,7 +119,7 @@ def test_edits_are_of_the_step_and_of_whole_words() -> None:
     tokens = pairs(2, method.text_tower).tokens
     assert tokens is not None
     decode = method.text_tower.tokenizer.decode
-    first, again, other = (method.edit_captions(tokens, step) for step in (0, 0, 1))
+    first, again, other = (method.edits(tokens, step, SingleProcess()) for step in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     for before, after in zip(tokens.tolist(), first.tolist(), strict=True):
