@@ -13,6 +13,7 @@ NOTE: upstream multiplies luminance by 255, a slip of range; here it keeps its r
 from typing import Literal
 
 from ssl_backdoor.specs import Fraction, RobustTraining, TrainSpec
+from ssl_backdoor.specs.defence import OF_TWO_CROPS
 
 
 class BlurLuminanceSpec(RobustTraining):
@@ -31,11 +32,6 @@ class BlurLuminanceSpec(RobustTraining):
     def train(self, spec: TrainSpec) -> TrainSpec:
         """With other views."""
         views = spec.fit.views
-        if not spec.method.has_two_crops:
-            raise ValueError(
-                f"defence {self.kind} is for methods that pull the views of an image together, such as byol, found "
-                f"method {spec.method.kind}; leave it out or take another method"
-            )
         changed = {
             "blur_p": either(views.blur_p, self.blur_p),
             "blur_sigma_px": self.blur_sigma_px,
@@ -43,6 +39,10 @@ class BlurLuminanceSpec(RobustTraining):
         }
         fit = spec.fit.model_copy(update={"views": type(views).model_validate({**dict(views), **changed})})
         return TrainSpec.model_validate({**dict(spec), "fit": fit})
+
+    def misfit(self, spec: TrainSpec) -> str:
+        """Of other methods views are not blurred."""
+        return "" if spec.method.has_two_crops else OF_TWO_CROPS
 
 
 def either(one: float, other: float) -> float:

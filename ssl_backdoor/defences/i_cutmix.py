@@ -22,3 +22,7 @@ class ICutMixSpec(RobustTraining):
     def train(self, spec: TrainSpec) -> TrainSpec:
         """With ``mix_p``."""
         return TrainSpec.model_validate({**dict(spec), "mix_p": self.mix_p})
+
+    def misfit(self, spec: TrainSpec) -> str:
+        """Of methods that do not pull queries to targets."""
+        return "" if spec.method.mixes else "is for methods that pull queries to targets, such as byol"

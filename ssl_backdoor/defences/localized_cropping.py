@@ -3,6 +3,7 @@
 from typing import Literal
 
 from ssl_backdoor.specs import Fraction, RobustTraining, TrainSpec
+from ssl_backdoor.specs.defence import OF_TWO_CROPS
 
 
 class LocalizedCroppingSpec(RobustTraining):
@@ -20,3 +21,7 @@ class LocalizedCroppingSpec(RobustTraining):
     def train(self, spec: TrainSpec) -> TrainSpec:
         """With ``crops``."""
         return TrainSpec.model_validate({**dict(spec), "crops": "localized", "crop_margin": self.crop_margin})
+
+    def misfit(self, spec: TrainSpec) -> str:
+        """Of methods without two crops."""
+        return "" if spec.method.has_two_crops else OF_TWO_CROPS

@@ -40,19 +40,21 @@ class RoCLIPSpec(RobustTraining):
 
     def train(self, spec: TrainSpec) -> TrainSpec:
         """With another method, from the same temperature."""
-        fields = {"every": self.every, "bank_size": self.bank_size, "word_edit_p": self.word_edit_p}
-        method = RoCLIPMethod(initial_temperature=temperature_of(spec, self), **fields)
+        method = RoCLIPMethod(
+            initial_temperature=spec.method.initial_temperature if isinstance(spec.method, CLIPSpec) else 0.07,
+            every=self.every,
+            bank_size=self.bank_size,
+            word_edit_p=self.word_edit_p,
+        )
         return TrainSpec.model_validate({**dict(spec), "method": method})
 
+    def misfit(self, spec: TrainSpec) -> str:
+        """Of methods that are not CLIP."""
+        return misfit_of_clip(spec)
 
-def temperature_of(spec: TrainSpec, defence: RobustTraining) -> float:
-    """At which the CLIP that ``defence`` trains in another way begins.
 
-    Raises:
-        ValueError: it is no CLIP, or one in micro-batches.
-    """
+def misfit_of_clip(spec: TrainSpec) -> str:
+    """Why ``spec`` is no CLIP that can be trained in another way; empty where it is one."""
     if not isinstance(spec.method, CLIPSpec):
-        raise ValueError(f"defence {defence.kind} trains CLIP in another way, found method {spec.method.kind}")
-    if spec.method.micro_batch_size:
-        raise ValueError(f"defence {defence.kind} knows no micro-batches: set train.method.micro_batch_size=0")
-    return spec.method.initial_temperature
+        return "trains CLIP in another way"
+    return "needs train.method.micro_batch_size=0" if spec.method.micro_batch_size else ""

@@ -102,11 +102,15 @@ class RobustTraining(Defence):
 
     @abc.abstractmethod
     def train(self, spec: TrainSpec) -> TrainSpec:
-        """What is trained in place of ``spec``.
+        """What is trained in place of ``spec``, where that is no misfit."""
 
-        Raises:
-            ValueError: it is for other methods, and names them.
-        """
+    def misfit(self, spec: TrainSpec) -> str:
+        """Why ``spec`` cannot be trained so, as "is for methods ..."; empty where it can."""
+        return ""
+
+
+OF_TWO_CROPS = "is for methods that pull the views of an image together, such as byol"
+"""Why a training-time defence does not go with a method that does not."""
 
 
 DefenceSpec = Annotated[Defence, Among("defence")]

@@ -94,8 +94,8 @@ class RunSpec(Spec):
             if probe.needs_resnet and not isinstance(self.train.backbone, ResNetSpec):
                 raise ValueError(f"probe {probe.kind} reads the layers of a resnet, found {self.train.backbone.kind}")
         for one in self.defences:
-            if isinstance(one, RobustTraining):
-                one.train(self.train)  # refuses a method that it is not for
+            if isinstance(one, RobustTraining) and (misfit := one.misfit(self.train)):
+                raise ValueError(f"defence {one.kind} {misfit}, found method {self.train.method.kind}; leave it out")
             if is_clip and isinstance(one, Repair) and one.loses_text_tower:
                 raise ValueError(
                     f"defence {one.kind} loses CLIP's zero-shot classification: use distil_image_tower or cleanclip"

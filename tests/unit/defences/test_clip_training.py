@@ -81,6 +81,9 @@ def test_it_trains_clip_alone_from_the_same_temperature() -> None:
     assert changed.model_copy(update={"method": spec.method}) == spec
     assert TrainSpec.model_validate(changed.model_dump()) == changed
     micro = spec.model_copy(update={"method": spec.method.model_copy(update={"micro_batch_size": 4})})
-    for train, message in ((small.BYOL, "needs method clip"), (micro, "knows no micro-batches")):
+    for train, message in (
+        (small.BYOL, "needs method clip"),
+        (micro, "defence roclip needs train.method.micro_batch_size=0, found method clip"),
+    ):
         with pytest.raises(ValueError, match=message):
             RunSpec(dataset=clip.cifar10(), attack=small.attack(11, "cat"), train=train, defences=(RoCLIPSpec(),))

@@ -218,7 +218,9 @@ def test_each_trains_what_it_can_and_refuses_the_rest(defence: Any) -> None:
             assert changed != train
             assert TrainSpec.model_validate(changed.model_dump()) == changed
         else:
-            with pytest.raises(ValueError, match=f"pull the views of an image together.*{kind}"):
+            with pytest.raises(
+                ValueError, match=f"defence {defence.kind} is for methods that pull .*, found method {kind}"
+            ):
                 RunSpec(dataset=clip.cifar10(), attack=small.attack(11, "cat"), train=train, defences=(defence,))
 
 
