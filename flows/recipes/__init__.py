@@ -240,7 +240,7 @@ RECIPES: Mapping[str, Recipe | Sized] = {
     "defences_clip": _compared(
         partial(defences.clip_defences, clip.MINI),
         partial(defences.clip_defences, clip.PAPER),
-        "CLIP's poisons against filters, RoCLIP and repairs",
+        "CLIP's poisons against filters, robust training and repairs",
         ("captioned CIFAR-10 at 16 px", "CC3M, RN50"),
         ((10, 10, 2), (8, 8, 8)),
     ),

@@ -15,6 +15,7 @@ from ssl_backdoor.defences.i_cutmix import ICutMixSpec
 from ssl_backdoor.defences.localized_cropping import LocalizedCroppingSpec
 from ssl_backdoor.defences.par import PARSpec
 from ssl_backdoor.defences.roclip import RoCLIPSpec
+from ssl_backdoor.defences.safeclip import SafeCLIPSpec
 from ssl_backdoor.detection.clustered import ActivationClusteringSpec, SpectralSignaturesSpec
 from ssl_backdoor.detection.duplicates import DuplicatesSpec
 from ssl_backdoor.detection.image_text_similarity import ImageTextSimilaritySpec
@@ -132,6 +133,7 @@ def clip_defences(scale: clip.Scale, pairs: int, seeds: int) -> ReportSpec:
         *(CLIP_MINI if is_small else CLIP_PAPER).every(),
         ImageTextSimilaritySpec(budget=BUDGET),
         RoCLIPSpec(bank_size=1024) if is_small else RoCLIPSpec(),
+        SafeCLIPSpec(slow_weight=0.1, window=5000) if is_small else SafeCLIPSpec(),
         FineTuningSpec(trusted_fraction=trusted, fit=tuning),
         scale.cleanclip,
         PARSpec(trusted_fraction=trusted, fit=tuning),

@@ -6,21 +6,15 @@ pair is safe, and kept, if it belongs to the one of higher mean with a probabili
 
 NOTE: SafeCLIP splits in the course of training; here the encoder was trained on all pairs, and may have learnt the
 poisons by heart.
-NOTE: on one hump the mixture splits arbitrarily. Where the two means differ by less than ``least_gap_sd`` of the
-cosines' standard deviation all pairs are kept, and a remark is logged.
-NOTE: beyond the two means the probability may turn round, where one distribution is wider; the cut is between them, so
-that no pair is kept for being less similar than one that goes.
+NOTE: on one hump all pairs are kept; see ``methods/pair_mixture.py``.
 """
 
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from ssl_backdoor.detection.ranking import RankingFilter
-from ssl_backdoor.events import log_event
 from ssl_backdoor.seeds import sub_seed
 
 if TYPE_CHECKING:
@@ -64,29 +58,7 @@ class ImageTextSimilaritySpec(RankingFilter):
         """What is not safe."""
         if self.form == "cosine":
             return super().is_suspicious(scores, seed)
+        from ssl_backdoor.methods.pair_mixture import least_safe
+
         cut = least_safe(-scores.numpy(), self.safe_p, self.least_gap_sd, sub_seed(seed, "mixture"))
         return -scores < cut
-
-
-def least_safe(cosines: NDArray[np.float64], safe_p: float, least_gap_sd: float, seed: int) -> float:
-    """From which of ``cosines`` (N,) on pairs are safe; minus infinity where there is one hump."""
-    from sklearn.mixture import GaussianMixture
-
-    spread = float(cosines.std())
-    if len(cosines) < 2 or spread < 1e-6:
-        return -np.inf
-    mixture = GaussianMixture(2, random_state=seed % 2**32, n_init=3).fit(cosines[:, None])
-    low, high = sorted(range(2), key=lambda one: float(mixture.means_[one, 0]))
-    first, last = (float(mixture.means_[one, 0]) for one in (low, high))
-    gap_sd = (last - first) / spread
-    if gap_sd < least_gap_sd:
-        log_event(
-            "remark",
-            f"image-text similarity: the two means differ by {gap_sd:.2f} standard deviations, less than "
-            f"{least_gap_sd:g}: there is one hump, and nothing is left out",
-            gap_sd=gap_sd,
-        )
-        return -np.inf
-    between = np.sort(cosines[(cosines >= first) & (cosines <= last)])
-    safe = between[mixture.predict_proba(between[:, None])[:, high] >= safe_p] if len(between) else between
-    return float(safe[0]) if len(safe) else last

@@ -45,7 +45,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.tampering.badencoder",
         "ssl_backdoor.tampering.drupe",
     ),
-    "method": ("ssl_backdoor.specs.training", "ssl_backdoor.defences.roclip"),
+    "method": ("ssl_backdoor.specs.training", "ssl_backdoor.defences.roclip", "ssl_backdoor.defences.safeclip"),
     "defence": (
         "ssl_backdoor.defences.distil_image_tower",
         "ssl_backdoor.defences.compress",
@@ -56,6 +56,7 @@ BUILT_IN: Mapping[str, tuple[str, ...]] = {
         "ssl_backdoor.defences.localized_cropping",
         "ssl_backdoor.defences.blur_luminance",
         "ssl_backdoor.defences.roclip",
+        "ssl_backdoor.defences.safeclip",
         "ssl_backdoor.detection.duplicates",
         "ssl_backdoor.detection.clustered",
         "ssl_backdoor.detection.local_density",

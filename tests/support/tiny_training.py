@@ -48,6 +48,8 @@ SMALL = {
     "tile_dim": 8,
     "hidden_dim": 16,
     "bank_size": 20,
+    "window": 24,
+    "warm_epochs": 1,
 }
 
 METHODS: Mapping[str, Any] = {
@@ -67,6 +69,7 @@ RATES = {
     "clip": 3e-3,
     "clip_micro": 3e-3,
     "roclip": 3e-3,
+    "safeclip": 3e-3,
 }
 SLOW: Mapping[str, Any] = {kind: {"optimizer": SGDSpec(lr=lr, weight_decay=5e-4)} for kind, lr in RATES.items()}
 """At the usual rate, with BatchNorm over so few images, these make differences of the last bit visible."""

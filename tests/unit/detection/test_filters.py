@@ -13,11 +13,12 @@ from ssl_backdoor.data.images import encode_jpeg75, encode_png
 from ssl_backdoor.data.views import evaluation_view
 from ssl_backdoor.detection.clustered import ActivationClusteringSpec, SpectralSignaturesSpec
 from ssl_backdoor.detection.duplicates import DuplicatesSpec, difference_hash, file_kind, num_alike
-from ssl_backdoor.detection.image_text_similarity import ImageTextSimilaritySpec, least_safe
+from ssl_backdoor.detection.image_text_similarity import ImageTextSimilaritySpec
 from ssl_backdoor.detection.local_density import LocalDensitySpec
 from ssl_backdoor.detection.pool import Pool
 from ssl_backdoor.detection.ranking import left_out, share_of
 from ssl_backdoor.errors import SpecError
+from ssl_backdoor.methods.pair_mixture import least_safe
 from ssl_backdoor.progress import silent
 from ssl_backdoor.seeds import stream, torch_generator
 from ssl_backdoor.specs import Filter, built_in

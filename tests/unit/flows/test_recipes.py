@@ -106,7 +106,9 @@ def test_a_matrix_of_defences_trains_each_undefended_encoder_once(name, size):
         one.label for one in filters
     }
     if name == "defences_clip":
-        assert {"fine_tuning", "cleanclip", "par", "distil_image_tower", "roclip"} <= {one.kind for one in defences}
+        assert {"fine_tuning", "cleanclip", "par", "distil_image_tower", "roclip", "safeclip"} <= {
+            one.kind for one in defences
+        }
     else:
         assert {"i_cutmix", "localized_cropping", "blur_luminance"} <= {one.kind for one in defences}
 
