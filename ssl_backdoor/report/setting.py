@@ -21,6 +21,7 @@ from ssl_backdoor.store import Manifest
 from ssl_backdoor.words import listing, method_label, plural
 
 _MOST_NAMES = 12
+_MOST_IN_TITLE = 3
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 
@@ -69,6 +70,19 @@ def describe_setting(
         data = "" if all(isinstance(run.dataset.source, ScenesSourceSpec) for run in runs) else " --data PATH"
         words["the same again"] = f"ssl-backdoor run report/{key[:12]}{data}"
     return {name: text for name, text in words.items() if text}
+
+
+def title_of(runs: Sequence[RunSpec], data: Iterable[str]) -> str:
+    """A page's title, of at most a line or two: what was attacked, how, and on which ``data``."""
+    methods = _distinct(method_label(run.train.method.kind) for run in runs)
+    attacks = _distinct(run.attack.kind.replace("_", " ") for run in runs)
+    sets = _distinct(data)
+    told = f"{_title_part(methods, 'method')} under {_title_part(attacks, 'attack')}"
+    return f"{told}: {_title_part(sets, 'dataset')}" if sets else told
+
+
+def _title_part(names: Sequence[str], what: str) -> str:
+    return listing(names) if len(names) <= _MOST_IN_TITLE else plural(len(names), what)
 
 
 def _unseen(runs: Sequence[RunSpec]) -> str:
