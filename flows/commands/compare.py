@@ -49,6 +49,8 @@ def compare(references: Sequence[str], by: str, store: str, out: Path) -> dict[s
             frame=frame,
             unit=spec.unit,
             swept=frozenset(figure.attack for figure in spec.figures),
+            setting=manifest.summary.get("setting", {}),
+            defences={one.kind: one.label for run in spec.runs for one in run.defences},
         )
     if len(reports) < 2:
         raise SpecError(f"expected two reports or more, found {len(reports)}; name each once")

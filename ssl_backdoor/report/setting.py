@@ -22,6 +22,9 @@ from ssl_backdoor.words import listing, method_label, plural
 
 _MOST_NAMES = 12
 _MOST_IN_TITLE = 3
+_WITH, _WHEN, _AGAIN = "made with", "encoders made", "the same again"
+MADE = frozenset((_WITH, _WHEN, _AGAIN))
+"""Parts of a setting that are no choice of an experiment."""
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 
@@ -68,7 +71,7 @@ def describe_setting(
     words |= _made(encoders)
     if key:
         data = "" if all(isinstance(run.dataset.source, ScenesSourceSpec) for run in runs) else " --data PATH"
-        words["the same again"] = f"ssl-backdoor run report/{key[:12]}{data}"
+        words[_AGAIN] = f"ssl-backdoor run report/{key[:12]}{data}"
     return {name: text for name, text in words.items() if text}
 
 
@@ -101,7 +104,7 @@ def _made(encoders: Sequence[Manifest]) -> dict[str, str]:
     ]
     dates = sorted(one.created for one in encoders if one.created)
     when = "" if not dates else f"{dates[0]} UTC" if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]} UTC"
-    return {"made with": ", ".join(told), "encoders made": when}
+    return {_WITH: ", ".join(told), _WHEN: when}
 
 
 def data_label(dataset: DatasetSpec, summary: Mapping[str, Any]) -> str:
