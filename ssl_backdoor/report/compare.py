@@ -249,8 +249,8 @@ def _pictures(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> list[Pi
 def _csv(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> str:
     heads = (*_LINE, "name", "condition", "probe", "value", "low", "high", "n", "unit")
     body = [
-        (*(line[name] for name in _LINE), q.measure.name(q.statistic), q.measure.condition, q.measure.probe, row.value, row.low,
-         row.high, row.num_units, row.unit)
+        (*(line[name] for name in _LINE), q.measure.name(q.statistic), q.measure.condition, q.measure.probe,
+         row.value, row.low, row.high, row.num_units, row.unit)
         for line, numbers in lines
         for q in quantities
         if (row := numbers.get(q)) is not None
