@@ -211,11 +211,25 @@ def _table(lines: Sequence[_Line], quantities: Sequence[Quantity], by: str) -> T
     for line, numbers in lines:
         if line[by] != group:
             group = line[by]
-            title = data_label(DatasetSpec.model_validate_json(line[by]), {}) if by == "dataset" else group
-            shown.append(Line(f"{by}: {title or 'none'}", "variant"))
+            shown.append(Line(f"{by}: {_group(line, by) or 'none'}", "variant"))
         cells = (cell_of(numbers.get(q), q.kind) for q in quantities)
         shown.append(Line(_label(line, by), line["arm"].name, tuple(cells)))
     return number_table(quantities, shown)
+
+
+def _group(line: Mapping[str, Any], by: str) -> str:
+    """For people."""
+    match by:
+        case "dataset":
+            return data_label(DatasetSpec.model_validate_json(line[by]), {})
+        case "defence":
+            return str(line["arm"].words or line[by])
+        case "method":
+            return method_label(line[by])
+        case "attack":
+            return str(line[by]).replace("_", " ")
+        case _:
+            return str(line[by])
 
 
 def _pictures(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> list[Picture]:
