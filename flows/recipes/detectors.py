@@ -3,9 +3,10 @@
 Of encoders ``encoder_zoo`` measures the detectors.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flows.recipes import clip, ssl, tamper
+from flows.wording import ask, methods_of
 from ssl_backdoor.detection.backdoor_ids import BackdoorIDSSpec
 from ssl_backdoor.detection.bdetclip import BDetCLIPSpec
 from ssl_backdoor.detection.subspace import SubspaceSpec
@@ -20,19 +21,28 @@ NOTE = (
 
 def detectors_mini(pairs: int, seeds: int) -> ReportSpec:
     """BYOL under Saha et al.'s patch with stickers and under BadEncoder, and CLIP under its backdoor."""
-    return _report(pairs, seeds, [*_ssl(ssl.MINI, pairs, seeds), *_tampered(pairs, seeds), *_clip(pairs, seeds)])
+    return _report([*_ssl(ssl.MINI, pairs, seeds), *_tampered(pairs, seeds), *_clip(pairs, seeds)])
 
 
 def detectors_paper(pairs: int, seeds: int) -> ReportSpec:
     """Saha et al.'s patch alone: the other data cannot be given with it."""
-    return _report(pairs, seeds, list(_ssl(ssl.PAPER, pairs, seeds)))
+    return _report(list(_ssl(ssl.PAPER, pairs, seeds)))
 
 
-def _report(pairs: int, seeds: int, runs: list[RunSpec]) -> ReportSpec:
+def ask_detectors(runs: Sequence[RunSpec]) -> str:
+    """What ``runs`` answer."""
+    if not any(run.detectors for run in runs):
+        return ask(runs)
+    return (
+        f"Which detector tells inputs with a trigger from clean ones at test time, on encoders of {methods_of(runs)}, and "
+        "what does it say under a trigger that the encoder does not know?"
+    )
+
+
+def _report(runs: list[RunSpec]) -> ReportSpec:
     return ReportSpec(
         recipe="detectors",
-        question="Which detector tells inputs with a trigger from clean ones at test time, and what does it say under "
-        "a trigger that the encoder does not know?",
+        question=ask_detectors(runs),
         note=NOTE,
         runs=tuple(runs),
         unit="seed",
