@@ -34,8 +34,8 @@ def ask_detectors(runs: Sequence[RunSpec]) -> str:
     if not any(run.detectors for run in runs):
         return ask(runs)
     return (
-        f"Which detector tells inputs with a trigger from clean ones at test time, on encoders of {methods_of(runs)}, and "
-        "what does it say under a trigger that the encoder does not know?"
+        "Which detector tells inputs with a trigger from clean ones at test time, on encoders of "
+        f"{methods_of(runs)}, and what does it say under a trigger that the encoder does not know?"
     )
 
 

@@ -377,8 +377,8 @@ def _judged(report: _Report) -> list[Section]:
     ]  # fmt: skip
     heads = ("encoder", "filter or detector", "what is judged", "measure", "value", "low", "high", "n", "interval")
     text = (
-        "Neither sees which samples are poisoned or which inputs bear the trigger. Of the clean-trained encoder there "
-        "are false alarms alone. The exact definitions are those of all numbers, below."
+        "Neither sees which samples are poisoned or which inputs bear the trigger. Of clean training samples there are "
+        "false alarms alone. The exact definitions are those of all numbers, below."
     )
     shown = dense_table(heads, lines, text=(1, 2, 3, 8))
     return [Section("Filters and detectors", "judged", nav="Filters and detectors", text=text, tables=(shown,))]
