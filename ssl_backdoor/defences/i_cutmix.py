@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from ssl_backdoor.specs import RobustTraining, TrainSpec
+from ssl_backdoor.specs.defence import OF_TWO_CROPS
 
 
 class ICutMixSpec(RobustTraining):
@@ -24,5 +25,5 @@ class ICutMixSpec(RobustTraining):
         return TrainSpec.model_validate({**dict(spec), "mix_p": self.mix_p})
 
     def misfit(self, spec: TrainSpec) -> str:
-        """Of methods that do not pull queries to targets."""
-        return "" if spec.method.mixes else "is for methods that pull queries to targets, such as byol"
+        """Of methods whose queries cannot be mixed."""
+        return "" if spec.method.mixes else OF_TWO_CROPS

@@ -48,7 +48,7 @@ def negative_cosine(prediction: Tensor, target: Tensor) -> Tensor:
         return -cosine.mean()
 
 
-def nt_xent(own: Tensor, everyone: Tensor, first: int, temperature: float) -> Tensor:
+def nt_xent(own: Tensor, everyone: Tensor, first: int, temperature: float, positive: Tensor | None = None) -> Tensor:
     """NT-Xent: SimCLR, https://arxiv.org/abs/2002.05709, equation 1; the mean over the rows of ``own``.
 
     Row i's loss is ``-log(exp(s_ij / t) / sum_(k != i) exp(s_ik / t))``, j the other view of its image. The mean over
@@ -59,12 +59,13 @@ def nt_xent(own: Tensor, everyone: Tensor, first: int, temperature: float) -> Te
         everyone: (2B, D), unit rows, laid out in the same way; ``own`` is a part of it.
         first: Where in ``everyone`` the rows of ``own`` start; even.
         temperature: Positive.
+        positive: (2b,) int64, row of ``own`` in place of each row's j; None for the other view.
     """
     with torch.autocast(own.device.type, enabled=False):
         itself = torch.arange(first, first + len(own), device=own.device)
         logits = own.float() @ everyone.float().T / temperature
         logits = logits.scatter(1, itself[:, None], -torch.inf)
-        return F.cross_entropy(logits, itself ^ 1)
+        return F.cross_entropy(logits, itself ^ 1 if positive is None else positive + first)
 
 
 def similarity_divergence(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssl_backdoor.methods.backbones import ResNet, batch_norm_1d, build_with_torchvision_init
-from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, views_of
+from ssl_backdoor.methods.base import Batch, LossOutput, Replicas, SingleProcess, SSLMethod, queries_of, views_of
 from ssl_backdoor.methods.losses import nt_xent
 from ssl_backdoor.methods.parts import mlp_with_batch_norm
 from ssl_backdoor.seeds import torch_generator
@@ -55,13 +55,20 @@ class SimCLR(SSLMethod):
         return True
 
     def loss(self, batch: Batch) -> LossOutput:
-        """NT-Xent of this replica's 2b views among the 2B of all."""
+        """NT-Xent of this replica's 2b views among the 2B of all; where views are mixed, the first of each image is."""
+        (first_view, _), (_, second_view) = queries_of(batch, self.num_views), views_of(batch, self.num_views)
         # Image by image, so that a BatchNorm group holds both views of its images however many replicas there are.
-        views = torch.stack(views_of(batch, self.num_views), 1).flatten(0, 1)  # (2b, 3, S, S)
+        views = torch.stack((first_view, second_view), 1).flatten(0, 1)  # (2b, 3, S, S)
         own = F.normalize(self.projector(self.backbone(views)).float(), dim=1)  # (2b, D)
         everyone = self.replicas.all_gather_with_grad(own)  # (2B, D)
         first = self.replicas.slice(len(everyone)).start
-        return LossOutput(nt_xent(own, everyone, first, self.spec.temperature), {})
+        loss = nt_xent(own, everyone, first, self.spec.temperature)
+        if (mix := batch.mix) is not None:
+            # A mixed view belongs to its partner's plain one as well, and that one to it.
+            partners = torch.stack((2 * mix.partner + 1, 2 * mix.partner.argsort()), 1).flatten()
+            other = nt_xent(own, everyone, first, self.spec.temperature, partners)
+            loss = mix.share * loss + (1 - mix.share) * other
+        return LossOutput(loss, {})
 
     def after_step(self, progress: float) -> None:
         """Do nothing: there is neither an EMA copy nor a queue."""

@@ -23,7 +23,7 @@ class Method(Idea):
     has_two_crops: ClassVar[bool] = False
     """Whether its loss is given two random crops of an image, which may be drawn near each other."""
     mixes: ClassVar[bool] = False
-    """Whether its loss pulls queries to targets through ``methods.base.pull``, so that they may be mixed."""
+    """Whether its loss takes mixed queries (``Batch.mix``), most through ``methods.base.pull``."""
 
     def build(self, train: "TrainSpec", seed: int, replicas: "Replicas | None" = None) -> "SSLMethod":
         """Fresh networks on the CPU, equal on every replica; ``train.method`` is this spec.

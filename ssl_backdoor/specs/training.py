@@ -233,6 +233,7 @@ class SimCLRSpec(Method):
     kind: Literal["simclr"] = "simclr"
     network: ClassVar[str] = "ssl_backdoor.methods.simclr:SimCLR"
     has_two_crops: ClassVar[bool] = True
+    mixes: ClassVar[bool] = True
     projector_hidden_dim: int = Field(default=2048, ge=1, le=MAX_DIM)
     embedding_dim: int = Field(default=128, ge=1, le=MAX_DIM)
     temperature: float = Field(default=0.1, gt=0.0)
