@@ -53,7 +53,7 @@ def _read(dataset: Dataset, overlay: Overlay | None, rows: pa.Table) -> Iterator
     """Each of ``rows`` (of ``rows_of``) and its bytes, in order, from the base or from the overlay."""
     for batch in rows.to_batches(max_chunksize=_BLOCK):
         block = pa.Table.from_batches([batch])
-        base = read_bytes(dataset.folder, block.filter(pc.invert(block["in_overlay"])))
+        base = dataset.read(block.filter(pc.invert(block["in_overlay"])))
         own = iter(()) if overlay is None else read_bytes(overlay.folder, block.filter(block["in_overlay"]))
         for row in block.to_pylist():
             yield row, next(own if row["in_overlay"] else base)
