@@ -180,7 +180,9 @@ def _add_recipe(parser: argparse.ArgumentParser, help_text: str = "") -> None:
     recipe: Any = parser.add_argument("recipe", metavar="RECIPE", help=help_text or named)
     recipe.completer = _complete_recipe  # which argcomplete looks for
     _add_plugin(parser)
-    parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
+    parser.add_argument(
+        "--data", default=None, metavar="PATH", help="folder, archive or shards: a path, s3:// or https://"
+    )
     parser.add_argument(
         "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"
     )
@@ -262,7 +264,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="folder, archive, shards or table")
+    parser.add_argument("data", metavar="DATA", help="folder, archive, shards or table: a path, s3:// or https://")
     parser.add_argument("--test-data", default=None, metavar="PATH", help="labelled test images, if DATA have none")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. dataset.classes=[]"

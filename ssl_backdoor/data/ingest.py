@@ -406,6 +406,7 @@ class _Output:
         """Append one image to its split's shard and to the table."""
         suffix, width, height = checked.header
         caption = checked.item.caption
+        self.num_bytes += len(checked.data)
         if not self._is_copied:
             where = Location(checked.item.archive, checked.item.offset, len(checked.data))
             if where.offset < 0:
@@ -425,7 +426,6 @@ class _Output:
         }
         where = self._shards[split].write(checked.key, checked.data, suffix, meta)
         self._samples.append(checked.key, split, label, caption, width, height, *where, checked.sha256)
-        self.num_bytes += len(checked.data)
 
     def reject(self, source: str, reason: str) -> None:
         """Record one image that is rejected."""

@@ -71,6 +71,10 @@ def test_an_index_gives_what_copies_give(tmp_path: Path) -> None:
         export(dataset, overlay, tmp_path / name)
     written, again = ((tmp_path / name / "train-000000.tar").read_bytes() for name in ("one", "two"))
     assert written == again
+    (tmp_path / "shards" / "00002.tar").write_bytes(b"x")
+    with pytest.raises(DataError, match="is not the one that was indexed"):
+        export(two, overlay, tmp_path / "three")
+    assert not (tmp_path / "three").exists()
 
 
 def test_neighbours_are_read_at_once(tmp_path: Path) -> None:
