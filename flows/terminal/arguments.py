@@ -238,6 +238,13 @@ def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be reused and what made; run nothing")
     parser.add_argument("--yes", action="store_true", help=f"start more than {MANY_RUNS:,} runs without asking")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
+    parser.add_argument(
+        "--gpu-fraction",
+        type=_share,
+        default=1.0,
+        metavar="F",
+        help="share of a GPU for each stage: 0.125 puts 8 on one",
+    )
     parser.set_defaults(command="run", until=until)
 
 
@@ -361,6 +368,13 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = _positive_number(text)
+    if not 0.01 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0.01 to 1, found {text!r}")
     return number
 
 

@@ -241,7 +241,8 @@ class _Blocks(io.RawIOBase):
             self._index, self._data = -1, b""
             self._data = waiting.result() if waiting else self._file.read_block(index)
             self._index = index
-            self._ahead = {later: task for later, task in self._ahead.items() if later > index or task.cancel()}
+            for passed in [later for later in self._ahead if later < index]:
+                self._ahead.pop(passed).cancel()
             if is_next:
                 self._read_ahead(index + 1)
         return self._data

@@ -11,13 +11,14 @@ from ssl_backdoor.errors import DataError, SourceAwayError
 from ssl_backdoor.store.s3_client import TRIES, make_client, read_whole, status_of, translate_s3_errors
 
 _MAX_OBJECTS = 1_000_000
+_CONNECTIONS = 32
 
 
 class S3Transport:
     """Objects; the server is the one that the environment names, never one that data name."""
 
     def __init__(self) -> None:
-        self._client = make_client(TRIES)
+        self._client = make_client(TRIES, max_pool_connections=_CONNECTIONS)
 
     def find(self, addresses: Sequence[str]) -> list[Listed | ListedFolder]:
         """See ``Transport``."""
