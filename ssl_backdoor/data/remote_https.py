@@ -7,6 +7,7 @@ from ``~/.netrc``.
 """
 
 import ipaddress
+import logging
 import os
 import re
 import socket
@@ -46,6 +47,7 @@ class HttpsTransport:
             auth = httpx.NetRCAuth(str(passwords)) if passwords.is_file() else None
         except (OSError, ValueError, NetrcParseError) as error:
             raise DataError(f"cannot read passwords from {passwords} ({type(error).__name__}): correct it") from error
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs addresses, and a redirect's may be signed
         timeout = httpx.Timeout(TIMEOUT_S, connect=5.0)
         self._client = httpx.Client(timeout=timeout, headers={"Accept-Encoding": "identity"}, auth=auth)
 

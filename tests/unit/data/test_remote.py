@@ -135,6 +135,15 @@ def test_answers_of_https_that_are_refused(web: WebServer, answers, message: str
     assert not isinstance(caught.value, SourceAwayError)
 
 
+def test_a_redirect_is_followed_and_its_signature_kept_nowhere(web: WebServer, tmp_path: Path, caplog) -> None:
+    caplog.set_level("INFO")
+    web.files["/y.tar?signature=hidden"] = write_tar(tmp_path / "x.tar", cats_and_dogs()).read_bytes()
+    web.answers = redirect("/y.tar?signature=hidden")
+    assert len(read_source(f"{web.address}/x.tar")) == 12
+    (path,) = locate(f"{web.address}/x.tar")
+    assert "hidden" not in f"{path!r} {caplog.text}"
+
+
 def test_a_server_that_is_busy_is_asked_again(web: WebServer, tmp_path: Path) -> None:
     web.files["/x.tar"] = write_tar(tmp_path / "x.tar", cats_and_dogs()).read_bytes()
     busy = iter((503, 429))
