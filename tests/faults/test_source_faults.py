@@ -51,8 +51,8 @@ def proxy(object_store, environment, prefix, shards, monkeypatch):
     for name, data in shards.items():
         object_store.client().put_object(Bucket=object_store.bucket, Key=f"{prefix}/{name}", Body=data)
     monkeypatch.setattr(remote, "_transports", {})
-    monkeypatch.setattr(s3_client, "TIMEOUT_S", 1.0)
-    monkeypatch.setattr("ssl_backdoor.data.remote_s3.TRIES", 4)
+    monkeypatch.setattr(s3_client, "TIMEOUT_S", 0.7)
+    monkeypatch.setattr("ssl_backdoor.data.remote_s3.TRIES", 2)
     monkeypatch.setenv("SSL_BACKDOOR_SOURCE_CACHE_GB", "0")
     with fault_proxy(object_store.endpoint) as running:
         monkeypatch.setenv("AWS_ENDPOINT_URL", running.endpoint)
@@ -138,7 +138,8 @@ def test_a_source_that_is_away_is_a_sentence_and_again_comes_through(proxy, data
         assert len(list(dataset.read(dataset.samples))) == SHARDS * EACH
 
 
-def test_a_source_that_falters_is_waited_for(proxy, data, store):
+def test_a_source_that_falters_is_waited_for(proxy, data, store, monkeypatch):
+    monkeypatch.setattr("ssl_backdoor.data.remote_s3.TRIES", 4)
     ways = ("refuse", "drop", "shorten", "stall")
     proxy.add(*(Fault("get", way, times=1) for way in ways), Fault("list", "refuse", times=1))
     assert store.manifest(ingested(store, data)).summary["num_train"] == 18
