@@ -164,11 +164,8 @@ class RemoteFolder:
                     continue
                 depth = 0
                 ahead.pop(index, None)
-                yield (
-                    Member(name, file.read(0, min(file.size, HEAD_BYTES)) if file.size else b"")
-                    if amount
-                    else Member(name)
-                )
+                head = file.read(0, HEAD_BYTES) if amount and file.size else b""
+                yield Member(name, head if amount else None)
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from picture_files import cats_and_dogs, facts, files_spec, read_source, write_tar, write_zip
+from picture_files import cats_and_dogs, facts, files_spec, picture, read_source, write_tar, write_zip
 
 from ssl_backdoor.data import block_cache, remote, remote_https
 from ssl_backdoor.data.remote_s3 import S3Transport
 from ssl_backdoor.data.sources import locate, open_source, source_digest
-from ssl_backdoor.data.transport import Listed
+from ssl_backdoor.data.transport import Answer, Listed, ListedFolder
 from ssl_backdoor.errors import DataError, SourceAwayError, SpecError
 from tests.support.https_server import WebServer, https_server
 
@@ -194,6 +194,39 @@ def test_a_listing_never_leads_out_of_its_folder(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DataError, match="which no folder can hold: rename or remove it"):
         locate("s3://bucket/pets")
     forget()
+
+
+class Objects:
+    """A transport that holds ``files``."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files = files
+        self.asked: list[str] = []
+
+    def find(self, addresses: list[str]) -> list[Listed | ListedFolder]:
+        named = tuple((name, Listed(f"s3://b/{name}", len(data), "tag")) for name, data in self.files.items())
+        return [ListedFolder("s3://b/", named)]
+
+    def read(self, address: str, offset: int, size: int) -> Answer:
+        data = self.files[address.removeprefix("s3://b/")]
+        self.asked.append(address)
+        return Answer(data[offset : offset + size], len(data), "tag")
+
+
+def test_objects_are_read_in_order_and_heads_where_a_name_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSL_BACKDOOR_SOURCE_CACHE_GB", "0")
+    pictures = {f"{('cat', 'dog')[number // 20]}/{number:03d}.png": picture(number) for number in range(40)}
+    objects = Objects({"LICENSE": b"text", "cat/000": picture(99)} | pictures | {"cat/empty": b"", "notes.csv": b"x"})
+    monkeypatch.setattr(remote, "transport_of", lambda _: objects)
+    items = read_source("s3://b")
+    assert [item.name for item in items] == ["cat/000", *pictures]
+    assert [item.image for item in items] == [picture(99), *pictures.values()]
+    (folder,) = locate("s3://b")
+    objects.asked.clear()
+    few = list(pictures)[::3]
+    found = {member.name: member.data for member in folder.members(lambda name: name in few) if member.data is not None}
+    assert found == {name: pictures[name] for name in few}
+    assert len(objects.asked) == len(few)  # nothing is read ahead where not all are wanted
 
 
 # ------------------------------------------------------------------------------------------------ cache
