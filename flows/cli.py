@@ -245,7 +245,7 @@ def _compute(
         from ssl_backdoor.specs import Resources
         from tasks.ray_fit import connect_ahead, disconnect
 
-        resources = Resources(workers=options.workers)
+        resources = Resources(workers=options.workers, gpu_fraction=options.gpu_fraction)
         if is_first_run and options.until not in ("ingest", "poison"):
             connect_ahead(resources)
         # MLflow and SciPy take seconds to import: meanwhile Prefect's server starts.

@@ -135,7 +135,7 @@ def run(
         pairs: The first N trigger/target pairs. 0 is the recipe's own number.
         seeds: Seeds 0 to N-1. 0 is the recipe's own number.
         methods: Only runs of these, such as byol,msf. Empty is all.
-        data: Folder, archive, shards or table of images, as the worker sees it. Empty where data are embedded.
+        data: Folder, archive, shards or table of images, by the worker's path, s3:// or https://. Empty if embedded.
         test_data: Labelled test images, of recipes whose data have none.
         probe_data: Another labelled set, of transfer recipes.
         dataset: Images, in place of the recipe's in every run.

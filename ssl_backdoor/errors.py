@@ -4,6 +4,7 @@ SslBackdoorError
 ├── UserError            the user can fix it: one sentence, exit code 2
 │   ├── SpecError        a value in a spec or on the command line
 │   ├── DataError        the images, captions or archives that were given
+│   │   └── SourceAwayError  their server does not answer now, and may do so later
 │   ├── StoreError       the artifact store: missing, unwritable, full, refused
 │   │   └── StoreAwayError   it does not answer now, and may do so later
 │   └── CheckpointError  a file that should hold weights and does not
@@ -53,6 +54,10 @@ class DataError(UserError):
     """The data that were given cannot be used."""
 
 
+class SourceAwayError(DataError):
+    """The server of the data does not answer, or is too busy to; the same may succeed later."""
+
+
 class StoreError(UserError):
     """The artifact store cannot be reached, read or written."""
 
@@ -94,7 +99,8 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise SpecError(f"{what} needs {error.name}: pip install 'ssl-backdoor[{extra}]'") from error
+        package = str(error.name).partition(".")[0]
+        raise SpecError(f"{what} needs {package}: pip install 'ssl-backdoor[{extra}]'") from error
 
 
 def summarize_error(error: BaseException) -> str:

@@ -318,7 +318,7 @@ def _body(
         case IngestStage():
             from ssl_backdoor.data.ingest import ingest
 
-            return ingest(spec.dataset, call.data, out, on_progress, call.test_data, call.check)
+            return ingest(spec.dataset, call.data, out, on_progress, call.test_data, call.check, call.data_digest)
         case PoisonStage():
             from ssl_backdoor.poison.craft import poison
 

@@ -11,10 +11,19 @@ SAMPLES = pa.schema(
         ("caption", pa.string()),  # may be null
         ("width", pa.int32()),
         ("height", pa.int32()),
-        ("shard", pa.string()),  # file name inside the artifact, e.g. "shards/train-000000.tar"
+        ("shard", pa.string()),  # name inside the artifact, e.g. "shards/train-000000.tar"; indexed in place: a URI
         ("offset", pa.int64()),
         ("size", pa.int64()),
         ("sha256", pa.string()),  # of the image's bytes
+    ]
+)
+
+# One row per file that an ingest of remote data, or in place, read.
+SOURCES = pa.schema(
+    [
+        ("file", pa.string()),  # URI
+        ("size", pa.int64()),
+        ("tag", pa.string()),  # of S3 and https: ETag, else time of change; null of a file of this machine
     ]
 )
 

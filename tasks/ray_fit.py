@@ -309,16 +309,19 @@ def _ray_task(call: StageCall, resources: Resources) -> Any:
     )
 
 
-def gpus_each(resources: Resources) -> int:
-    """GPUs of a one-replica stage: one where the cluster has any, unless the CPU is asked for."""
-    return int(resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1)
+def gpus_each(resources: Resources) -> float:
+    """GPUs of a one-replica stage: ``gpu_fraction`` where the cluster has any, unless the CPU is asked for."""
+    has_gpu = resources.device != "cpu" and ray.cluster_resources().get("GPU", 0) >= 1
+    return resources.gpu_fraction if has_gpu else 0.0
 
 
 def devices_of(resources: Resources) -> int:
     """How many one-replica stages the cluster runs at once."""
     held = ray.cluster_resources()
     by_cpu = int(held.get("CPU", 0)) // resources.threads
-    return min(by_cpu, int(held["GPU"])) if gpus_each(resources) else by_cpu
+    if not (each := gpus_each(resources)):
+        return by_cpu
+    return min(by_cpu, int(held["GPU"]) * int(1 / each + 1e-6))  # none lies on two
 
 
 def _check_time(work: Any, call: StageCall, resources: Resources, actor: Any) -> None:

@@ -18,7 +18,7 @@ from prefect.client.schemas import State, TaskRun
 from prefect.runtime import task_run
 from prefect.states import Completed, Pending, Running
 
-from ssl_backdoor.errors import SslBackdoorError, StoreAwayError
+from ssl_backdoor.errors import SourceAwayError, SslBackdoorError, StoreAwayError
 from ssl_backdoor.events import log_context, log_event
 from ssl_backdoor.progress import OnProgress
 from ssl_backdoor.specs import Resources, Stage
@@ -60,7 +60,7 @@ def _log_failure(context: ExecutionContext) -> Iterator[None]:
         yield
     except CancelledError:
         raise  # it had not started; the stage that failed says why
-    except StoreAwayError as error:
+    except (StoreAwayError, SourceAwayError) as error:
         is_over = task_run.run_count > context.resources.store_retries
         what = "failed" if is_over else "waits, then tries again"
         log_event(what.split(",")[0], f"{what}: {error}", logging.ERROR if is_over else logging.WARNING)
@@ -90,9 +90,9 @@ def _find_or_make(call: StageCall, context: ExecutionContext) -> Finished:
         return run_stage(call, context.store, context.resources, context.listener(call.title))
 
 
-def _is_store_away(_: object, __: TaskRun, state: State[Any]) -> bool:
+def _is_away(_: object, __: TaskRun, state: State[Any]) -> bool:
     """A stage commits whole or not at all, so doing it again is always safe; it helps only against what passes by."""
-    return isinstance(state.data, StoreAwayError)
+    return isinstance(state.data, StoreAwayError | SourceAwayError)
 
 
 def _stage_task(stage: Stage) -> Task[Any, Any]:
@@ -100,7 +100,7 @@ def _stage_task(stage: Stage) -> Task[Any, Any]:
         name=stage,
         cache_policy=NO_CACHE,
         persist_result=False,
-        retry_condition_fn=_is_store_away,  # as often as Resources say
+        retry_condition_fn=_is_away,  # as often as Resources say
         retry_delay_seconds=_RETRY_DELAYS_S,
         retry_jitter_factor=0.3,
     )(_run)

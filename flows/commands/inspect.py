@@ -35,7 +35,8 @@ def inspect(settings: Sequence[str], sources: Sources, out: Path) -> dict[str, A
         doubts.append(f"{shared:,} test images are training images too, byte for byte: scores on them prove nothing")
     found = found._replace(listing=found.listing._replace(questions=tuple(doubts)))
     plain = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(name).name).strip(".")[:80] or "data"
-    place = hashlib.sha256(os.fsencode(Path(name).absolute())).hexdigest()  # two folders may have one name
+    whole = os.fsencode(name if "://" in name else Path(name).absolute())
+    place = hashlib.sha256(whole).hexdigest()  # two folders may have one name
     folder = out / f"{plain}-{place[:8]}"
     with translate_os_errors(f"the folder {folder}"):
         files = write_inspection(found, Path(name).name or name, folder)

@@ -181,7 +181,9 @@ def _add_recipe(parser: argparse.ArgumentParser, help_text: str = "") -> None:
     recipe: Any = parser.add_argument("recipe", metavar="RECIPE", help=help_text or named)
     recipe.completer = _complete_recipe  # which argcomplete looks for
     _add_plugin(parser)
-    parser.add_argument("--data", default=None, metavar="PATH", help="folder, archive or shards; not for embedded data")
+    parser.add_argument(
+        "--data", default=None, metavar="PATH", help="folder, archive or shards: a path, s3:// or https://"
+    )
     parser.add_argument(
         "--test-data", default=None, metavar="PATH", help="labelled test images, of recipes whose data have none"
     )
@@ -237,6 +239,13 @@ def _add_run(parser: argparse.ArgumentParser, until: Stage) -> None:
     parser.add_argument("--dry-run", action="store_true", help="say what would be reused and what made; run nothing")
     parser.add_argument("--yes", action="store_true", help=f"start more than {MANY_RUNS:,} runs without asking")
     parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="replicas of one training")
+    parser.add_argument(
+        "--gpu-fraction",
+        type=_share,
+        default=1.0,
+        metavar="F",
+        help="share of a GPU for each stage: 0.125 puts 8 on one",
+    )
     parser.set_defaults(command="run", until=until)
 
 
@@ -263,7 +272,7 @@ def _add_estimate(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="folder, archive, shards or table")
+    parser.add_argument("data", metavar="DATA", help="folder, archive, shards or table: a path, s3:// or https://")
     parser.add_argument("--test-data", default=None, metavar="PATH", help="labelled test images, if DATA have none")
     parser.add_argument(
         "--set", action="append", default=[], metavar="PATH=VALUE", dest="settings", help="e.g. dataset.classes=[]"
@@ -360,6 +369,13 @@ def _positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, found {text!r}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = _positive_number(text)
+    if not 0.01 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share from 0.01 to 1, found {text!r}")
     return number
 
 

@@ -13,9 +13,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple, Protocol
 
 from ssl_backdoor.errors import DataError
+
+if TYPE_CHECKING:
+    from ssl_backdoor.data.remote import SourceFile
 
 MAX_MEMBER_BYTES = 160 * 2**20
 """The largest file that is read: CIFAR-100's training batch has 148 MiB."""
@@ -56,6 +59,8 @@ class Member(NamedTuple):
     data: bytes | None = None
     problem: str = ""
     """Why ``data`` is missing although it was wanted."""
+    offset: int = -1
+    """Of ``data`` in the archive, where that holds it as it is: an uncompressed tar."""
 
 
 Amount = bool | Literal["head"]
@@ -81,13 +86,13 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
 
 
-def open_files(path: Path) -> Files:
+def open_files(path: "SourceFile") -> Files:
     """The files of the folder or archive at ``path``; an archive is recognised by its first bytes, not by its name.
 
     Raises:
         DataError: ``path`` is neither a folder nor a tar, tar.gz or zip.
     """
-    if path.is_dir():
+    if isinstance(path, Path) and path.is_dir():
         return FolderFiles(path)
     try:
         with path.open("rb") as file:
@@ -101,7 +106,7 @@ def open_files(path: Path) -> Files:
     raise DataError(f"{path} is neither a folder nor a tar, tar.gz or zip archive")
 
 
-def _check_name(path: Path, name: str) -> None:
+def _check_name(path: "SourceFile", name: str) -> None:
     """Refuse a member name that would leave the folder it is unpacked into."""
     parts = re.split(r"[/\\]", name)
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name) or "\0" in name:
@@ -114,7 +119,7 @@ def _clean(name: str) -> str:
 
 
 @contextmanager
-def _translate_read_errors(path: Path) -> Iterator[None]:
+def _translate_read_errors(path: "SourceFile") -> Iterator[None]:
     """Turn whatever damaged bytes raise into one sentence."""
     try:
         yield
@@ -183,10 +188,11 @@ class FolderFiles:
                 data = file.read(min(os.fstat(file.fileno()).st_size, limit))
         except OSError as error:
             return Member(name, problem=f"cannot be read: {error.strerror}")
-        return _limit_member(name, data, len(data))
+        return limit_member(name, data, len(data))
 
 
-def _limit_member(name: str, data: bytes, size: int) -> Member:
+def limit_member(name: str, data: bytes, size: int) -> Member:
+    """A file of ``size`` bytes, with its data unless it is too large."""
     if size > MAX_MEMBER_BYTES:
         return Member(name, problem=f"is over the limit of {MAX_MEMBER_BYTES} bytes a file")
     return Member(name, data)
@@ -201,7 +207,7 @@ class _Forward(io.RawIOBase):
     def __init__(self, file: BinaryIO, packed_bytes: int) -> None:
         self._file = file
         self._at = 0
-        self._is_packed = packed_bytes > 0
+        self.is_packed = packed_bytes > 0
         self._end = _MAX_UNPACKED_BYTES + _MAX_RATIO * packed_bytes
         self.header_left = MAX_HEADER_BYTES
         """Bytes that the next header may still take."""
@@ -218,14 +224,14 @@ class _Forward(io.RawIOBase):
         """``size`` bytes of a member, or fewer at the end of the archive."""
         data = self._file.read(size)
         self._at += len(data)
-        if self._is_packed and self._at > self._end:
+        if self.is_packed and self._at > self._end:
             raise ValueError(f"it unpacks to more than {_MAX_RATIO} times its size")
         return data
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         if whence != os.SEEK_SET or offset < self._at:
             raise ValueError("a header points backwards")
-        if not self._is_packed:
+        if not self.is_packed:
             self._at = self._file.seek(offset)
         while self._at < offset and self.read_content(min(_BUFFER_BYTES, offset - self._at)):
             pass
@@ -238,7 +244,7 @@ class _Forward(io.RawIOBase):
 class TarFiles:
     """The files of a tar or tar.gz in archive order, streamed; links and devices are refused."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: "SourceFile") -> None:
         self.path = path
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
@@ -290,13 +296,13 @@ class TarFiles:
     @staticmethod
     def _read(file: _Forward, info: tarfile.TarInfo, name: str, amount: Amount) -> Member:
         if info.size > MAX_MEMBER_BYTES and amount != "head":
-            return _limit_member(name, b"", info.size)
+            return limit_member(name, b"", info.size)
         file.seek(info.offset_data)
         size = min(info.size, HEAD_BYTES) if amount == "head" else info.size
         data = file.read_content(size)
         if len(data) != size:
             raise EOFError(f"it ends within {name!r}")
-        return Member(name, data)
+        return Member(name, data, offset=-1 if file.is_packed else info.offset_data)
 
 
 class _OwningGzip(gzip.GzipFile):
@@ -314,12 +320,12 @@ class _OwningGzip(gzip.GzipFile):
 class ZipFiles:
     """The files of a zip, sorted by name; links and encrypted members are refused."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: "SourceFile") -> None:
         self.path = path
 
     def members(self, wanted: Wanted) -> Iterator[Member]:
         """See ``Files``."""
-        with _translate_read_errors(self.path), zipfile.ZipFile(self.path) as archive:
+        with _translate_read_errors(self.path), self.path.open("rb") as file, zipfile.ZipFile(file) as archive:
             packed_bytes = self.path.stat().st_size
             if sum(info.compress_size for info in archive.infolist()) > packed_bytes:
                 raise ValueError("its members overlap")
@@ -346,6 +352,6 @@ class ZipFiles:
 
     def _read(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, amount: Amount) -> Member:
         if info.file_size > MAX_MEMBER_BYTES and amount != "head":
-            return _limit_member(name, b"", info.file_size)
+            return limit_member(name, b"", info.file_size)
         with archive.open(info) as content:  # never yields more than file_size bytes, then checks the CRC
             return Member(name, content.read(HEAD_BYTES if amount == "head" else MAX_MEMBER_BYTES + 1))

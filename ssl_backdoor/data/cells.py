@@ -1,13 +1,17 @@
 """Cells of tables: what a Parquet file may claim to hold, and text that may be none."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ssl_backdoor.data.captions import decode_text
+
+if TYPE_CHECKING:
+    from ssl_backdoor.data.remote import SourceFile
 
 UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError, TypeError, MemoryError)
 """What reading a damaged or hostile table raises."""
@@ -16,13 +20,23 @@ _MAX_ROWS_PER_BYTE, _MAX_PARQUET_RATIO, _MAX_UNPACKED_BYTES = 8, 1_000, 2**28
 _HELD_BYTES = 2**26
 
 
-def check_parquet(table: Path) -> None:
+@contextmanager
+def open_parquet(path: "SourceFile") -> Iterator[pq.ParquetFile]:
+    """The Parquet file at ``path``, wherever it lies."""
+    with ExitStack() as stack:
+        opened = path if isinstance(path, Path) else stack.enter_context(path.open("rb"))
+        yield stack.enter_context(pq.ParquetFile(opened))
+
+
+def check_parquet(table: "SourceFile") -> None:
     """Refuse what claims far more than its size can hold.
 
     Raises:
         ValueError: it does.
     """
-    size, claims = table.stat().st_size, pq.read_metadata(table)
+    size = table.stat().st_size
+    with open_parquet(table) as file:
+        claims = file.metadata
     groups = [claims.row_group(index) for index in range(claims.num_row_groups)]
     if claims.num_rows > _MAX_ROWS_PER_BYTE * size:
         raise ValueError(f"it claims {claims.num_rows} rows in {size} bytes")
@@ -30,7 +44,7 @@ def check_parquet(table: Path) -> None:
         raise ValueError(f"it claims to unpack to {unpacked} bytes from {size}")
 
 
-def max_unpacked_bytes(table: Path) -> int:
+def max_unpacked_bytes(table: "SourceFile") -> int:
     """What a Parquet file may unpack to."""
     return _MAX_UNPACKED_BYTES + _MAX_PARQUET_RATIO * table.stat().st_size
 

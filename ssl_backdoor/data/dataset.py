@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ssl_backdoor.data.in_place import Places
 from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import DatasetSpec
@@ -30,10 +31,15 @@ class Dataset:
     samples: pa.Table
     classes: tuple[str, ...]
     spec: DatasetSpec
+    places: Places | None = None
+    """Where images lie that were indexed in place."""
 
     def read(self, rows: pa.Table) -> Iterator[bytes]:
-        """The images at the (shard, offset, size) of ``rows``, in their order; DataError where a shard is damaged."""
-        return read_bytes(self.folder, rows)
+        """The images at the (shard, offset, size) of ``rows``, in their order; DataError where a shard is damaged.
+
+        Of images that were indexed in place also their sha256 is a column.
+        """
+        return read_bytes(self.folder, rows) if self.places is None else self.places.read(rows)
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,14 @@ class LazyDataset:
     spec: DatasetSpec
     read_ranges: Callable[[Iterable[Range]], Iterator[bytes]]
     """The bytes of parts of the shards, in order."""
+    places: Places | None = None
+    """Where images lie that were indexed in place."""
 
     def read(self, rows: pa.Table) -> Iterator[bytes]:
         """As ``Dataset.read``, of rows of ``lookup_locations``; DataError for an image that was altered since."""
+        if self.places is not None:
+            yield from self.places.read(rows)
+            return
         shards, offsets, sizes, keys, digests = (
             rows[name].to_pylist() for name in ("shard", "offset", "size", "key", "sha256")
         )

@@ -23,8 +23,9 @@ from ssl_backdoor.data.counts import Counts, count
 from ssl_backdoor.data.images import Header, decode, encode_png, inspect
 from ssl_backdoor.data.items import Item, Source, printable
 from ssl_backdoor.data.joined import Joined
+from ssl_backdoor.data.remote import RemoteFile, RemoteFolder, flatten, uri_of
 from ssl_backdoor.data.selection import Selection
-from ssl_backdoor.data.shards import ShardWriter
+from ssl_backdoor.data.shards import Location, ShardWriter
 from ssl_backdoor.data.sources import open_source, source_digest
 from ssl_backdoor.data.stickers import bears_sticker, put_sticker
 from ssl_backdoor.data.survey import Listing, Rejections, describe, list_source
@@ -32,7 +33,7 @@ from ssl_backdoor.errors import DataError, translate_os_errors
 from ssl_backdoor.events import log_event
 from ssl_backdoor.progress import OnProgress, Progress, silent
 from ssl_backdoor.specs import DatasetSpec, OwnTestSpec, PatchStickersSpec, TemplateCaptionsSpec
-from ssl_backdoor.tables import REJECTED, SAMPLES
+from ssl_backdoor.tables import REJECTED, SAMPLES, SOURCES
 from ssl_backdoor.threads import num_decode_threads, parallel_map
 
 __all__ = ["ingest", "source_digest"]
@@ -42,6 +43,7 @@ _BATCH_IMAGES = 128
 _BATCH_BYTES = 2**22
 _MAX_THREADS = 4
 _EXAMPLES = 3
+_MAX_NAMED = 1_000  # files of a source in the manifest
 
 
 class _NamedItem(NamedTuple):
@@ -71,19 +73,25 @@ def ingest(
     on_progress: OnProgress = silent,
     test_data: str | None = None,
     check: Callable[[Counts], None] | None = None,
+    digest: str = "",
 ) -> dict[str, Any]:
     """Write ``out/shards/*.tar``, ``out/samples.parquet`` (SAMPLES) and ``out/rejected.parquet`` (REJECTED).
 
+    Of a source on S3 or https, or with ``spec.copy`` false, also ``out/sources.parquet`` (SOURCES); in the latter case
+    no shards, and SAMPLES locate the images where they lie.
+
     Rows follow the source: sorted by name for a folder or a zip, archive order for a tar. ``test_data`` is where the
     second source lies, if the spec has one; keys of its images begin with "test--". ``check`` sees what is kept before
-    an image is decoded, and may refuse it. After an error nothing is left in ``out``.
+    an image is decoded, and may refuse it. ``digest`` is what remote data have to be, by ``source_digest``. After an
+    error nothing is left in ``out``.
 
     Returns:
         ``classes``, ``num_train``, ``num_test``, ``num_rejected``, ``bytes`` (of the images); ``num_stickers``, where
         training images bear some; ``captioner``, the whole
         grammar, where captions were written from templates; ``left_out`` (images by split), ``rejected_by_reason`` and
         ``ignored`` (files by kind) where there are any; with a second source ``num_train_unlabelled``,
-        ``num_test_unlabelled`` and ``num_own_test_left_out`` (the first source's test images).
+        ``num_test_unlabelled`` and ``num_own_test_left_out`` (the first source's test images); with sources.parquet
+        ``num_sources`` and, of up to 1,000, ``sources`` (name, size, tag).
 
     Raises:
         DataError: the source cannot be used: missing, empty, damaged, unsafe, too many unreadable images, or a class
@@ -94,11 +102,16 @@ def ingest(
     """
     with translate_os_errors(f"the folder {out}"):  # an OSError of the source has become a DataError
         try:
-            with _Output(out, spec.samples_per_shard) as output:
-                return _ingest(spec, open_source(spec, data, test_data), output, on_progress, check)
+            with _Output(out, spec.samples_per_shard, is_copied=spec.copy) as output:
+                source = open_source(spec, data, test_data)
+                is_remote = any(isinstance(path, RemoteFile | RemoteFolder) for path in source.found.paths)
+                if digest and is_remote and source_digest(spec, data, test_data) != digest:
+                    raise DataError(f"{data} changed since this run began: run again when nobody writes to it")
+                summary = _ingest(spec, source, output, on_progress, check)
+            return summary | _write_sources(spec, source, out / "sources.parquet")
         except BaseException:
             shutil.rmtree(out / "shards", ignore_errors=True)
-            for name in ("samples.parquet", "rejected.parquet"):
+            for name in ("samples.parquet", "rejected.parquet", "sources.parquet"):
                 with suppress(OSError):
                     (out / name).unlink(missing_ok=True)
             raise
@@ -351,10 +364,25 @@ class _Table:
             self._writer.close()
 
 
+def _write_sources(spec: DatasetSpec, source: Source, file: Path) -> dict[str, Any]:
+    """Which files were read, as far as they are needed again or lie elsewhere; the summary of that."""
+    files = list(flatten(source.found.paths))
+    if spec.copy and not any(isinstance(one, RemoteFile) for one in files):
+        return {}
+    with _Table(file, SOURCES) as table:
+        for one in files:
+            table.append(uri_of(one), one.stat().st_size, one.tag if isinstance(one, RemoteFile) else None)
+    named = [
+        [one.name, one.stat().st_size, one.tag if isinstance(one, RemoteFile) else None] for one in files[:_MAX_NAMED]
+    ]
+    return {"num_sources": len(files)} | ({"sources": named} if len(files) <= _MAX_NAMED else {})
+
+
 class _Output:
     """The artifact's files, open."""
 
-    def __init__(self, out: Path, samples_per_shard: int) -> None:
+    def __init__(self, out: Path, samples_per_shard: int, *, is_copied: bool) -> None:
+        self._is_copied = is_copied
         self.rejections = Rejections()
         self.num_bytes = 0
         self._stack = ExitStack()
@@ -378,6 +406,16 @@ class _Output:
         """Append one image to its split's shard and to the table."""
         suffix, width, height = checked.header
         caption = checked.item.caption
+        self.num_bytes += len(checked.data)
+        if not self._is_copied:
+            where = Location(checked.item.archive, checked.item.offset, len(checked.data))
+            if where.offset < 0:
+                raise DataError(
+                    "dataset.copy=false leaves images where they lie in uncompressed tar files, but "
+                    f"{printable(checked.item.name)!r:.200} does not lie in one: pack them so, or set dataset.copy=true"
+                )
+            self._samples.append(checked.key, split, label, caption, width, height, *where, checked.sha256)
+            return
         meta = {
             "label": label,
             "caption": caption,
@@ -388,7 +426,6 @@ class _Output:
         }
         where = self._shards[split].write(checked.key, checked.data, suffix, meta)
         self._samples.append(checked.key, split, label, caption, width, height, *where, checked.sha256)
-        self.num_bytes += len(checked.data)
 
     def reject(self, source: str, reason: str) -> None:
         """Record one image that is rejected."""

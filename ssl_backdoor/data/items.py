@@ -1,14 +1,17 @@
 """What every source of images gives: one image after the other, with its split, class and caption."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from ssl_backdoor.data.archives import is_hidden
 from ssl_backdoor.data.images import UInt8Image
 from ssl_backdoor.data.splits import SplitWords
+
+if TYPE_CHECKING:
+    from ssl_backdoor.data.remote import SourcePath
 
 IMAGE_SUFFIXES = frozenset(
     re.findall(
@@ -69,6 +72,10 @@ class Item(NamedTuple):
     problem: str = ""
     """Why the image is refused before it is looked at."""
     claim: Claim | None = None
+    archive: str = ""
+    """The uncompressed tar that holds the bytes as they are, as a URI; "" where none does."""
+    offset: int = -1
+    """Of the bytes in it."""
 
 
 class Ignored(NamedTuple):
@@ -90,6 +97,8 @@ class Found:
     """What is passed over, by kind: hidden, sidecar, a suffix such as ".csv", ..."""
     words: SplitWords | None = None
     """That the source reads names of splits with."""
+    paths: "Sequence[SourcePath]" = ()
+    """The files, archives and folders that are read."""
 
     def list_ignored(self) -> str:
         """What was passed over, for people."""

@@ -1,16 +1,13 @@
 """Parquet files that hold the images themselves: Hugging Face's (image, label) and img2dataset's parquet output."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ssl_backdoor.data.archives import MAX_MEMBER_BYTES
 from ssl_backdoor.data.cells import (
@@ -19,10 +16,12 @@ from ssl_backdoor.data.cells import (
     check_parquet,
     join_captions,
     max_unpacked_bytes,
+    open_parquet,
     rows_at_once,
     text_of,
 )
 from ssl_backdoor.data.items import Found, Item, claim_of, printable
+from ssl_backdoor.data.remote import SourceFile, relative_names
 from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of, split_of_shards
 from ssl_backdoor.errors import DataError
 
@@ -48,7 +47,7 @@ class _Columns(NamedTuple):
     """Of the classes, where labels are their numbers."""
 
 
-def image_columns(path: Path) -> _Columns | None:
+def image_columns(path: SourceFile) -> _Columns | None:
     """The columns of a Parquet file that holds images; None where it holds none.
 
     Raises:
@@ -56,7 +55,8 @@ def image_columns(path: Path) -> _Columns | None:
     """
     with _translate_errors(path):
         check_parquet(path)
-        schema = pq.read_schema(path)
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
     image = next((name for name in _IMAGE if name in schema.names and _holds_bytes(schema.field(name).type)), "")
     if not image:
         return None
@@ -95,12 +95,11 @@ class ParquetImages:
         DataError: a file holds no images or cannot be read; two say which split they are and another does not.
     """
 
-    def __init__(self, files: Sequence[Path], words: SplitWords) -> None:
+    def __init__(self, files: Sequence[SourceFile], words: SplitWords) -> None:
         self.found = Found(f"{len(files)} Parquet file{'s' * (len(files) > 1)} that hold images")
         self._files = files
         self._words = words
-        around = os.path.commonpath([file.parent.absolute() for file in files])
-        self._names = [os.path.relpath(file.absolute(), around).removesuffix(file.suffix) for file in files]
+        self._names = [name.removesuffix(file.suffix) for name, file in zip(relative_names(files), files, strict=True)]
         self._splits = split_of_shards(self._names, words)
 
     def listing(self) -> Iterator[Item]:
@@ -152,14 +151,14 @@ class ParquetImages:
         return Item(name, split, class_name_of(label), caption, image, problem, claim)
 
 
-def _read_rows(path: Path, columns: _Columns, *, with_images: bool) -> Iterator[dict[str, Any]]:
+def _read_rows(path: SourceFile, columns: _Columns, *, with_images: bool) -> Iterator[dict[str, Any]]:
     """Each row as a dictionary of the fields of ``_Columns``, text as bytes; the caption and image where asked for."""
     wanted = {
         field: name
         for field, name in columns._asdict().items()
         if isinstance(name, str) and name and (with_images or field not in ("image", "caption", "sha256", "phash"))
     }
-    with _translate_errors(path), pq.ParquetFile(path) as file:
+    with _translate_errors(path), open_parquet(path) as file:
         if not wanted:
             yield from repeat({}, file.metadata.num_rows)
             return
@@ -182,7 +181,7 @@ def _column(batch: pa.RecordBatch, name: str) -> Any:
 
 
 @contextmanager
-def _translate_errors(path: Path) -> Iterator[None]:
+def _translate_errors(path: SourceFile) -> Iterator[None]:
     """Turn whatever an unreadable file raises into one sentence."""
     try:
         yield

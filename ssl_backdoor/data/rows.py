@@ -29,8 +29,8 @@ def rows_of(dataset: Dataset, split: str, overlay: Overlay | None = None) -> pa.
     shuffling cannot reveal which came from the overlay); then, in the split "train", the pairs that the overlay adds.
 
     Returns:
-        Columns key, label, caption, shard, offset, size, sha256 (null where the bytes are the base's) and in_overlay:
-        whether the shard lies in the overlay's folder.
+        Columns key, label, caption, shard, offset, size, sha256 (null where the bytes are the base's, unless they are
+        indexed in place) and in_overlay: whether the shard lies in the overlay's folder.
 
     Raises:
         DataError: no image in the split, or the overlay belongs to another dataset.
@@ -58,7 +58,7 @@ def encoded_rows(dataset: Dataset, overlay: Overlay | None, rows: pa.Table) -> I
     in_overlay = rows["in_overlay"].to_numpy()
     base, own = (rows.filter(pa.array(mask)) for mask in (~in_overlay, in_overlay))
     places = np.flatnonzero(~in_overlay).tolist()
-    yield from map(Encoded, places, base["key"].to_pylist(), read_bytes(dataset.folder, base), repeat(""))
+    yield from map(Encoded, places, base["key"].to_pylist(), dataset.read(base), repeat(""))
     if overlay is not None:
         places, keys, digests = np.flatnonzero(in_overlay).tolist(), own["key"].to_pylist(), own["sha256"].to_pylist()
         yield from map(Encoded, places, keys, read_bytes(overlay.folder, own), digests)
@@ -66,10 +66,13 @@ def encoded_rows(dataset: Dataset, overlay: Overlay | None, rows: pa.Table) -> I
 
 def _rows(dataset: Dataset, split: str, overlay: Overlay | None, columns: list[str]) -> pa.Table:
     """``columns`` (key among them) of ``rows_of``, and sha256 and in_overlay."""
+    columns = columns if dataset.places is None else [*columns, "sha256"]
     rows = dataset.samples.select(columns).filter(pc.equal(dataset.samples["split"], split))
     if not rows.num_rows:
         raise DataError(f"the dataset has no {split!r} images, but they are needed here: ingest a source that has some")
-    rows = _with_in_overlay(rows.append_column("sha256", pa.nulls(rows.num_rows, pa.string())), in_overlay=False)
+    if dataset.places is None:  # the store has checked the shards
+        rows = rows.append_column("sha256", pa.nulls(rows.num_rows, pa.string()))
+    rows = _with_in_overlay(rows, in_overlay=False)
     if overlay is None:
         return rows
     sources = overlay.rows["source_key"].combine_chunks()
@@ -84,7 +87,7 @@ def _rows(dataset: Dataset, split: str, overlay: Overlay | None, columns: list[s
     rows = _replace_rows(rows, overlay.rows.filter(pc.invert(is_added)))
     if split != "train":
         return rows
-    added = overlay.rows.filter(is_added).select([*columns, "sha256"])
+    added = overlay.rows.filter(is_added).select(rows.column_names[:-1])
     return pa.concat_tables([rows, _with_in_overlay(added, in_overlay=True)])
 
 

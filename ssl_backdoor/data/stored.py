@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ssl_backdoor.data.dataset import Dataset, LazyDataset, Overlay
+from ssl_backdoor.data.in_place import Places
 from ssl_backdoor.specs import DatasetSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore
 from ssl_backdoor.store.base import explain_damage
@@ -15,16 +17,28 @@ from ssl_backdoor.store.base import explain_damage
 
 def open_lazy_dataset(store: ArtifactStore, ref: ArtifactRef) -> LazyDataset:
     """The ingested dataset behind ``ref``, reading from its shards only the images that are asked for."""
-    samples = store.fetch(ref, ["samples.parquet"]) / "samples.parquet"
-    return LazyDataset(samples, *_read_classes_and_spec(store, ref), read_ranges=lambda ranges: store.read(ref, ranges))
+    classes, spec = _read_classes_and_spec(store, ref)
+    names = ["samples.parquet"] if spec.copy else ["samples.parquet", "sources.parquet"]
+    folder = store.fetch(ref, names)
+    places = _open_places(ref, spec, folder)
+    return LazyDataset(folder / names[0], classes, spec, lambda ranges: store.read(ref, ranges), places)
 
 
 def open_dataset(store: ArtifactStore, ref: ArtifactRef) -> Dataset:
-    """The ingested dataset behind ``ref``."""
+    """The ingested dataset behind ``ref``; DataError where it was indexed in place and its files changed since."""
     folder = store.fetch(ref)
     with explain_damage(ref):
         samples = pq.read_table(folder / "samples.parquet")
-    return Dataset(folder, samples, *_read_classes_and_spec(store, ref))
+    classes, spec = _read_classes_and_spec(store, ref)
+    if (places := _open_places(ref, spec, folder)) is not None:
+        places.check()
+    return Dataset(folder, samples, classes, spec, places)
+
+
+def _open_places(ref: ArtifactRef, spec: DatasetSpec, folder: Path) -> Places | None:
+    """The files of an index; None of images that were copied."""
+    with explain_damage(ref):
+        return None if spec.copy else Places(folder / "sources.parquet")
 
 
 def _read_classes_and_spec(store: ArtifactStore, ref: ArtifactRef) -> tuple[tuple[str, ...], DatasetSpec]:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from ssl_backdoor.data.archives import Files, Member
+from ssl_backdoor.data.archives import Files, Member, TarFiles
 from ssl_backdoor.data.items import SIDECARS, Found, Item, kind_of, stem_of
+from ssl_backdoor.data.remote import uri_of
 from ssl_backdoor.data.scan import Scan
 from ssl_backdoor.data.splits import IGNORED, SplitWords, class_name_of, how_to_map
 from ssl_backdoor.data.webshards import read_sample
@@ -184,11 +185,18 @@ class Tree:
     """The images of a scanned tree.
 
     With ``txt_captions`` the .txt, .json and .cls of the same name beside an image are read as in a shard; folders that
-    name a class are believed first.
+    name a class are believed first. With ``is_indexed`` items say where in a tar their bytes lie.
     """
 
     def __init__(
-        self, files: Files, scan: Scan, rule: Rule, words: SplitWords, txt_captions: TxtCaptions | None
+        self,
+        files: Files,
+        scan: Scan,
+        rule: Rule,
+        words: SplitWords,
+        txt_captions: TxtCaptions | None,
+        *,
+        is_indexed: bool = False,
     ) -> None:
         self.found = Found()
         self._files = files
@@ -198,6 +206,7 @@ class Tree:
         self._txt_captions = txt_captions
         self._prefix = "".join(f"{part}/" for part in rule.wrapped)
         self._places: dict[str, Item] = {}
+        self._archive = uri_of(files.path) if is_indexed and isinstance(files, TarFiles) else ""
         shape = f"folders {rule.shape}" if rule.shape != "flat" else "images in one folder"
         shape = (
             shape if rule.has_classes else shape.replace("/class", "").replace("folders class", "images in one folder")
@@ -250,7 +259,11 @@ class Tree:
         for member in self._files.members(wanted):
             if chosen:
                 item = self._place(member.name)
-                yield item._replace(image=member.data, problem=item.problem or member.problem)
+                yield item._replace(
+                    image=member.data,
+                    problem=item.problem or member.problem,
+                    offset=member.offset if item.archive else -1,
+                )
 
     def _samples(
         self, txt_captions: TxtCaptions, ask: Callable[[str], bool], found: Found | None = None
@@ -286,7 +299,7 @@ class Tree:
             if len(self._places) < 100_000:
                 self._places[folder] = known
         path = name[len(self._prefix) :] if f"{folder}{slash}".startswith(self._prefix) else name
-        return known._replace(name=path)
+        return known._replace(name=path, archive=self._archive)
 
     def _place_folder(self, folder: str) -> Item:
         """Split and class of the images of a folder, as an item without a name."""

@@ -2,9 +2,7 @@
 
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 from ssl_backdoor.data.archives import MAX_MEMBER_BYTES, Amount, Member, TarFiles
@@ -18,6 +16,7 @@ from ssl_backdoor.data.items import (
     stem_of,
     suffix_of,
 )
+from ssl_backdoor.data.remote import SourceFile, relative_names, uri_of
 from ssl_backdoor.data.splits import LABEL_FIELDS, SPLIT_FIELDS, SplitWords, class_name_of, split_of_shards
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import TxtCaptions
@@ -46,18 +45,29 @@ class WebShards:
     before it (22.png). An image with a sidecar over 1 MiB or a .txt or .cls that is no text is refused, and so is a
     sample without an image.
 
+    With ``is_indexed`` items say where their bytes lie.
+
     Raises:
         DataError: a shard says two splits, or says none beside others that do; one cannot be read, or holds a member
             of a sample twice.
     """
 
-    def __init__(self, shards: Sequence[Path], words: SplitWords, txt_captions: TxtCaptions = "whole") -> None:
+    def __init__(
+        self,
+        shards: Sequence[SourceFile],
+        words: SplitWords,
+        txt_captions: TxtCaptions = "whole",
+        *,
+        is_indexed: bool = False,
+    ) -> None:
         self.found = Found(f"{len(shards)} WebDataset shard{'s' * (len(shards) > 1)}")
         self._txt_captions = txt_captions
+        self._is_indexed = is_indexed
         self._shards = shards
         self._words = words
-        around = os.path.commonpath([shard.parent.absolute() for shard in shards])
-        relative = [os.path.relpath(shard.absolute(), around)[: -len(shard.suffix) or None] for shard in shards]
+        relative = [
+            name[: -len(shard.suffix) or None] for name, shard in zip(relative_names(shards), shards, strict=True)
+        ]
         self._splits = split_of_shards(relative, words)
         choices = [shard.stem for shard in shards], [f"{shard.parent.name}/{shard.stem}" for shard in shards], relative
         self._names = next((names for names in choices if len(set(names)) == len(names)), relative)
@@ -71,7 +81,7 @@ class WebShards:
         self._verdicts.clear()
         number = itertools.count()
         for shard, name, (split, word) in zip(self._shards, self._names, self._splits, strict=True):
-            place = _placer(name, split)
+            place = _placer(name, split, uri_of(shard) if self._is_indexed else "")
             for _, group in itertools.groupby(self._list_members(shard), lambda pair: key_and_field(pair[0].name)[0]):
                 for sample in self._part_group(next(number), group):
                     for item, _ in read_sample(sample, place, self._words, self._txt_captions, self.found, shard=name):
@@ -84,7 +94,7 @@ class WebShards:
         """See ``Source``; the listing comes first."""
         asking = _Asking(keep, self._dotted, iter(self._verdicts))
         for shard, name, (split, _) in zip(self._shards, self._names, self._splits, strict=True):
-            place = _placer(name, split)
+            place = _placer(name, split, uri_of(shard) if self._is_indexed else "")
             used = ((m, *asking.last) for m in TarFiles(shard).members(asking) if asking.last[0])
             for _, group in itertools.groupby(used, lambda found: found[2]):
                 sample = ((member, kind) for member, kind, _ in group)
@@ -92,7 +102,7 @@ class WebShards:
                 yield from (item for item, is_wanted in items if is_wanted)
             asking.leave_shard()
 
-    def _list_members(self, shard: Path) -> Iterator[tuple[Member, str]]:
+    def _list_members(self, shard: SourceFile) -> Iterator[tuple[Member, str]]:
         """(member, image or sidecar) of those that are either."""
         kind = ""
 
@@ -131,8 +141,8 @@ class WebShards:
                 self.found.ignore(f"further {kind} of a sample", member.name)
 
 
-def _placer(shard: str, split: str) -> Callable[[str], Item]:
-    return lambda name: Item(f"{shard}/{name}", split)
+def _placer(shard: str, split: str, uri: str) -> Callable[[str], Item]:
+    return lambda name: Item(f"{shard}/{name}", split, archive=uri)
 
 
 def _is_plain(name: str) -> bool:
@@ -240,6 +250,7 @@ def read_sample(
                 image=image.data,
                 problem=placed.problem or problem or image.problem,
                 claim=claim_of(about),
+                offset=image.offset if placed.archive else -1,
             ),
             is_wanted,
         )

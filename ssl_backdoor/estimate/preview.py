@@ -14,8 +14,8 @@ from PIL import Image
 from ssl_backdoor.data.counts import Counts, count, measure
 from ssl_backdoor.data.images import encode_jpeg75, encode_png
 from ssl_backdoor.data.selection import select
-from ssl_backdoor.data.shards import read_bytes
 from ssl_backdoor.data.sources import open_source
+from ssl_backdoor.data.stored import open_lazy_dataset
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import DatasetSpec
@@ -71,7 +71,7 @@ def preview_artifact(store: ArtifactStore, ref: ArtifactRef) -> Preview:
     train = samples.filter(pc.equal(samples["split"], "train"))
     shard = train.filter(pc.equal(train["shard"], train["shard"][0]))
     rows = shard.take(pa.array(np.unique(np.linspace(0, shard.num_rows - 1, MAX_IMAGES, dtype=np.int64))))
-    return Preview(counts, tuple(read_bytes(store.fetch(ref, [train["shard"][0].as_py()]), rows)))
+    return Preview(counts, tuple(open_lazy_dataset(store, ref).read(rows)))
 
 
 def synthetic_preview(spec: DatasetSpec, num_train: int, num_test: int) -> Preview:

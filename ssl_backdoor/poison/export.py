@@ -1,6 +1,7 @@
 """A poisoned dataset as ordinary WebDataset shards, for other tools."""
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def export(dataset: Dataset, overlay: Overlay | None, out: Path, on_progress: On
     copied as they are. A sample has the image, a json with label, class and caption, and a txt where it has a caption
     (several are one a line). The json says nothing of poison: that record is the overlay's table, and the keys of
     added pairs. (The overlay's codec may differ from the base's; ingest PNG files or poison with "jpeg75" where that
-    matters.) Streams: memory does not grow with the dataset.
+    matters.) Streams: memory does not grow with the dataset. After an error a folder that was made here is removed.
 
     Returns:
         {"num_train", "num_test", "num_replaced", "num_added"}; num_train counts the added.
@@ -33,7 +34,17 @@ def export(dataset: Dataset, overlay: Overlay | None, out: Path, on_progress: On
     Raises:
         DataError: the dataset's shards cannot be read.
     """
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
+    try:
+        return _export(dataset, overlay, out, on_progress)
+    except BaseException:
+        if is_new:
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+
+
+def _export(dataset: Dataset, overlay: Overlay | None, out: Path, on_progress: OnProgress) -> dict[str, int]:
     counts = {"num_train": 0, "num_test": 0, "num_replaced": 0, "num_added": 0}
     for split in pc.unique(dataset.samples["split"]).to_pylist():
         rows = rows_of(dataset, split, overlay)
@@ -53,7 +64,7 @@ def _read(dataset: Dataset, overlay: Overlay | None, rows: pa.Table) -> Iterator
     """Each of ``rows`` (of ``rows_of``) and its bytes, in order, from the base or from the overlay."""
     for batch in rows.to_batches(max_chunksize=_BLOCK):
         block = pa.Table.from_batches([batch])
-        base = read_bytes(dataset.folder, block.filter(pc.invert(block["in_overlay"])))
+        base = dataset.read(block.filter(pc.invert(block["in_overlay"])))
         own = iter(()) if overlay is None else read_bytes(overlay.folder, block.filter(block["in_overlay"]))
         for row in block.to_pylist():
             yield row, next(own if row["in_overlay"] else base)

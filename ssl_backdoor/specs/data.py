@@ -1,9 +1,10 @@
 """Which images and captions, and the frame they are stored in."""
 
+import warnings
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from ssl_backdoor.specs.base import Fraction, Spec
 from ssl_backdoor.specs.trigger import TriggerSpec
@@ -104,7 +105,17 @@ class PatchStickersSpec(Spec):
 StickersSpec = Annotated[NoStickersSpec | PatchStickersSpec, Field(discriminator="kind")]
 
 
-class DatasetSpec(Spec):
+with warnings.catch_warnings():  # pydantic's own `copy`, which model_copy stands for
+    warnings.filterwarnings("ignore", 'Field name "copy"')
+
+    class _Storage(Spec):
+        copy: bool = True  # type: ignore[assignment]
+        """true: the images' bytes are copied into the artifact. false: images in uncompressed tar files stay where they
+        lie, on a disk, S3 or https, and the artifact is an index: they are read by ranges, and each is compared with
+        the digest that was taken when it was indexed."""
+
+
+class DatasetSpec(_Storage):
     """Which images, and the frame they are stored in."""
 
     source: SourceSpec = FilesSourceSpec()
@@ -148,3 +159,10 @@ class DatasetSpec(Spec):
     samples_per_shard: int = Field(default=10_000, ge=1)
     stickers: StickersSpec = NoStickersSpec()
     """Patches that mean nothing, drawn on training images as they are stored."""
+
+    @model_validator(mode="after")
+    def _stay_unchanged(self) -> Self:
+        is_made = self.source.kind == "scenes" or self.stickers.kind != "none"
+        if not self.copy and is_made:
+            raise ValueError("images that are drawn, or get stickers, cannot stay where they lie: set copy to true")
+        return self

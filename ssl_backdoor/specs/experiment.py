@@ -238,6 +238,9 @@ class Resources(BaseModel):
     min_workers: int = Field(default=0, ge=0, le=1024)
     """While the cluster lacks nodes a training goes on with as few replicas as this; 0 needs all of them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    gpu_fraction: float = Field(default=1.0, ge=0.01, le=1.0)
+    """Share of a GPU that a stage without replicas takes on Ray: with 0.125 eight small trainings share one, and its
+    memory, which nothing divides between them. Results do not change."""
     threads: int = Field(default=1, ge=1, le=1024)
     """CPU threads of one replica. One thread each, many trainings at once, is fastest on small networks."""
     parallel: int = Field(default=0, ge=0)

@@ -270,6 +270,11 @@ def warn_skipped(ref: ArtifactRef, found: Sequence[Checkpoint], used: Checkpoint
         )
 
 
+def cache_folder() -> Path:
+    """Where fetched files are kept: ``$SSL_BACKDOOR_CACHE``, else ``~/.cache/ssl-backdoor``."""
+    return Path(os.environ.get("SSL_BACKDOOR_CACHE") or "~/.cache/ssl-backdoor").expanduser().absolute()
+
+
 def check_name(name: str) -> str:
     """``name`` when it is a relative posix path that stays inside its folder and is not the manifest's own.
 

@@ -13,25 +13,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast, final
-from urllib.parse import urlsplit
+from typing import Any, cast, final
 
-import boto3
-from boto3.exceptions import Boto3Error, RetriesExceededError
-from boto3.s3.transfer import TransferConfig
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    CredentialRetrievalError,
-    FlexibleChecksumError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import ConnectionError as EndpointError
+import boto3.s3.transfer
+from botocore.exceptions import ClientError, FlexibleChecksumError
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.errors import SpecError, StoreAwayError, StoreError, translate_os_errors
@@ -45,6 +30,7 @@ from ssl_backdoor.store.base import (
     Checkpoint,
     Manifest,
     Range,
+    cache_folder,
     check_manifest_size,
     digest_file,
     is_key,
@@ -57,41 +43,23 @@ from ssl_backdoor.store.base import (
     stale_checkpoints,
     warn_skipped,
 )
+from ssl_backdoor.store.s3_client import (
+    BODY_TRIES,
+    AlteredError,
+    code_of,
+    read_whole,
+    status_of,
+    translate_s3_errors,
+)
+from ssl_backdoor.store.s3_client import TRIES as _TRIES
+from ssl_backdoor.store.s3_client import make_client as _client
 from ssl_backdoor.threads import parallel_map
 
-_TRIES = 8  # of one request, with growing pauses: an outage of up to half a minute or so is bridged
 _PROBE_TRIES = 2
-_BODY_TRIES = 3  # of an answer's body, where the client itself tries no more
-_TIMEOUT_S = 20.0  # without a byte
-_TRANSFER = TransferConfig(  # objects of 8 MiB or more are transferred in parts
-    multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, num_download_attempts=_BODY_TRIES
+_TRANSFER = boto3.s3.transfer.TransferConfig(  # objects of 8 MiB or more are transferred in parts
+    multipart_threshold=8 << 20, multipart_chunksize=8 << 20, max_concurrency=4, num_download_attempts=BODY_TRIES
 )
 _CONFLICT_TRIES = 5
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-"""Asked directly, whatever proxy the environment names."""
-_RIGHTS = {
-    "PutObject": "s3:PutObject",
-    "GetObject": "s3:GetObject (and s3:ListBucket: without it a missing object is refused too)",
-    "HeadObject": "s3:GetObject",
-    "DeleteObject": "s3:DeleteObject",
-    "ListObjectsV2": "s3:ListBucket",
-}
-_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, CredentialRetrievalError)
-_NO_ANSWER = (EndpointError, HTTPClientError)
-_FAILURES = (BotoCoreError, ClientError, Boto3Error)
-
-
-class _AlteredError(StoreError):
-    """An object's content does not have the digest it should have."""
-
-
-_BROKEN_BODY = (_AlteredError, FlexibleChecksumError, IncompleteReadError, ResponseStreamingError)
-T = TypeVar("T")
-
-
-def cache_folder() -> Path:
-    """Where fetched files are kept: ``$SSL_BACKDOOR_CACHE``, else ``~/.cache/ssl-backdoor``."""
-    return Path(os.environ.get("SSL_BACKDOOR_CACHE") or "~/.cache/ssl-backdoor").expanduser().absolute()
 
 
 @final
@@ -187,7 +155,7 @@ class S3Store(ArtifactStore):
         folder, cache = self._checkpoints(stage, key), self._checkpoint_cache(stage, key)
         found, used = newest_first([each.removeprefix(folder) for each in self._list(folder)]), None
         for each in found:
-            with contextlib.suppress(_AlteredError):  # the older one serves
+            with contextlib.suppress(AlteredError):  # the older one serves
                 self._download(folder + each.name, cache / each.name, each.sha256)
                 used = each
                 break
@@ -268,9 +236,9 @@ class S3Store(ArtifactStore):
 
         with self._translate_errors():
             try:
-                return _whole(read)
+                return read_whole(read)
             except ClientError as error:
-                if _code(error) in ("NoSuchKey", "404"):  # some servers and proxies send no body
+                if code_of(error) in ("NoSuchKey", "404"):  # some servers and proxies send no body
                     return None
                 raise
 
@@ -290,7 +258,7 @@ class S3Store(ArtifactStore):
                     (client or self._client).put_object(Bucket=self._bucket, Key=key, Body=data, IfNoneMatch="*")
                     return True
                 except ClientError as error:
-                    match _status(error):
+                    match status_of(error):
                         case 412:
                             return False
                         case 409:  # somebody is writing or deleting it at this moment: S3 asks to try again
@@ -306,7 +274,7 @@ class S3Store(ArtifactStore):
             file.parent.mkdir(parents=True, exist_ok=True)
             try:
                 with self._translate_errors():
-                    _whole(lambda: self._download_once(key, unfinished, sha256))
+                    read_whole(lambda: self._download_once(key, unfinished, sha256))
                 os.replace(unfinished, file)
             finally:
                 unfinished.unlink(missing_ok=True)
@@ -319,7 +287,7 @@ class S3Store(ArtifactStore):
         except FlexibleChecksumError:
             found = "content that does not fit its checksum"
         if found != sha256:
-            raise _AlteredError(
+            raise AlteredError(
                 f"expected sha256 {sha256} of s3://{self._bucket}/{key}, found {found}: "
                 "it was altered or cut short; delete that artifact and run again"
             )
@@ -341,102 +309,8 @@ class S3Store(ArtifactStore):
             for key in keys:
                 client.delete_object(Bucket=self._bucket, Key=key)
 
-    @contextlib.contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        """Turn boto3's exceptions into a StoreError of one sentence, without the server's text (secrets)."""
-        try:
-            yield
-        except _FAILURES as error:
-            cause = _root_cause(error)
-            raise (StoreAwayError if _is_away(cause) else StoreError)(self._sentence(cause)) from error
-
-    def _sentence(self, error: BaseException) -> str:
-        address = urlsplit(self._client.meta.endpoint_url)
-        place = f"{self.root} at {address.scheme}://{address.netloc.rpartition('@')[2]}"
-        if isinstance(error, _NO_CREDENTIALS):
-            return f"no credentials for {place}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
-        if isinstance(error, _NO_ANSWER):
-            return f"cannot reach {place}; check AWS_ENDPOINT_URL and that the object store runs"
-        if not isinstance(error, ClientError):
-            return f"cannot use {place} ({type(error).__name__}); check the AWS settings and try again"
-        code, status = _code(error), _status(error)
-        if code == "NoSuchBucket":
-            return f"expected the bucket of {place}, found none; create it or name another"
-        if code == "RequestTimeTooSkewed":
-            return (
-                f"expected the clock of this machine to be that of {place} within 15 minutes, found it further off; "
-                "set the clock and run again"
-            )
-        # Other servers name nothing: without a body the code is the status. Of object stores a 403 may have none.
-        if code == "401" or (error.operation_name == "PutObject" and code in ("404", "405")):
-            return f"{place} answers {code}, as no object store does; check AWS_ENDPOINT_URL"
-        if status == 501:
-            return (
-                f"{place} does not know what {error.operation_name} asks for ({code}): it is no object store (check "
-                "AWS_ENDPOINT_URL), or has no conditional writes (If-None-Match; AWS S3, SeaweedFS, MinIO and Ceph do)"
-            )
-        if status in (401, 403):
-            right = _RIGHTS.get(error.operation_name, error.operation_name)
-            return (
-                f"{place} refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and their "
-                f"right to {right} on the bucket"
-            )
-        if status == 404:
-            return f"expected an object in {place}, found it gone; delete the artifact it belongs to and run again"
-        return f"{place} answered {code} ({status}); try again, or look at the object store's log"
-
-
-def _client(tries: int, **more: Any) -> Any:
-    """A boto3 client from the standard AWS chain that makes each request up to ``tries`` times."""
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": tries},
-        s3={"addressing_style": "path"},
-        connect_timeout=5,
-        read_timeout=_TIMEOUT_S,
-        **more,
-    )
-    try:
-        session = boto3.session.Session()
-        client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-        if "proxies" not in more and urlsplit(client.meta.endpoint_url).hostname in _LOOPBACK:
-            return _client(tries, **more, proxies={})
-        return client
-    except (BotoCoreError, ValueError) as error:
-        raise StoreError(
-            f"cannot set up S3 access ({type(error).__name__}); "
-            "check AWS_ENDPOINT_URL, AWS_PROFILE and the AWS configuration files"
-        ) from error
-
-
-def _whole(read: Callable[[], T]) -> T:
-    """What ``read`` returns, tried again where the body of an answer broke off or came altered."""
-    for _ in range(_BODY_TRIES - 1):
-        with contextlib.suppress(*_BROKEN_BODY):
-            return read()
-    return read()
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The root cause of errors that boto3's transfers wrap."""
-    if isinstance(error, RetriesExceededError):
-        return cast(BaseException, error.last_exception)
-    return error.__context__ if isinstance(error, Boto3Error) and error.__context__ else error
-
-
-def _is_away(error: BaseException) -> bool:
-    """Whether the same may succeed later: no answer, one cut short, or one that asks for patience."""
-    if isinstance(error, ClientError):
-        return _status(error) == 429 or (_status(error) >= 500 and _status(error) != 501)
-    return isinstance(error, (*_NO_ANSWER, IncompleteReadError, ResponseStreamingError))
-
-
-def _code(error: ClientError) -> str:
-    """The name of what went wrong; the status where the answer had no body."""
-    return str(error.response.get("Error", {}).get("Code", "no code"))
-
-
-def _status(error: ClientError) -> int:
-    return cast(int, error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    def _translate_errors(self) -> contextlib.AbstractContextManager[None]:
+        return translate_s3_errors(self._client, self.root, StoreError, StoreAwayError)
 
 
 def _translate_cache_errors() -> contextlib.AbstractContextManager[None]:

@@ -9,9 +9,9 @@ from typing import Any, final
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.errors import StoreError
-from ssl_backdoor.store.base import MANIFEST, REQUESTS, ArtifactRef, Manifest, parse_manifest
+from ssl_backdoor.store.base import MANIFEST, REQUESTS, ArtifactRef, Manifest, cache_folder, parse_manifest
 from ssl_backdoor.store.contents import Contents, Entry
-from ssl_backdoor.store.s3 import S3Store, cache_folder
+from ssl_backdoor.store.s3 import S3Store
 from ssl_backdoor.threads import parallel_map
 
 _UNSUPPORTED_STATUSES = (403, 404, 405, 501)

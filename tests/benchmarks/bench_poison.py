@@ -5,7 +5,8 @@
 0.01 % and 0.5 % of 60,000, 1,000,000 and 3,000,000 images are poisoned (Saha et al.'s untargeted attack, a 14 px grid
 on 64 px JPEGs), and 300 pairs are put among 3,000,000 captions (Carlini & Terzis' backdoor). Timed is the whole poison
 stage on a store in a folder: the table is looked through, the chosen images are read, checked, stamped, written. The
-rows share the bytes of a few real images, so that 3,000,000 of them need no 10 GB. Copying is extrapolated from one
+rows share the bytes of a few real images, so that 3,000,000 of them need no 10 GB; of the largest set they are also
+indexed in place (dataset.copy=false), in a tar outside of the store. Copying is extrapolated from one
 file of 256 MiB, copied and flushed in each repetition. Memory is what the stage adds to the process's peak.
 """
 
@@ -29,7 +30,7 @@ from ssl_backdoor.seeds import stream
 from ssl_backdoor.specs import AttackSpec, DatasetSpec
 from ssl_backdoor.stages import IngestStage, PoisonStage, StageCall, run_stage
 from ssl_backdoor.store import ArtifactRef, LocalStore
-from ssl_backdoor.tables import SAMPLES
+from ssl_backdoor.tables import SAMPLES, SOURCES
 from tests.benchmarks.harness import Comparison, Options, alone, main, timed
 from tests.support.tiny_sets import tiny_dataset
 
@@ -63,10 +64,23 @@ def captions(num_rows: int) -> Iterator[pa.Array]:
         yield pc.binary_join_element_wise(*parts, " ")
 
 
-def ingested(store: LocalStore, scratch: Path, num_rows: int) -> tuple[ArtifactRef, float]:
+def ingested(store: LocalStore, scratch: Path, num_rows: int, *, is_copied: bool = True) -> tuple[ArtifactRef, float]:
     """An artifact of ``num_rows`` training images that share the bytes of a few real ones; megabytes of all images."""
-    folder, names = scratch / f"{num_rows}", [f"class-{label:03d}" for label in range(NUM_CLASSES)]
-    few = tiny_dataset(folder, size=(64, 64), train_per_class=8, test_per_class=0, jpeg=True).samples
+    names = [f"class-{label:03d}" for label in range(NUM_CLASSES)]
+    folder, images = (scratch / f"{num_rows}-{kind}-{is_copied}" for kind in ("artifact", "images"))
+    folder.mkdir()
+    of_images = tiny_dataset(
+        folder if is_copied else images, size=(64, 64), train_per_class=8, test_per_class=0, jpeg=True
+    )
+    few = of_images.samples
+    if not is_copied:
+        shards = pc.unique(few["shard"]).to_pylist()
+        uris = [(images / shard).as_uri() for shard in shards]
+        sizes = [(images / shard).stat().st_size for shard in shards]
+        place = few.column_names.index("shard")
+        few = few.set_column(place, "shard", pa.array(uris).take(pc.index_in(few["shard"], pa.array(shards))))
+        columns = [pa.array(uris), pa.array(sizes), pa.nulls(len(uris), pa.string())]
+        pq.write_table(pa.table(columns, schema=SOURCES), folder / "sources.parquet")
     size_mb = 0.0
     with pq.ParquetWriter(folder / "samples.parquet", SAMPLES) as table:
         for block, texts in enumerate(captions(num_rows)):
@@ -79,8 +93,9 @@ def ingested(store: LocalStore, scratch: Path, num_rows: int) -> tuple[ArtifactR
             }
             table.write_table(pa.table(columns, schema=SAMPLES))
             size_mb += pc.sum(taken["size"]).as_py() / 1e6
-    spec = {"spec": IngestStage(dataset=DatasetSpec()).model_dump(mode="json"), "summary": {"classes": names}}
-    return store.commit("ingest", f"{num_rows:064x}", folder, inputs={}, seconds=0.0, **spec), size_mb
+    stage = IngestStage(dataset=DatasetSpec(copy=is_copied))
+    spec = {"spec": stage.model_dump(mode="json"), "summary": {"classes": names}}
+    return store.commit("ingest", f"{num_rows * 2 + is_copied:064x}", folder, inputs={}, seconds=0.0, **spec), size_mb
 
 
 def measure(root: str, ref: ArtifactRef, warm: ArtifactRef, attack: AttackSpec, repetitions: int) -> Cost:
@@ -140,6 +155,12 @@ def run(options: Options) -> Iterator[Comparison]:
                 cost = alone(measure, str(scratch / "store"), ref, warm, attack, options.repetitions)
                 case = f"{cost.num_poisons:,} of {num_rows:,} images"
                 yield from compared(case, cost, size_mb, rates, is_largest)
+        indexed, _ = ingested(store, scratch, num_rows, is_copied=False)
+        for fraction in FRACTIONS:
+            attack = Saha2022UntargetedSpec(trigger=TRIGGER, poison_fraction_of_dataset=fraction)
+            cost = alone(measure, str(scratch / "store"), indexed, warm, attack, options.repetitions)
+            case = f"{cost.num_poisons:,} of {num_rows:,} images in place"
+            yield from compared(case, cost, size_mb, rates, is_asked=True)
         backdoor = Carlini2022BackdoorSpec(trigger=TRIGGER, target_class="class-007", num_poisons=NUM_PAIRS)
         cost = alone(measure, str(scratch / "store"), ref, warm, backdoor, options.repetitions)
         yield from compared(f"{NUM_PAIRS} pairs among {num_rows:,}", cost, size_mb, rates, is_asked=True)

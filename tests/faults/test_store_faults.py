@@ -13,7 +13,7 @@ import pytest
 from ssl_backdoor.data.images import encode_png
 from ssl_backdoor.errors import StoreError
 from ssl_backdoor.seeds import stream
-from ssl_backdoor.store import open_store, s3
+from ssl_backdoor.store import open_store, s3, s3_client
 from ssl_backdoor.store.base import digest_file
 from tests.support import store_commits
 from tests.support.fault_proxy import Fault, fault_proxy
@@ -47,7 +47,7 @@ def store(proxy, direct):
 def impatient(proxy, direct, monkeypatch):
     """The store through the proxy, with few tries and short ones."""
     monkeypatch.setattr(s3, "_TRIES", 2)
-    monkeypatch.setattr(s3, "_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(s3_client, "TIMEOUT_S", 2.0)
     return open_store(direct.root)
 
 

@@ -52,7 +52,7 @@ def test_imports_are_declared(package):
     assert undeclared - {WITH_TORCH} == set()
 
 
-OPTIONAL = {"report": ("ssl_backdoor/report/",), "s3": ("ssl_backdoor/store/s3",)}
+OPTIONAL = {"report": ("ssl_backdoor/report/",), "s3": ("ssl_backdoor/store/s3", "ssl_backdoor/data/remote_")}
 
 
 def test_the_core_imports_what_the_core_declares():

@@ -4,7 +4,7 @@ import pytest
 from botocore.exceptions import ClientError, ConnectTimeoutError, EndpointConnectionError, NoCredentialsError
 from prefect.states import Failed
 
-from ssl_backdoor.errors import DataError, SpecError, StoreAwayError, StoreError, TrainingError
+from ssl_backdoor.errors import DataError, SourceAwayError, SpecError, StoreAwayError, StoreError, TrainingError
 from ssl_backdoor.store.s3 import S3Store
 from tasks.stages import TASKS
 
@@ -45,6 +45,7 @@ def test_one_that_refuses_is_not(store, error):
     ("error", "again"),
     [
         (StoreAwayError("cannot reach it"), True),
+        (SourceAwayError("cannot reach the data"), True),
         (StoreError("disk full"), False),
         (SpecError("no such class"), False),
         (DataError("no images"), False),
