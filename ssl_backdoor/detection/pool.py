@@ -130,3 +130,5 @@ class Detection(NamedTuple):
     card: Mapping[str, Any] = MappingProxyType({})
     """Of an encoder: what the score can only be compared under (input range, normalisation, divisor, ...), and what
     was seen on the way to it; plain JSON data."""
+    trigger: tuple[Tensor, Tensor] | None = None
+    """Of an encoder: the mask (S, S) and the pattern (3, S, S) in [0, 1] that were recovered."""

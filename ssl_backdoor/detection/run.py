@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.rows import captions_of, encoded_rows, rows_of
@@ -100,7 +101,8 @@ def detect(
     ``siblings`` are its scores of clean encoders of the same training under other seeds, not a number where it found
     nothing. Where there are some an encoder's p-value is its rank among them, else the detector's own, if it gives one.
 
-    Writes under ``out``: detections.parquet (DETECTIONS) and measurements.parquet.
+    Writes under ``out``: detections.parquet (DETECTIONS) and measurements.parquet; of an encoder in which a trigger was
+    found also trigger.safetensors, its mask and pattern.
 
     Returns:
         The summary: level, null, null_n, and measurements by name; of an encoder also its card (see ``Detection``),
@@ -119,7 +121,7 @@ def detect(
                 raise SpecError(f"detector {detector.kind} judges inputs under a trigger, and the attack has none")
             pool, keys, truth = _input_pool(dataset, trigger, source, seed, device)
         case "encoder":
-            pool, keys, truth = _input_pool(dataset, None, None, seed, device)
+            pool, keys, truth = images_of_encoder(dataset, seed, device)
         case _:
             assert_never(detector.level)
     found = detector.detect(pool.pool, encoder, seed, on_progress)
@@ -149,6 +151,9 @@ def detect(
     out.mkdir(parents=True, exist_ok=True)
     columns = [keys, pa.array(scores, from_pandas=True), _nullable(p_values, len(keys)), truths]
     pq.write_table(pa.table(columns, schema=DETECTIONS), out / "detections.parquet")
+    if found.trigger is not None:
+        mask, pattern = (part.contiguous() for part in found.trigger)
+        save_file({"mask": mask, "pattern": pattern}, out / "trigger.safetensors")
     return {"level": detector.level, "null": found.null, "null_n": found.null_n, **more} | _written(measured, out)
 
 
@@ -235,6 +240,11 @@ def _input_pool(
     both = torch.cat([clean, triggered])
     truth = np.repeat([False, True], len(keys))
     return _Shuffled(both, seed, device), pa.concat_arrays([keys, keys]), truth
+
+
+def images_of_encoder(dataset: Dataset, seed: int, device: str) -> tuple[_Shuffled, pa.Array, np.ndarray]:
+    """What a detector of encoders sees, its ``pool``: the test images. Their keys, in their own order; no truth."""
+    return _input_pool(dataset, None, None, seed, device)
 
 
 def _nullable(values: np.ndarray | None, count: int) -> pa.Array:
