@@ -342,7 +342,7 @@ def _audit(options: argparse.Namespace) -> int:
         found = audit(options, options.store or settings.default_store(), options.out or settings.HOME / "audits")
     text = found.pop("text")
     _print(found, lambda _: iter(text), options.json)
-    return 1 if found["verdict"]["kind"] == "refused" else 0
+    return 1 if found.get("verdict", {}).get("kind") == "refused" else 0
 
 
 def _evaluate_encoder(options: argparse.Namespace) -> int:

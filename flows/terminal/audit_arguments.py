@@ -29,10 +29,23 @@ def add_audit(parser: argparse.ArgumentParser, json_help: str) -> None:
     encoder.add_argument(
         "--rate", type=_rate, default=0.05, metavar="P", help="false-positive rate of the verdict (default 0.05)"
     )
-    for one in (encoder,):
+    data = kinds.add_parser("data", help="which training images are suspicious, and at what error rate")
+    data.add_argument("data", metavar="DATA", help="folder, archive, shards or table")
+    data.add_argument("--encoder", default="", metavar="SPEC", help="whose features filters see, best trained on DATA")
+    data.add_argument("--trusted", default="", metavar="PATH", help="images of the same kind that you looked at")
+    data.add_argument("--image-size", type=int, default=None, metavar="PX", help="side of the encoder's images")
+    data.add_argument(
+        "--rate", type=_rate, default=0.1, metavar="Q", help="false discovery rate of what is left out (default 0.1)"
+    )
+    data.set_defaults(what="data")
+    card = kinds.add_parser("card", help="how often audits are wrong, on the store's encoders of one training")
+    card.add_argument("--rate", type=_rate, default=0.05, metavar="P", help="false-positive rate (default 0.05)")
+    card.set_defaults(what="card")
+    for one in (encoder, card):
         one.add_argument(
             "--budget", type=_minutes, default=30.0, metavar="MINUTES", help="how long it may take (default 30)"
         )
+    for one in (encoder, data, card):
         one.add_argument("--seed", type=int, default=0, metavar="N", help="names every random stream")
         one.add_argument("--plugin", action="append", default=[], metavar="FILE.py|MODULE", dest="plugins")
         one.add_argument("--store", default=None, metavar="URI", help="folder, file:// or s3://")

@@ -21,6 +21,8 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     "audit": (
         "encoder torchvision/resnet18:weights.pt --images photos/ --siblings torchvision/resnet18:other.pt",
         "encoder train/4f1c --images photos/ --siblings store --budget 5",
+        "data pairs/ --encoder open_clip/RN50:weights.pt --trusted looked-at/",
+        "card --budget 60",
     ),
     "compare": ("report/4f1c report/9a02", "report/4f1c report/9a02 --by defence"),
     "recipes": ("", "--json"),

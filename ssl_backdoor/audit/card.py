@@ -101,6 +101,7 @@ def report_card(
         "audit": "card",
         "rate": rate,
         "num_siblings": len(clean) - 1,
+        "detector": detector.model_dump(mode="json"),
         "scores": {
             "clean": _plain(clean),
             "poisoned": _plain(poisoned),

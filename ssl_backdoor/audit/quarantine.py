@@ -7,6 +7,7 @@ file can end the process, and that is a finding.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import resource
@@ -125,18 +126,23 @@ def _held_bytes() -> int:
 
 def main(ask: str, answer: str) -> None:
     """The process: read what to load, load it, write what came of it."""
-    from ssl_backdoor.encoders import Preprocessing, adopt, load_encoder
-
+    importlib.import_module("ssl_backdoor.encoders")  # before memory is bounded: the libraries' share is not its own
     asked = json.loads(Path(ask).read_text())
     resource.setrlimit(resource.RLIMIT_CPU, (int(asked["max_s"]), int(asked["max_s"]) + 5))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     limit = _held_bytes() + asked["max_bytes"]
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     network = _without_network()
+    Path(answer).write_text(json.dumps(answer_to(asked, network)))
+
+
+def answer_to(asked: Mapping[str, Any], network: str) -> dict[str, Any]:
+    """Load and adopt what ``asked`` names: its key and facts, or the reason why not and its kind (see ``Refusal``)."""
+    from ssl_backdoor.encoders import Preprocessing, adopt, load_encoder
+
     said: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in asked["said"].items()
     }
-    found: dict[str, Any]
     try:
         encoder = load_encoder(asked["text"], None, Preprocessing(**said))
         store = open_store(asked["store"])
@@ -151,15 +157,14 @@ def main(ask: str, answer: str) -> None:
             "std": getattr(spec, "std", None),
             "network": network,
         }
-        found = {"key": adopt(encoder, store).key, "facts": facts}
+        return {"key": adopt(encoder, store).key, "facts": facts}
     except MemoryError:
-        found = {"reason": "loading it takes more memory than its size explains", "kind": "killed"}
+        return {"reason": "loading it takes more memory than its size explains", "kind": "killed"}
     except UserError as error:
         is_file = type(error).__name__ == "CheckpointError" and bool(files_of(asked["text"]))
-        found = {"reason": str(error), "kind": "file" if is_file else "mistake"}
+        return {"reason": str(error), "kind": "file" if is_file else "mistake"}
     except (SslBackdoorError, RuntimeError) as error:
-        found = {"reason": str(error).partition("\n")[0][:300], "kind": "file"}
-    Path(answer).write_text(json.dumps(found))
+        return {"reason": str(error).partition("\n")[0][:300], "kind": "file"}
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Pool:
         self._order = order
         self._captions = captions
         self._files = files
+        self._features: tuple[Path, Tensor] | None = None
         self.device = device
         """Where an encoder runs: "cpu" or "cuda"."""
         self.vouched = torch.empty(0, dtype=torch.int64) if vouched is None else vouched
@@ -103,8 +104,10 @@ class Pool:
         Raises:
             CheckpointError: the backbone cannot be loaded, or its features are not finite.
         """
-        backbone = load_backbone(encoder).to(self.device).to(memory_format=torch.channels_last)
-        return features(backbone, self.batches())
+        if self._features is None or self._features[0] != encoder:  # filters of one pool share a pass
+            backbone = load_backbone(encoder).to(self.device).to(memory_format=torch.channels_last)
+            self._features = encoder, features(backbone, self.batches())
+        return self._features[1].clone()
 
 
 class Verdicts(NamedTuple):

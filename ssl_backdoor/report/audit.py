@@ -17,7 +17,7 @@ from ssl_backdoor.report.page import Section, render_page
 
 Pixels = NDArray[np.uint8]
 AREAS = (0.01, 0.02, 0.05, 0.10, 0.25, 1.0)
-_CONTROL, _SUSPECT, _PLANTED = "#6b7680", "#d55e00", "#0072b2"
+CONTROL, SUSPECT, PLANTED = "#6b7680", "#d55e00", "#0072b2"
 
 
 def write_encoder_audit(facts: Mapping[str, Any], pictures: Mapping[str, Pixels], out: Path) -> dict[str, str]:
@@ -30,10 +30,13 @@ def write_encoder_audit(facts: Mapping[str, Any], pictures: Mapping[str, Pixels]
         out: an existing folder.
     """
     sections = [one.pruned for one in _sections(facts, pictures)]
-    return _write(facts, sections, [facts["verdict"]["sentence"], *facts.get("others", [])], out)
+    return write_page(facts, sections, [facts["verdict"]["sentence"], *facts.get("others", [])], out)
 
 
-def _write(facts: Mapping[str, Any], sections: Sequence[Section], lines: Sequence[str], out: Path) -> dict[str, str]:
+def write_page(
+    facts: Mapping[str, Any], sections: Sequence[Section], lines: Sequence[str], out: Path
+) -> dict[str, str]:
+    """audit.html and audit.json in ``out``, with ``lines`` on top: where each lies."""
     context = {
         "what": facts["audit"],
         "name": replace_control_chars(str(facts["name"])),
@@ -105,18 +108,19 @@ def _p_words(facts: Mapping[str, Any]) -> str:
     )
 
 
-def _share(value: float | None) -> str:
+def share_of(value: float | None) -> str:
+    """In percent."""
     return MISSING if value is None else f"{100 * value:.3g} %"
 
 
 def _size(score: float | None) -> str:
-    return "not found" if score is None else _share(-score)
+    return "not found" if score is None else share_of(-score)
 
 
 def _scores(facts: Mapping[str, Any]) -> Table:
     own = _size(facts["score"]) if facts["is_finished"] else "not finished"
     rows = [("the encoder", own), *((one["name"], _size(one["score"])) for one in facts["siblings"])]
-    return _table(("encoder", "smallest patch, share of the image"), rows)
+    return audit_table(("encoder", "smallest patch, share of the image"), rows)
 
 
 def _null(facts: Mapping[str, Any]) -> Iterator[Picture]:
@@ -127,19 +131,19 @@ def _null(facts: Mapping[str, Any]) -> Iterator[Picture]:
     planted = [-one["score"] for one in facts["planted"] if one["score"] is not None and not one["failure"]]
     largest = max([*sizes, *planted, -(facts["score"] or 0.0), 0.05])
     bins = np.linspace(0, 1.05 * largest, 24).tolist()
-    left.hist([sizes, planted], bins=bins, stacked=True, color=[_CONTROL, _PLANTED],
+    left.hist([sizes, planted], bins=bins, stacked=True, color=[CONTROL, PLANTED],
               label=["siblings", "planted on trial"])  # fmt: skip
     if facts["score"] is not None:
-        left.axvline(-facts["score"], color=_SUSPECT, linewidth=2.2, label="this encoder")
+        left.axvline(-facts["score"], color=SUSPECT, linewidth=2.2, label="this encoder")
     left.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g} %")
     left.yaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_ylim(top=1.35 * left.get_ylim()[1])
     left.legend(frameon=False, fontsize=8.5, ncols=3, loc="upper left")
     drawing.headed(left, "Smallest patch, share of the image")
     curve = facts["card"].get("cosine_by_area", {})
-    right.plot([float(area) for area in curve], list(curve.values()), "o-", color=_SUSPECT, label="best patch found")
+    right.plot([float(area) for area in curve], list(curve.values()), "o-", color=SUSPECT, label="best patch found")
     if "clean_cosine" in facts["card"]:
-        right.axhline(facts["card"]["clean_cosine"], color=_CONTROL, linestyle="--", label="no patch")
+        right.axhline(facts["card"]["clean_cosine"], color=CONTROL, linestyle="--", label="no patch")
     right.set_xscale("log")
     right.set_xticks(AREAS, [f"{100 * area:g} %" for area in AREAS])
     right.minorticks_off()
@@ -164,14 +168,14 @@ def _planted(facts: Mapping[str, Any]) -> Table:
         sizes = ", ".join(_size(one["score"]) for one in here if not one["failure"])
         rows.append(
             (
-                _share(area),
+                share_of(area),
                 f"{power['num_found']} of {power['num_planted']}" if power else "no p-value",
-                f"{_share(power['low'])} to {_share(power['high'])}" if power else MISSING,
+                f"{share_of(power['low'])} to {share_of(power['high'])}" if power else MISSING,
                 sizes or MISSING,
                 failures,
             )
         )
-    return _table(
+    return audit_table(
         ("area of the planted patch", "found", "95 % interval", "smallest patches", "could not be planted"), rows, (4,)
     )
 
@@ -183,9 +187,9 @@ def _power(power: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
     (axes,) = drawing.panels(figure, 1)
     areas, shares = [one["area"] for one in power], [one["share"] for one in power]
     for one in power:
-        axes.plot([one["area"]] * 2, [one["low"], one["high"]], color=_PLANTED, linewidth=2.2)
-    axes.plot(areas, shares, "o-", color=_PLANTED)
-    axes.axhline(0.8, color=_CONTROL, linestyle="--", linewidth=1)
+        axes.plot([one["area"]] * 2, [one["low"], one["high"]], color=PLANTED, linewidth=2.2)
+    axes.plot(areas, shares, "o-", color=PLANTED)
+    axes.axhline(0.8, color=CONTROL, linestyle="--", linewidth=1)
     axes.set_ylim(-0.05, 1.05)
     axes.xaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g} %")
     axes.yaxis.set_major_formatter(lambda x, _: f"{100 * x:.3g} %")
@@ -195,7 +199,7 @@ def _power(power: Sequence[Mapping[str, Any]]) -> Iterator[Picture]:
 
 def _target(pull: Mapping[str, Any], pictures: Mapping[str, Pixels]) -> Iterator[Section]:
     def share(value: float | None) -> str:
-        return "N.E." if value is None else _share(value)
+        return "N.E." if value is None else share_of(value)
 
     rows = [(one["name"], share(one["triggered"]), share(one["without"]), one["detail"]) for one in pull["interfaces"]]
     classes = pull["classes"]
@@ -209,7 +213,7 @@ def _target(pull: Mapping[str, Any], pictures: Mapping[str, Pixels]) -> Iterator
         text=f"On held-out images features agree with a mean cosine of {pull['agreement']:.2f} under it, "
         f"{pull['clean_agreement']:.2f} without. Nearest to where it leads: {', '.join(pull['nearest'])}"
         + (f"; by class {known}." if known else "."),
-        tables=(_table(("through", "under it", "without it", "of the held-out images"), rows, (3,)),),
+        tables=(audit_table(("through", "under it", "without it", "of the held-out images"), rows, (3,)),),
         pictures=(_examples(pictures),),
         has_titles=False,
         caption="N.E.: not evaluable here. Siblings' triggers lead somewhere too: this alone is no evidence.",
@@ -242,9 +246,9 @@ def _examples(pictures: Mapping[str, Pixels]) -> Picture:
 def _ordinary(ordinary: Mapping[str, Any], pull: Mapping[str, Any] | None) -> Picture:
     figure = Figure(figsize=(10.0, 2.4), layout="constrained")
     (axes,) = drawing.panels(figure, 1)
-    axes.hist(ordinary["null"], bins=30, color=_CONTROL, label="ordinary patches")
+    axes.hist(ordinary["null"], bins=30, color=CONTROL, label="ordinary patches")
     if pull is not None:
-        axes.axvline(pull["agreement"] - ordinary["clean_cosine"], color=_SUSPECT, linewidth=2.2,
+        axes.axvline(pull["agreement"] - ordinary["clean_cosine"], color=SUSPECT, linewidth=2.2,
                      label="the recovered trigger")  # fmt: skip
     axes.legend(frameon=False, fontsize=8.5)
     drawing.headed(axes, "Mean cosine under a patch, minus the same without it")
@@ -256,7 +260,9 @@ def _ordinary(ordinary: Mapping[str, Any], pull: Mapping[str, Any] | None) -> Pi
 def _record(facts: Mapping[str, Any]) -> Iterator[Section]:
     """What was read, what it cost, what it cannot say."""
     rows = [(one["file"], one["format"], f"{one['bytes']:,}", one["sha256"]) for one in facts["files"]]
-    yield Section("File", "file", nav="File", tables=(_table(("file", "format", "bytes", "sha256"), rows, (1, 3)),))
+    yield Section(
+        "File", "file", nav="File", tables=(audit_table(("file", "format", "bytes", "sha256"), rows, (1, 3)),)
+    )
     words = {}
     if loading := facts.get("loading"):
         words["Loaded with network"] = loading["network"]
@@ -289,5 +295,6 @@ def _record(facts: Mapping[str, Any]) -> Iterator[Section]:
     )
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> Table:
+def audit_table(heads: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[int] = ()) -> Table:
+    """Without what would turn the text around."""
     return dense_table(heads, [[replace_control_chars(cell) for cell in row] for row in rows], text)
