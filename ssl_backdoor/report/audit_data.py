@@ -113,11 +113,9 @@ def data_lines(facts: Mapping[str, Any]) -> list[str]:
         ]
     smallest = len(facts["filters"]) / (facts["num_trusted"] + 1)
     group = smallest * facts["num_samples"] / facts["rate"]
-    lines = [
-        f"{facts['num_excluded']:,} samples are unlike the {facts['num_trusted']:,} trusted ones at a false discovery "
-        f"rate of {facts['rate']:.2g}: suspicious, which rare but honest images are as well",
-        count,
-    ]
+    among = f"unlike the {facts['num_trusted']:,} trusted ones at a false discovery rate of {facts['rate']:.2g}"
+    found = f"{facts['num_excluded']:,} samples are {among}: suspicious, which rare but honest images are as well"
+    lines = [found if facts["num_excluded"] else f"no sample is {among}", count]
     if not facts["num_excluded"] and group > 1:
         lines.append(
             f"so few trusted images allow no p below {smallest:.2g}: only {np.ceil(group):,.0f} samples or more at "
