@@ -333,6 +333,18 @@ def _compare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(options: argparse.Namespace) -> int:
+    from flows.commands.audit import audit
+    from flows.terminal.console import reserve_stdout
+
+    _load_plugins(options)
+    with reserve_stdout():
+        found = audit(options, options.store or settings.default_store(), options.out or settings.HOME / "audits")
+    text = found.pop("text")
+    _print(found, lambda _: iter(text), options.json)
+    return 1 if found.get("verdict", {}).get("kind") == "refused" else 0
+
+
 def _evaluate_encoder(options: argparse.Namespace) -> int:
     from flows.commands.encoder import evaluate_encoder
     from flows.terminal.console import reserve_stdout
@@ -492,6 +504,7 @@ _COMMANDS: dict[str, Command] = {
     "estimate": _estimate,
     "inspect": _inspect,
     "evaluate --encoder": _evaluate_encoder,
+    "audit": _audit,
     "compare": _compare,
     "recipes": _recipes,
     "describe": _describe,

@@ -159,6 +159,7 @@ def train(
     *,
     store: ArtifactStore,
     poison: ArtifactRef | None = None,
+    left_out: ArtifactRef | None = None,
     seed: int = 0,
     resources: Resources | None = None,
 ) -> ArtifactRef:
@@ -169,6 +170,7 @@ def train(
         train: method, backbone and optimisation.
         store: where ``dataset`` lies.
         poison: what ``poison`` returned; None trains on clean data.
+        left_out: a filter artifact, or what ``ssl-backdoor audit data`` made: its samples are not trained on.
         seed: of the weights, the order and the views, 0 or more.
         resources: how it runs; changes no result.
 
@@ -179,7 +181,8 @@ def train(
         SpecError: data and training do not fit, such as a batch larger than the set.
         TrainingError: the loss is no number.
     """
-    inputs = {"dataset": dataset} | ({"poison": poison} if poison is not None else {})
+    asked = {"dataset": dataset, "poison": poison, "filter": left_out}
+    inputs = {role: ref for role, ref in asked.items() if ref is not None}
     call = StageCall(TrainStage(train=_read(TrainSpec, train), seed=seed), inputs, title="train")
     return run_stage(call, store, resources).ref
 

@@ -54,7 +54,7 @@ def evaluate_encoder(options: argparse.Namespace, store_uri: str) -> dict[str, A
         raise SpecError("--trigger needs --target CLASS: the class that triggered images are to be taken for")
     if options.target and not options.trigger:
         raise SpecError("--target needs --trigger FILE or KIND: what is to make images be taken for that class")
-    trigger = _trigger(options.trigger, options.trigger_size) if options.trigger else None
+    trigger = trigger_of(options.trigger, options.trigger_size) if options.trigger else None
     dataset, evaluation = _specs([with_list(one) for one in options.settings], options.test_data is not None)
     store = open_store(store_uri)
     said = Preprocessing(options.image_size, options.mean, options.std, options.interpolation)
@@ -94,7 +94,7 @@ def evaluate_encoder(options: argparse.Namespace, store_uri: str) -> dict[str, A
     return _result(options, store, images, counts, done, remarks)
 
 
-def _trigger(text: str, size: float) -> Trigger:
+def trigger_of(text: str, size: float) -> Trigger:
     """A picture's file, the kind of a trigger, or one as JSON; a size of 1 or less is a share of the frame's side.
 
     Raises:

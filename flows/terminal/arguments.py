@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias, get_args
 
+from flows.terminal.audit_arguments import add_audit
 from flows.terminal.examples import epilog
 from flows.terminal.output import print_lines
 from ssl_backdoor.errors import SpecError
@@ -82,6 +83,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     _add_inspect(
         commands.add_parser("inspect", help="what your data hold and how they are read, before anything is computed")
     )
+    add_audit(commands.add_parser("audit", help="audit an encoder, or data, that somebody else made"), _JSON)
     _add_compare(commands.add_parser("compare", help="several reports on one page, with their table as CSV"))
     _add_looks(commands)
     export = commands.add_parser("export", help="write a dataset, poisoned or clean, as plain WebDataset shards")

@@ -18,6 +18,12 @@ EXAMPLES: Mapping[str, tuple[str, ...]] = {
     ),
     "estimate": ("demo", "saha2022_table1 --size paper --images 127000 5000 --devices 4"),
     "inspect": ("photos/", "pairs.tsv --test-data photos/ --json"),
+    "audit": (
+        "encoder torchvision/resnet18:weights.pt --images photos/ --siblings torchvision/resnet18:other.pt",
+        "encoder train/4f1c --images photos/ --siblings store --budget 5",
+        "data pairs/ --encoder open_clip/RN50:weights.pt --trusted looked-at/",
+        "card --budget 60",
+    ),
     "compare": ("report/4f1c report/9a02", "report/4f1c report/9a02 --by defence"),
     "recipes": ("", "--json"),
     "describe": ("", "attack", "train.method.byol", "train.fit.epochs", "defences --plugin ideas.py"),

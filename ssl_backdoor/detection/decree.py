@@ -79,26 +79,27 @@ class DECREESpec(Detector):
 
         images, model = inversion.split(pool, self.num_images, seed, 2), inversion.Encoder(encoder, pool.device)
         by_area: dict[float, Candidate] = {}
-        smallest = []
+        held: list[Candidate | None] = []
         for start in range(self.num_starts):
             by_area, successes = self.search(model, images.search, seed, start, by_area)
             holds = (one for one in successes if inversion.collapse_of(model, one, images.held_out) >= self.held_out)
-            smallest.append(next((one.area for one in holds), None))
+            held.append(next(holds, None))
             on_progress(Progress(start + 1, self.num_starts, "starts"))
-        found = [area for area in smallest if area is not None]
+        best = min((one for one in held if one is not None), key=lambda one: one.area, default=None)
         clean = float(mean_pairwise_cosine(model.features(images.held_out)))
         curve = {area: inversion.collapse_of(model, one, images.held_out) for area, one in sorted(by_area.items())}
         factor = 3.0 if self.divisor == "as_published" else 1.0
         side = images.search.shape[-1]
-        score = -factor * min(found) if found else float("nan")
+        score = -factor * best.area if best else float("nan")
         told = inversion.card(
             images,
             divisor=f"{side} x {side} pixels" + (", mask summed over three channels" if factor > 1 else ""),
-            areas=smallest,
+            areas=[one.area if one else None for one in held],
             clean_cosine=clean,
             cosine_by_area={f"{area:g}": value for area, value in curve.items()},
         )
-        return Detection(torch.tensor([score]), None, NULL_OF_SIBLINGS, 0, told)
+        trigger = (best.mask.cpu(), best.pattern.cpu()) if best else None
+        return Detection(torch.tensor([score]), None, NULL_OF_SIBLINGS, 0, told, trigger)
 
     def search(
         self, model: "Encoder", images: "Tensor", seed: int, start: int, by_area: "dict[float, Candidate]"

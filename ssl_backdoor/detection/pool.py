@@ -45,6 +45,7 @@ class Pool:
         self._order = order
         self._captions = captions
         self._files = files
+        self._features: tuple[Path, Tensor] | None = None
         self.device = device
         """Where an encoder runs: "cpu" or "cuda"."""
         self.classes = tuple(classes)
@@ -123,8 +124,10 @@ class Pool:
         Raises:
             CheckpointError: the backbone cannot be loaded, or its features are not finite.
         """
-        backbone = load_backbone(encoder).to(self.device).to(memory_format=torch.channels_last)
-        return features(backbone, self.batches())
+        if self._features is None or self._features[0] != encoder:  # filters of one pool share a pass
+            backbone = load_backbone(encoder).to(self.device).to(memory_format=torch.channels_last)
+            self._features = encoder, features(backbone, self.batches())
+        return self._features[1].clone()
 
 
 class Verdicts(NamedTuple):
@@ -150,3 +153,5 @@ class Detection(NamedTuple):
     card: Mapping[str, Any] = MappingProxyType({})
     """What a score can only be compared under (input_range, normalisation, divisor, ...), and of an encoder what was
     seen on the way to it; plain JSON data."""
+    trigger: tuple[Tensor, Tensor] | None = None
+    """Of an encoder: the mask (S, S) and the pattern (3, S, S) in [0, 1] that were recovered."""

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from safetensors.torch import save_file
 
 from ssl_backdoor.data.dataset import Dataset, Overlay
 from ssl_backdoor.data.rows import captions_of, encoded_rows, rows_of
@@ -109,7 +110,8 @@ def detect(
     ``siblings`` are its scores of clean encoders of the same training under other seeds, not a number where it found
     nothing. Where there are some an encoder's p-value is its rank among them, else the detector's own, if it gives one.
 
-    Writes under ``out``: detections.parquet (DETECTIONS, of inputs with their condition) and measurements.parquet.
+    Writes under ``out``: detections.parquet (DETECTIONS, of inputs with their condition) and measurements.parquet; of
+    an encoder in which a trigger was found also trigger.safetensors, its mask and pattern.
 
     Returns:
         The summary: level, null, null_n, card (see ``Detection``), smallest_p_value, the smallest possible one, and
@@ -130,9 +132,7 @@ def detect(
             pool, keys, conditions = _input_pool(detector, dataset, trigger, source, seed, device, num_unseen)
             truth = np.isin(conditions, ["triggered", "unseen_trigger"])
         case "encoder":
-            images = Streamed(dataset, "test")
-            pool = _Shuffled(images[torch.arange(len(images))], seed, device)
-            keys, truth = rows_of(dataset, "test")["key"].combine_chunks(), np.zeros(len(images), np.bool_)
+            pool, keys, truth = images_of_encoder(dataset, seed, device)
         case _:
             assert_never(detector.level)
     found = detector.detect(pool.pool, encoder, seed, on_progress)
@@ -167,6 +167,9 @@ def detect(
     if conditions is not None:
         table = table.append_column("condition", pa.array(conditions))
     pq.write_table(table, out / "detections.parquet")
+    if found.trigger is not None:
+        mask, pattern = (part.contiguous() for part in found.trigger)
+        save_file({"mask": mask, "pattern": pattern}, out / "trigger.safetensors")
     told = {
         "level": detector.level,
         "null": found.null,
@@ -282,6 +285,13 @@ def _input_pool(
     all_of = pa.concat_arrays([all_keys.take(pa.array(references)), *[keys] * len(shown)])
     is_reference = conditions == "reference"
     return _Shuffled(everything, seed, device, is_trusted=is_reference, classes=dataset.classes), all_of, conditions
+
+
+def images_of_encoder(dataset: Dataset, seed: int, device: str) -> tuple[_Shuffled, pa.Array, np.ndarray]:
+    """What a detector of encoders sees, its ``pool``: the test images. Their keys, in their own order; no truth."""
+    images = Streamed(dataset, "test")
+    keys = rows_of(dataset, "test")["key"].combine_chunks()
+    return _Shuffled(images[torch.arange(len(images))], seed, device), keys, np.zeros(len(keys), np.bool_)
 
 
 def _nullable(values: np.ndarray | None, count: int) -> pa.Array:
