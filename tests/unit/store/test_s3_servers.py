@@ -55,6 +55,7 @@ TOLD = {
 class _Bucket(BaseHTTPRequestHandler):
     """As much of S3 as ``check`` asks for, but for what ``lacks`` says."""
 
+    protocol_version = "HTTP/1.1"  # answers "Expect: 100-continue", for which a client waits a second
     lacks: ClassVar[dict[str, Answer | None]] = {}
     objects: ClassVar[dict[str, bytes]] = {}
 
