@@ -25,7 +25,7 @@ SETTINGS = (*TINY_SETTINGS, *SMALL)
 FLOW = f"""
 from flows.run import experiment
 def test_flow():
-    experiment(recipe="demo", methods="byol", settings={SETTINGS!r}, until="ingest")
+    experiment(recipe="demo", methods="byol", settings={SETTINGS!r}, until="train")
 """
 WAYS: Mapping[str, list[str]] = {
     "shell": [
@@ -35,7 +35,7 @@ WAYS: Mapping[str, list[str]] = {
     "script": [sys.executable, "-c", f"{FLOW}\ntest_flow()"],
     "test": [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_flow.py"],
 }
-"""How a flow starts that nothing points at a server. The shell's trains; the others start the same servers."""
+"""How a flow starts that nothing points at a server."""
 
 
 @pytest.fixture(scope="module")
