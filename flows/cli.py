@@ -411,6 +411,7 @@ def _reindex(options: argparse.Namespace) -> int:
     from ssl_backdoor.store import open_store
     from tasks.tracking import reindex
 
+    _load_plugins(options)
     failed: list[str] = []
     print_lines(reindex(open_store(options.store or settings.default_store()), failed.append))
     for reason in failed:

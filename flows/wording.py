@@ -36,6 +36,15 @@ def pairs_of(runs: Sequence[RunSpec]) -> str:
     return plural(len({(run.attack.trigger, run.attack.target_class) for run in runs}), "trigger/target pair")
 
 
+def ask(runs: Sequence[RunSpec]) -> str:
+    """What any ``runs`` answer."""
+    defences = defences_of(runs)
+    undone = f", and how much of that does {defences} undo" if defences else ""
+    methods = methods_of(runs)
+    learned = f"{methods} learn{'' if ' and ' in methods else 's'}"
+    return f"Over {pairs_of(runs)}, do the poisons bend what {learned} from these images{undone}?"
+
+
 def reword(
     report: ReportSpec, changed: Sequence[str], name_variant: NameVariant | None = None, ask: Ask | None = None
 ) -> ReportSpec:

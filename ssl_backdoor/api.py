@@ -97,10 +97,10 @@ def ingest(
 
     Args:
         data: a path (folder, archive, shards or table); or samples: any iterable of (image, label) or (image, label,
-            caption), a torch Dataset, a Hugging Face dataset, or mappings with the fields image, label and caption. An
-            image is uint8 in 0 to 255 or float in [0, 1] of shape (H, W) or (H, W, 3), torch's (3, H, W), a PIL image,
-            or the bytes of a file; a label is a class's name, its number, or None. None where ``dataset`` draws its
-            own images.
+            caption), a torch Dataset, a Hugging Face dataset (of a DatasetDict "train" and "test", else "validation"),
+            or mappings with the fields image, label and caption. An image is uint8 in 0 to 255 or float in [0, 1] of
+            shape (H, W) or (H, W, 3), torch's (3, H, W), a PIL image, or the bytes of a file; a label is a class's
+            name, its number, or None. None where ``dataset`` draws its own images.
         store: where to.
         dataset: frame, classes, share held out for tests, ...; the default keeps everything as it is.
         test: where test images come from, if not from ``data``: a path where that is one, else samples.

@@ -26,7 +26,7 @@ STAGE_VERSION: Mapping[Stage, int] = {
     "defend": 1,
     "detect": 2,
     "evaluate": 3,
-    "report": 7,
+    "report": 8,
 }
 
 

@@ -27,6 +27,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types.schema import Schema, TensorSpec
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+from pydantic import ValidationError
 
 from ssl_backdoor.errors import StoreAwayError, StoreError, to_printable_line
 from ssl_backdoor.report.frame import covariates, headline_probes, is_of_plugin, pair_of
@@ -142,7 +143,13 @@ def write(report: ArtifactRef, store: ArtifactStore, client: mlflow.MlflowClient
     being written: it is deleted only once a complete one exists, which its writer, if there is one, then finds. Of two
     complete ones both writers keep the same.
     """
-    spec = ReportSpec.model_validate(store.manifest(report).spec)
+    try:
+        spec = ReportSpec.model_validate(store.manifest(report).spec)
+    except ValidationError as error:
+        raise StoreError(
+            f"{report.stage}/{report.key[:12]} was made with other specs than there are now, or with a --plugin that "
+            "is to be given again"
+        ) from error
     experiment = _experiment(client, spec.recipe)
     if whole := _known(client, experiment, report.key)[0]:
         return whole[0]

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
 from flows.commands.results import resolve
 from ssl_backdoor.errors import SpecError, translate_os_errors
 from ssl_backdoor.report import compare as comparison
 from ssl_backdoor.specs import ReportSpec
 from ssl_backdoor.store import is_folder
+from ssl_backdoor.store.base import explain_damage
 from ssl_backdoor.store.local import folder_of
 
 _FRAME = "measurements.parquet"
@@ -40,16 +42,19 @@ def compare(references: Sequence[str], by: str, store: str, out: Path) -> dict[s
         manifest = opened.manifest(ref)
         if _FRAME not in manifest.files:
             raise SpecError(f"expected {_FRAME} in report/{ref.key[:12]}, found none; run that recipe again")
-        frame = pd.read_parquet(opened.fetch(ref, [_FRAME]) / _FRAME)
-        spec = ReportSpec.model_validate(manifest.spec)
-        reports[ref.key] = comparison.Compared(
-            name=f"report/{ref.key[:12]}",
-            recipe=spec.recipe,
-            answer=str(manifest.summary.get("answer", "")),
-            frame=frame,
-            unit=spec.unit,
-            swept=frozenset(figure.attack for figure in spec.figures),
-        )
+        with explain_damage(ref):
+            frame = pd.read_parquet(opened.fetch(ref, [_FRAME]) / _FRAME)
+            spec = manifest.spec
+            reports[ref.key] = comparison.Compared(
+                name=f"report/{ref.key[:12]}",
+                recipe=spec["recipe"],
+                answer=str(manifest.summary.get("answer", "")),
+                frame=frame,
+                unit=spec.get("unit", ReportSpec.model_fields["unit"].default),
+                swept=frozenset(figure["attack"] for figure in spec.get("figures", ())),
+                setting=manifest.summary.get("setting", {}),
+                defences=_names_of_defences(spec),
+            )
     if len(reports) < 2:
         raise SpecError(f"expected two reports or more, found {len(reports)}; name each once")
     name = hashlib.sha256(f"{by} {' '.join(reports)}".encode()).hexdigest()[:12]
@@ -59,6 +64,15 @@ def compare(references: Sequence[str], by: str, store: str, out: Path) -> dict[s
         found = comparison.compare(list(reports.values()), by, folder)
     files = {file.name.rpartition(".")[2]: str(file) for file in sorted(folder.iterdir()) if file.is_file()}
     return found | {"files": files}
+
+
+def _names_of_defences(spec: Mapping[str, Any]) -> dict[str, str]:
+    """For people, by kind; where a plug-in that is not loaded took part, kinds have to do."""
+    try:
+        runs = ReportSpec.model_validate(spec).runs
+    except ValidationError:
+        return {}
+    return {one.kind: one.label for run in runs for one in run.defences}
 
 
 def render(result: Mapping[str, Any]) -> Iterator[str]:

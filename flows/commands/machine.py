@@ -1,11 +1,14 @@
 """What of this machine or shell stands in the way of a run: found before anything starts, and by `doctor`."""
 
 import os
+import re
 import resource
 import tempfile
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.request import getproxies_environment
 
 import flows
@@ -17,6 +20,7 @@ from tasks.ray_settings import folder_for_sockets
 
 _MIN_FILES = 512
 _FILES = 4096
+_PREFECT_NAME = re.compile(r"^\s*(?:export\s+)?(PREFECT_\w+)\s*=", re.MULTILINE)
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR")
 
 
@@ -117,12 +121,50 @@ def check_addresses() -> str:
     return f"this shell names {', '.join(read_addresses()) or 'no server: all is embedded'}"
 
 
+def check_prefect_files() -> str:
+    """Whether the working folder holds settings of Prefect's, which it reads wherever it is started.
+
+    Raises:
+        UserError: it does, and the rest of a run would not see them.
+    """
+    if found := list(_prefect_settings()):
+        raise UserError(
+            f"Prefect would take settings from this folder's {' and '.join(found)}, which the rest of a run does not "
+            "see: export them in the shell in place of that, or run from another folder"
+        )
+    return "Prefect finds no settings of its own in this folder"
+
+
+def _prefect_settings() -> Iterator[str]:
+    """Each of the three files that holds some, with their names; those that the environment sets count for nothing."""
+    named = {name for name in _PREFECT_NAME.findall(_text(".env")) if name not in os.environ}
+    if named:
+        yield f".env ({', '.join(sorted(named)[:3])})"
+    for file, path in (("prefect.toml", ()), ("pyproject.toml", ("tool", "prefect"))):
+        try:
+            table: Any = tomllib.loads(_text(file))
+            for name in path:
+                table = table.get(name, {})
+        except (tomllib.TOMLDecodeError, AttributeError):
+            continue  # Prefect finds nothing there either
+        if table:
+            yield file
+
+
+def _text(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
 CHECKS: tuple[tuple[str, Callable[[], str]], ...] = (
     ("files", check_open_files),
     ("temporary", check_temporary_folder),
     ("proxies", check_proxies),
     ("packages", check_packages),
     ("addresses", check_addresses),
+    ("folder", check_prefect_files),
 )
 """Each says what is so, or raises what is in the way."""
 

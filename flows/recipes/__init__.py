@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from flows.recipes import attacks, carlini2022, cifar10, clip, defences, demo, own, saha2022, small, ssl, tamper
 from flows.wording import Ask, NameVariant
+from flows.wording import ask as ask_any
 from ssl_backdoor.errors import SpecError
 from ssl_backdoor.plugins import load
 from ssl_backdoor.specs import FilesSourceSpec, ReportSpec
@@ -158,7 +159,7 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         1,
         True,
         "your own images, or image-text pairs; what is not asked for follows from a look at them",
-        ask=own.ask,
+        ask=ask_any,
         follow=own.follow,
     ),
     "cifar10_byol": _cifar10(cifar10.cifar10_byol, "BYOL"),
@@ -223,6 +224,7 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         "the patch against every filter",
         ("BYOL, 5 classes of CIFAR-10 at 16 px", "MoCo v2, ImageNet-100"),
         ((10, 2, 2), (10, 10, 1)),
+        defences.ask_filters,
     ),
     "defences_clip": _compared(
         partial(defences.clip_defences, clip.MINI),
@@ -230,6 +232,7 @@ RECIPES: Mapping[str, Recipe | Sized] = {
         "CLIP's poisons against filters and repairs",
         ("captioned CIFAR-10 at 16 px", "CC3M, RN50"),
         ((10, 10, 2), (8, 8, 8)),
+        defences.ask_clip,
     ),
     "tamper": _compared(
         partial(tamper.tamper, tamper.MINI),

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from flows.recipes import clip, ssl
+from flows.wording import ask, methods_of
 from ssl_backdoor.defences.fine_tuning import FineTuningSpec
 from ssl_backdoor.defences.par import PARSpec
 from ssl_backdoor.detection.clustered import ActivationClusteringSpec, SpectralSignaturesSpec
@@ -76,6 +77,26 @@ SSL_MINI, SSL_PAPER = Filters(32, 256, 10, is_small=True), Filters(16, 512, 100,
 CLIP_MINI, CLIP_PAPER = Filters(16, 512, 20, is_small=True), Filters(16, 512, 1000, is_small=False)
 
 
+def ask_filters(runs: Sequence[RunSpec]) -> str:
+    """Of ``defences_ssl``."""
+    if not any(run.defences for run in runs):
+        return ask(runs)
+    return (
+        f"Which filter finds the patched training images of {methods_of(runs)}, and does an encoder trained on what it "
+        "keeps lose the backdoor and keep its accuracy?"
+    )
+
+
+def ask_clip(runs: Sequence[RunSpec]) -> str:
+    """Of ``defences_clip``."""
+    if not any(run.defences for run in runs):
+        return ask(runs)
+    return (
+        f"Which filter finds the poisoned pairs of {methods_of(runs)}, which repair removes what they planted, and at "
+        "what cost in accuracy?"
+    )
+
+
 def ssl_filters(scale: ssl.Scale, pairs: int, seeds: int) -> ReportSpec:
     """Saha et al.'s patch, with stickers at mini size, against every filter."""
     is_small = scale is ssl.MINI
@@ -98,8 +119,7 @@ def ssl_filters(scale: ssl.Scale, pairs: int, seeds: int) -> ReportSpec:
     ]
     return ReportSpec(
         recipe="defences_ssl",
-        question=f"Which filter finds the patched training images of {scale.main}, and does an encoder trained on what "
-        "it keeps lose the backdoor and keep its accuracy?",
+        question=ask_filters(runs),
         note=f"{scale.note} {NOTE}",
         runs=tuple(runs),
         tables=tuple(_table("filters", "Filter and retrain", "", defences, probe) for probe in scale.probes),
@@ -142,8 +162,7 @@ def clip_defences(scale: clip.Scale, pairs: int, seeds: int) -> ReportSpec:
     probe = next(iter(scale.evaluation.probes)).kind
     return ReportSpec(
         recipe="defences_clip",
-        question="Which filter finds the poisoned pairs of CLIP, which repair removes what they planted, and at what "
-        "cost in accuracy?",
+        question=ask_clip(runs),
         note=f"{scale.note} {NOTE} The baseline of a linear probe on clean labels is the row of the undefended encoder "
         "under the probe linear_100, where that is evaluated.",
         runs=tuple(runs),

@@ -70,8 +70,8 @@ def ask(runs: Sequence[RunSpec]) -> str:
     if added:
         parts.append(f"do a few added image-caption pairs bend what {methods_of(added)} learns")
     if defences := defences_of(runs):
-        parts.append(f"{'and ' * (len(parts) > 0)}how much of that does {defences} undo")
-    text = ", ".join(parts)
+        parts.append(f"how much of that does {defences} undo")
+    text = ", and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
     return f"{text[0].upper()}{text[1:]}?"
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from flows.overrides import dataset_of
 from flows.recipes import clip, small, ssl
 from flows.shorthand import SMALL_PX, kind_among, whole
-from flows.wording import defences_of, methods_of, pairs_of
+from flows.wording import ask
 from ssl_backdoor.data.counts import Counts, count
 from ssl_backdoor.data.images import inspect
 from ssl_backdoor.data.sources import open_source
@@ -160,13 +160,6 @@ def without_data(pairs: int, seeds: int) -> ReportSpec:
         SpecError: always.
     """
     raise SpecError("own follows your images, so they have to be there: give them with --data PATH")
-
-
-def ask(runs: Sequence[RunSpec]) -> str:
-    """What ``runs`` answer."""
-    defences = defences_of(runs)
-    undone = f", and how much of that does {defences} undo" if defences else ""
-    return f"Over {pairs_of(runs)}, do the poisons bend what {methods_of(runs)} learns from these images{undone}?"
 
 
 def _note(pairs: int, seeds: int) -> str:

@@ -8,7 +8,7 @@ the paper says is shown beside, marked unverified where it was recalled and not 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flows.recipes.ssl import Scale
-from flows.wording import defences_of, methods_of
+from flows.wording import ask, defences_of, methods_of
 from ssl_backdoor.specs import (
     AttackSpec,
     Defence,
@@ -201,10 +201,9 @@ def name_by_trust(run: RunSpec) -> str:
 
 def ask_trust(runs: Sequence[RunSpec]) -> str:
     """Of table 2."""
-    return (
-        f"How much of the backdoor of encoders of {methods_of(runs)} does {defences_of(runs) or 'no defence'} remove, "
-        "and what does it cost?"
-    )
+    if not (defences := defences_of(runs)):
+        return ask(runs)
+    return f"How much of the backdoor of encoders of {methods_of(runs)} does {defences} remove, and what does it cost?"
 
 
 def ask_rate(runs: Sequence[RunSpec]) -> str:

@@ -90,6 +90,7 @@ def parse(arguments: Sequence[str] | None, do: Mapping[str, Command]) -> argpars
     export.add_argument("--store", default=None)
     export.set_defaults(command="export")
     reindex = commands.add_parser("reindex", help="write every report of the store that MLflow lacks to MLflow")
+    _add_plugin(reindex)
     reindex.add_argument("--store", default=None)
     reindex.set_defaults(command="reindex")
     _add_housekeeping(commands)

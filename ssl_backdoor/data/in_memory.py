@@ -42,9 +42,10 @@ def write_samples(train: Samples, test: Samples | None, class_names: Sequence[st
     """Write ``folder``/train.parquet and, where there are some, test.parquet; return the digest of their content.
 
     Args:
-        train: see ``Samples``. An image is uint8 (H, W), (H, W, 1) or (H, W, 3), NumPy or torch, or torch's (1 or 3, H,
-            W); float ones lie in [0, 1]; or a PIL image, or the bytes of a file. A label is a class's name or number,
-            or None.
+        train: see ``Samples``; or a mapping of splits, as Hugging Face's DatasetDict, whose "train" and "test" (else
+            "validation") are taken. An image is uint8 (H, W), (H, W, 1) or (H, W, 3), NumPy or torch, or torch's (1 or
+            3, H, W); float ones lie in [0, 1]; or a PIL image, or the bytes of a file. A label is a class's name or
+            number, or None.
         test: the same, or None.
         class_names: of classes that are numbers; None takes those that ``train`` has (``classes``, or the names of a
             Hugging Face ClassLabel), or the numbers themselves.
@@ -56,6 +57,7 @@ def write_samples(train: Samples, test: Samples | None, class_names: Sequence[st
     Raises:
         DataError: a sample is none of these, or there are none.
     """
+    train, test = _splits(train, test)
     names = _class_names(train) if class_names is None else tuple(map(str, class_names))
     digest = hashlib.sha256("\0".join(["in memory", *(names or ())]).encode())
     for split, samples in (("train", train), ("test", test)):
@@ -66,6 +68,19 @@ def write_samples(train: Samples, test: Samples | None, class_names: Sequence[st
         if not number:
             raise DataError(f"expected images, found no {split} sample: give (image, label) pairs")
     return digest.hexdigest()
+
+
+def _splits(train: Any, test: Any) -> tuple[Samples, Samples | None]:
+    if not hasattr(train, "keys"):
+        return train, test
+    if "train" not in train or (test is not None and len(train) > 1):
+        found = ", ".join(sorted(map(str, train.keys()))[:6])
+        raise DataError(
+            f"expected samples, or a mapping of splits with 'train' and perhaps 'test', found one with {found}"
+            f"{' and test samples beside it' * (test is not None)}; of arrays give zip(images, labels)"
+        )
+    held_out = next((train[name] for name in ("test", "validation") if name in train), None)
+    return train["train"], held_out if test is None else test
 
 
 def _write(split: str, samples: Samples, names: Sequence[str] | None, writer: pq.ParquetWriter, digest: Any) -> int:

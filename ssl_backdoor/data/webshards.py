@@ -214,7 +214,11 @@ def read_sample(
         DataError: a shard holds a member twice.
     """
     images, sidecars, name, problem = _gather(group, shard)
-    about = _object(sidecars.get("json", b""))
+    about = _object(sidecars.get("json", b"{}"))
+    if about is None:
+        about = {}
+        if found is not None:
+            found.ignore("json that holds no object", f"{stem_of(name)}.json")
     word = next((about[field] for field in SPLIT_FIELDS if about.get(field) is not None), None)
     split = words.of_field(word, f"the json of {place(stem_of(name)).name}") if word is not None else None
     class_name = caption = None
@@ -279,13 +283,13 @@ def _gather(group: Iterable[Pair], shard: str) -> tuple[list[Member], dict[str, 
     return images, sidecars, name, problem
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    """The JSON object in ``data``, or an empty one: a malformed sidecar costs the caption, not the image."""
+def _object(data: bytes) -> dict[str, Any] | None:
+    """The JSON object in ``data``, or None: a malformed sidecar costs the caption, not the image."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _caption(about: dict[str, Any], text: bytes | None, txt_captions: TxtCaptions) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from ssl_backdoor.report.figures import drawing
 from ssl_backdoor.report.frame import FRAME, Arm, Measure, Pair, Replicate, Statistic, headline_probes
 from ssl_backdoor.report.layout import Point
 from ssl_backdoor.report.page import Section, render_page
-from ssl_backdoor.report.setting import data_label
+from ssl_backdoor.report.setting import MADE, data_label
 from ssl_backdoor.specs import DatasetSpec, attack_words
 from ssl_backdoor.words import method_label
 
@@ -73,6 +74,10 @@ class Compared(NamedTuple):
     """``ReportSpec.unit``."""
     swept: frozenset[str] = frozenset()
     """Kinds of attack whose runs are models along an axis, each with pairs of its own."""
+    setting: Mapping[str, str] = MappingProxyType({})
+    """What was run, part by part, as its page has it."""
+    defences: Mapping[str, str] = MappingProxyType({})
+    """Each defence for people, by its kind."""
 
 
 def join(reports: Sequence[Compared]) -> pd.DataFrame:
@@ -115,9 +120,11 @@ def compare(reports: Sequence[Compared], by: str, out: Path) -> dict[str, Any]:
     answers = {f"{one.recipe}, {one.name}": one.answer for one in reports}
     sections = [
         Section("Answers", "answers", nav="Answers", words=answers),
+        Section("What differs", "differs", nav="What differs", words=_differences(reports)),
         Section("Comparison", "comparison", nav="Comparison", caption=_CAPTION, tables=(table,)),
         Section("Figure", "figure", nav="Figure", pictures=tuple(_pictures(lines, quantities)), has_titles=False),
     ]
+    sections = [one for one in sections if one.is_filled]
     context = {"title": f"{len(reports)} reports compared by {by}", "sections": sections}
     (out / "compare.html").write_text(render_page("compare.html", context), encoding="utf-8")
     (out / "compare.csv").write_text(_csv(lines, quantities), encoding="utf-8")
@@ -128,6 +135,17 @@ def compare(reports: Sequence[Compared], by: str, out: Path) -> dict[str, Any]:
         (line.label, *(cell.value for cell in line.cells or (Cell(""),) * len(quantities))) for line in table.lines
     ]
     return {"by": by, "reports": [one.name for one in reports], "text": fixed_width(rows, 2)}
+
+
+def _differences(reports: Sequence[Compared]) -> dict[str, str]:
+    """Each part of the setting that is not the same in all, report by report; when and by what it was made is none."""
+    parts = [part for part in dict.fromkeys(part for one in reports for part in one.setting) if part not in MADE]
+    return {
+        f"{part}, {one.name}": one.setting.get(part, "none")
+        for part in parts
+        if len({other.setting.get(part) for other in reports}) > 1
+        for one in reports
+    }
 
 
 _Line = tuple[Mapping[str, Any], Mapping[Quantity, Estimate]]
@@ -152,7 +170,9 @@ def _lines(
         unit: Unit = "model" if attack in report.swept else report.unit
         numbers = {q: row for q in quantities if (row := _estimate(rows, q, unit))}
         if numbers:
-            found.append((dict(zip(_LINE, key, strict=True)), numbers))
+            line = dict(zip(_LINE, key, strict=True))
+            arm = Arm.made(line["trained_on"], line["defence"], report.defences.get(line["defence"], ""))
+            found.append((line | {"arm": arm}, numbers))
     places = {name: list(dict.fromkeys(line[name] for line, _ in found)) for name in (by, "report")}
     return sorted(found, key=lambda one: (places[by].index(one[0][by]), places["report"].index(one[0]["report"])))
 
@@ -169,7 +189,7 @@ def _estimate(rows: pd.DataFrame, quantity: Quantity, unit: Unit) -> Estimate | 
     if not values:
         return None
     first = here.iloc[0]
-    arm = Arm("clean" if first.trained_on == "clean" else "poisoned", first.defence)
+    arm = Arm.made(first.trained_on, first.defence)
     num_images = int(here.n.min()) if statistic == "value" else 0
     limits = limits_of(measure, statistic, num_images)
     base = Estimate(measure=measure, statistic=statistic, point=Point(first.variant, arm), num_images=num_images)
@@ -177,11 +197,10 @@ def _estimate(rows: pd.DataFrame, quantity: Quantity, unit: Unit) -> Estimate | 
 
 
 def _label(line: Mapping[str, Any], by: str) -> str:
-    arm = Arm("clean" if line["trained_on"] == "clean" else "poisoned", line["defence"]).label
     count = "" if np.isnan(line["num_poisons"]) or not line["num_poisons"] else f"{line['num_poisons']:,.0f} poisons"
     parts = {
         "report": line["report"], "method": method_label(line["method"]), "attack": attack_words(line["attack"]),
-        "arm": arm, "count": count, "variant": line["variant"],
+        "arm": line["arm"].label, "count": count, "variant": line["variant"],
     }  # fmt: skip
     return ", ".join(part for name, part in parts.items() if part and name != by)
 
@@ -192,12 +211,25 @@ def _table(lines: Sequence[_Line], quantities: Sequence[Quantity], by: str) -> T
     for line, numbers in lines:
         if line[by] != group:
             group = line[by]
-            title = data_label(DatasetSpec.model_validate_json(line[by]), {}) if by == "dataset" else group
-            shown.append(Line(f"{by}: {title or 'none'}", "variant"))
-        arm = Arm("clean" if line["trained_on"] == "clean" else "poisoned", line["defence"])
+            shown.append(Line(f"{by}: {_group(line, by) or 'none'}", "variant"))
         cells = (cell_of(numbers.get(q), q.kind) for q in quantities)
-        shown.append(Line(_label(line, by), arm.name, tuple(cells)))
+        shown.append(Line(_label(line, by), line["arm"].name, tuple(cells)))
     return number_table(quantities, shown)
+
+
+def _group(line: Mapping[str, Any], by: str) -> str:
+    """For people."""
+    match by:
+        case "dataset":
+            return data_label(DatasetSpec.model_validate_json(line[by]), {})
+        case "defence":
+            return str(line["arm"].words or line[by])
+        case "method":
+            return method_label(line[by])
+        case "attack":
+            return str(line[by]).replace("_", " ")
+        case _:
+            return str(line[by])
 
 
 def _pictures(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> list[Picture]:
@@ -209,8 +241,7 @@ def _pictures(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> list[Pi
     figure = Figure(figsize=(10.0, 1.4 + 0.36 * len(shown)), layout="constrained")
     (axes,) = drawing.panels(figure, 1)
     for place, (line, numbers) in enumerate(shown):
-        arm = Arm("clean" if line["trained_on"] == "clean" else "poisoned", line["defence"])
-        row, colour = numbers[own], drawing.colour_of(arm)
+        row, colour = numbers[own], drawing.colour_of(line["arm"])
         unseen = next((one for q, one in numbers.items() if q.measure == own.measure.under_unseen), None)
         if row.low is not None and row.high is not None:
             axes.plot([row.low, row.high], [place, place], color=colour, linewidth=2.2)
@@ -232,8 +263,8 @@ def _pictures(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> list[Pi
 def _csv(lines: Sequence[_Line], quantities: Sequence[Quantity]) -> str:
     heads = (*_LINE, "name", "condition", "probe", "value", "low", "high", "n", "unit")
     body = [
-        (*line.values(), q.measure.name(q.statistic), q.measure.condition, q.measure.probe, row.value, row.low,
-         row.high, row.num_units, row.unit)
+        (*(line[name] for name in _LINE), q.measure.name(q.statistic), q.measure.condition, q.measure.probe,
+         row.value, row.low, row.high, row.num_units, row.unit)
         for line, numbers in lines
         for q in quantities
         if (row := numbers.get(q)) is not None

@@ -79,6 +79,11 @@ class Arm(NamedTuple):
         return bool(self.defence), self.is_clean is bool(self.defence), self.defence
 
     @classmethod
+    def made(cls, trained_on: str, defence: str, words: str = "") -> "Arm":
+        """As two columns of the results frame tell it."""
+        return cls("clean" if trained_on == "clean" else "poisoned", defence, words)
+
+    @classmethod
     def named(cls, name: str, defence: str, words: str = "") -> "Arm":
         """The arm that is spelled ``name``, of a run whose defence is of the kind ``defence``, in ``words``.
 

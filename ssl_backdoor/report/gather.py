@@ -13,7 +13,7 @@ from ssl_backdoor.identity import artifact_key
 from ssl_backdoor.report.examples import read_examples
 from ssl_backdoor.report.frame import EvaluatedModel, covariates
 from ssl_backdoor.report.page import Setup, write_report
-from ssl_backdoor.report.setting import data_label, describe_setting
+from ssl_backdoor.report.setting import data_label, describe_setting, title_of
 from ssl_backdoor.report.stealth import stealth
 from ssl_backdoor.specs import Arm, DatasetSpec, ReportSpec, RunSpec
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, Manifest
@@ -66,11 +66,9 @@ def report(spec: ReportSpec, inputs: Mapping[str, ArtifactRef], store: ArtifactS
     examples = [example for shown, _ in looks.values() for example in shown]
     stealth = {kind: measured for kind, (_, measured) in looks.items() if measured}
     key = artifact_key("report", spec, {role: ref.key for role, ref in inputs.items()})
-    setup = Setup(
-        describe_setting(spec.runs, models, ingested, encoders, key),
-        {dataset: data_label(dataset, made.summary) for dataset, made in ingested.items()},
-        triggers,
-    )
+    data = {dataset: data_label(dataset, made.summary) for dataset, made in ingested.items()}
+    words = describe_setting(spec.runs, models, ingested, encoders, key)
+    setup = Setup(words, data, triggers, title_of(spec.runs, data.values()))
     written = write_report(spec, models, examples, poisons, out, seconds, stealth=stealth, setup=setup)
     return written | {"seconds": seconds}
 

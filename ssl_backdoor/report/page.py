@@ -101,6 +101,8 @@ class Setup(NamedTuple):
     """What a row of a table calls each dataset."""
     triggers: Mapping[str, Path] = MappingProxyType({})
     """The picture of each trigger, by a name for people."""
+    title: str = ""
+    """Of the page; empty: the recipe's name."""
 
 
 class Verbatim(str):
@@ -166,7 +168,8 @@ def write_report(
         *_sections(report, examples, _stage_tables(poison_summaries, stealth or {}), seconds or {}),
     ]  # fmt: skip
     sections = [one for one in (section.pruned for section in sections) if one.is_filled]
-    _write_pages({"spec": spec, "answer": lines, "sections": sections}, out)
+    title = setup.title or spec.recipe
+    _write_pages({"spec": spec, "title": title, "answer": lines, "sections": sections}, out)
     _write_figures(report, [picture for one in _every(sections) for picture in one.pictures], out / "figures")
     tex = [
         latex(table, section.title or table.caption)

@@ -21,6 +21,10 @@ from ssl_backdoor.store import Manifest
 from ssl_backdoor.words import listing, method_label, plural
 
 _MOST_NAMES = 12
+_MOST_IN_TITLE = 3
+_WITH, _WHEN, _AGAIN = "made with", "encoders made", "the same again"
+MADE = frozenset((_WITH, _WHEN, _AGAIN))
+"""Parts of a setting that are no choice of an experiment."""
 _OPTIMISERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 
 
@@ -67,8 +71,21 @@ def describe_setting(
     words |= _made(encoders)
     if key:
         data = "" if all(isinstance(run.dataset.source, ScenesSourceSpec) for run in runs) else " --data PATH"
-        words["the same again"] = f"ssl-backdoor run report/{key[:12]}{data}"
+        words[_AGAIN] = f"ssl-backdoor run report/{key[:12]}{data}"
     return {name: text for name, text in words.items() if text}
+
+
+def title_of(runs: Sequence[RunSpec], data: Iterable[str]) -> str:
+    """A page's title, of at most a line or two: what was attacked, how, and on which ``data``."""
+    methods = _distinct(method_label(run.train.method.kind) for run in runs)
+    attacks = _distinct(run.attack.kind.replace("_", " ") for run in runs)
+    sets = _distinct(data)
+    told = f"{_title_part(methods, 'method')} under {_title_part(attacks, 'attack')}"
+    return f"{told}: {_title_part(sets, 'dataset')}" if sets else told
+
+
+def _title_part(names: Sequence[str], what: str) -> str:
+    return listing(names) if len(names) <= _MOST_IN_TITLE else plural(len(names), what)
 
 
 def _unseen(runs: Sequence[RunSpec]) -> str:
@@ -87,7 +104,7 @@ def _made(encoders: Sequence[Manifest]) -> dict[str, str]:
     ]
     dates = sorted(one.created for one in encoders if one.created)
     when = "" if not dates else f"{dates[0]} UTC" if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]} UTC"
-    return {"made with": ", ".join(told), "encoders made": when}
+    return {_WITH: ", ".join(told), _WHEN: when}
 
 
 def data_label(dataset: DatasetSpec, summary: Mapping[str, Any]) -> str:

@@ -39,7 +39,7 @@ class Specificity(NamedTuple):
         if self.own is None or self.specific is None:
             return ""
         kind = quantity_of(self.own.measure).kind
-        told = f"{with_interval(self.specific, kind)} of {number(self.own.value, kind, True)}"
+        told = f"{with_interval(self.specific, kind)}, whole excess {number(self.own.value, kind, True)}"
         return f"specific excess {told}{_WORDS[self.whose]}"
 
 

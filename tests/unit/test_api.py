@@ -215,6 +215,7 @@ def test_memory_is_bounded_by_a_group(tmp_path):
         ([(np.zeros((4, 4, 3), np.int64), "a")], "expected uint8 pixels"),
         ([(pixels(1)[0], 1.5)], "a class's name or number"),
         ([(None, "a")], "expected an image of shape"),
+        ({"image": pixels(2), "label": [0, 1]}, "mapping of splits with 'train' .* found one with image, label; of"),
     ],
 )
 def test_a_sample_that_cannot_be_used_is_named(store, samples, words):
@@ -300,3 +301,20 @@ def test_names_of_classes_come_with_a_hugging_face_dataset(tmp_path):
     named = [(one, ("ant", "bee")[index % 2]) for index, one in enumerate(pixels(4))]
     digests = [write_samples(one, None, names, tmp_path) for one, names in ((rows, None), (named, ["ant", "bee"]))]
     assert digests[0] == digests[1]
+
+
+def test_a_mapping_of_splits_is_taken_apart(tmp_path):
+    train, test = [(pixels(1)[0], "ant")], [(pixels(2)[1], "bee")]
+    digests = [
+        write_samples(*given, None, tmp_path)
+        for given in (
+            (train, test),
+            ({"train": train, "test": test}, None),
+            ({"train": train, "validation": test}, None),
+            ({"train": train, "validation": train, "test": test}, None),
+            ({"train": train}, test),
+        )
+    ]
+    assert len(set(digests)) == 1
+    with pytest.raises(DataError, match="found one with test, train and test samples beside it"):
+        write_samples({"train": train, "test": test}, test, None, tmp_path)

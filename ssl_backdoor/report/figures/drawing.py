@@ -68,10 +68,11 @@ def headed(axes: Axes, text: str) -> None:
 
 
 def named(axes: Axes, names: Sequence[str], axis: str = "x", rotation: float = 0) -> None:
-    """Labels the positions 0, 1, ... of one axis."""
+    """Labels the positions 0, 1, ... of one axis; a name may have several lines."""
+    labels = ["\n".join(plain(line) for line in name.split("\n")) for name in names]
     getattr(axes, f"set_{axis}ticks")(range(len(names)))
     slant = {"rotation": rotation, "ha": "right", "rotation_mode": "anchor"} if rotation else {}
-    getattr(axes, f"set_{axis}ticklabels")([plain(name) for name in names], parse_math=False, **slant)
+    getattr(axes, f"set_{axis}ticklabels")(labels, parse_math=False, **slant)
 
 
 def literal(legend: Legend) -> Legend:

@@ -43,9 +43,11 @@ def before_after(results: Results, variant: str) -> Picture | None:
             axes.plot([shift], [row.value], "D", color=drawing.colour_of(arm), markersize=7, zorder=4)
             if row.low is not None and row.high is not None:
                 axes.plot([shift, shift], [row.low, row.high], color=drawing.colour_of(arm), linewidth=2.4, zorder=3)
-        drawing.named(axes, [arm.label for arm in arms])
+        drawing.named(axes, [arm.label.replace(" + ", "\n+ ") for arm in arms])
         axes.set_xlim(-0.35, len(arms) - 0.5)
-        axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        low, high = axes.dataLim.intervaly
+        low = min(0.0, low)
+        axes.set_ylim(low - 0.05 * (high - low) * (low < 0), high + 0.06 * (high - low or 1.0))
         if quantity.kind == "count":
             drawing.thousands(axes.yaxis)
         label = quantity.detail if quantity.kind == "count" else "standard-deviation form"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from picture_files import everything, facts, files_spec, picture, read_source, write_tar
 
-from ssl_backdoor.data.items import Item
+from ssl_backdoor.data.items import Ignored, Item
 from ssl_backdoor.data.sources import open_source
 from ssl_backdoor.errors import DataError
 from ssl_backdoor.specs import DatasetSpec
@@ -62,6 +62,10 @@ def test_splits_and_labels_of_shards_that_name_them(tmp_path: Path) -> None:
 def test_malformed_sidecars_cost_the_caption_only(tmp_path: Path, sidecar: bytes) -> None:
     path = write_tar(tmp_path / "0.tar", {"a.png": b"x", "a.json": sidecar})
     assert read_source(path) == [Item("0/a.png", "train", None, None, b"x")]
+    source = open_source(DatasetSpec(), str(path))
+    list(source.listing())
+    is_object = sidecar.startswith(b'{"')
+    assert source.found.ignored == ({} if is_object else {"json that holds no object": Ignored(1, ("a.json",))})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from flows.commands.compare import compare, render
-from ssl_backdoor.errors import SpecError
+from ssl_backdoor.errors import SpecError, StoreError
 from ssl_backdoor.identity import canonical
 from ssl_backdoor.report.frame import FRAME
 from ssl_backdoor.specs import ReportSpec
@@ -20,12 +20,12 @@ ROW = {
 }  # fmt: skip
 
 
-def commit(root: Path, key: str, value: float, name: str = "measurements.parquet") -> None:
+def commit(root: Path, key: str, value: float, name: str = "measurements.parquet", **changes: object) -> None:
     folder = root.parent / f"files-{key}"
     folder.mkdir()
     rows = [ROW | {"run": 0, "seed": seed, "value": value + seed / 100} for seed in range(3)]
     pd.DataFrame(rows).reindex(columns=FRAME.names).to_parquet(folder / name)
-    spec = canonical(ReportSpec(recipe="r", question="?", runs=()))
+    spec = canonical(ReportSpec(recipe="r", question="?", runs=())) | changes
     open_store(str(root)).commit(
         "report", key, folder, spec=spec, inputs={}, summary={"answer": f"Attack: {key}."}, seconds=1.0
     )
@@ -62,3 +62,13 @@ def test_what_is_no_report_is_refused_in_one_sentence(tmp_path: Path, references
     with pytest.raises(SpecError, match=message.replace("(", r"\(")):
         compare(references, "report", str(tmp_path / "a"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_of_a_plug_in_that_is_not_loaded_is_compared_and_an_altered_one_named(tmp_path: Path) -> None:
+    commit(tmp_path / "a", "aa", 0.8, runs=[{"attack": {"kind": "somebodys"}}])
+    commit(tmp_path / "a", "bb", 0.8)
+    commit(tmp_path / "a", "cc", 0.8, figures=7)
+    found = compare(["report/aa", "report/bb"], "attack", str(tmp_path / "a"), tmp_path / "out")
+    assert found["reports"] == ["report/aa", "report/bb"]
+    with pytest.raises(StoreError, match="report/cc does not hold what a report artifact holds"):
+        compare(["report/aa", "report/cc"], "attack", str(tmp_path / "a"), tmp_path / "out")

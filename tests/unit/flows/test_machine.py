@@ -136,10 +136,35 @@ def test_an_address_that_is_none_is_told(variable, value, monkeypatch):
     assert "pa55" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        (".env", "A=1\nexport PREFECT_API_URL = http://me:pa55@host/api\n", r"\.env \(PREFECT_API_URL\)"),
+        ("prefect.toml", '[api]\nurl = "http://host/api"\n', r"prefect\.toml"),
+        ("pyproject.toml", "[tool.prefect]\nprofile = 'lab'\n", r"pyproject\.toml"),
+        (".env", "# PREFECT_API_URL=x\nMY_PREFECT_API=1\nPREFECT_HOME=x\n", ""),
+        ("prefect.toml", "", ""),
+        ("prefect.toml", "][", ""),
+        ("pyproject.toml", "[project]\nname='x'\n", ""),
+        ("pyproject.toml", "tool = 7\n", ""),
+    ],
+)
+def test_settings_of_prefects_in_the_working_folder_are_told(tmp_path, monkeypatch, file, text, told):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    (tmp_path / file).write_text(text)
+    if not told:
+        assert machine.check_prefect_files() == "Prefect finds no settings of its own in this folder"
+        return
+    with pytest.raises(UserError, match=f"from this folder's {told}, which .*: export them") as caught:
+        machine.check_prefect_files()
+    assert "pa55" not in str(caught.value)
+
+
 def test_doctor_tells_each(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     told = {one.name: one for one in doctor._machine()}
-    assert list(told) == ["files", "temporary", "proxies", "packages", "addresses", "launcher"]
+    assert list(told) == ["files", "temporary", "proxies", "packages", "addresses", "folder", "launcher"]
     assert all(one.ok for one in told.values())
     assert "commands do not look at them" in told["launcher"].text
 

@@ -64,6 +64,9 @@ def test_lines_of_a_table_follow_and_lose_the_papers_values_with_their_names():
     assert {cell.row for cell in first.paper} == {"poisoned"}
 
 
+_OF_DEFENCES = ("saha2022_table2_defence", "defences_ssl")
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "asked", "has", "lacks"),
     [
@@ -79,6 +82,9 @@ def test_lines_of_a_table_follow_and_lose_the_papers_values_with_their_names():
         ),
         ("cifar10_moco", ["defences=[]"], {"pairs": 1}, ["1 trigger/target pair,", "MoCo v2"], ["remove"]),
         ("carlini2022_fig2_backdoor", ["defences=[]"], {}, ["How many added pairs"], ["CleanCLIP", "leave"]),
+        ("demo", ["defence=none"], {}, ["BYOL learns, and do a few"], ["CompRess", "defence"]),
+        *((name, ["defence=none"], {}, ["Over 2 "], ["remove", "filter"]) for name in _OF_DEFENCES),
+        ("defences_ssl", ["method=simclr"], {}, ["Which filter", "SimCLR"], ["BYOL"]),
         ("carlini2022_fig_datasize", ["attack.num_poisons=7"], {}, ["7 poisons"], ["50"]),
     ],
 )

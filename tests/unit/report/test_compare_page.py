@@ -56,6 +56,22 @@ def test_the_numbers_and_intervals_are_those_of_each_report(reports, tmp_path):
         assert (float(line["low"]), float(line["high"])) == pytest.approx((row.low, row.high), rel=0.02)
 
 
+def test_what_differs_in_their_settings_stands_there_and_defences_have_their_names(reports, tmp_path):
+    (one, other), _ = reports
+    told = {"data": "photos", "encoders": "BYOL, 2 epochs", "made with": "torch 1", "defences": "CompRess"}
+    one = one._replace(setting=told, defences={"compress": "CompRess"})
+    other = other._replace(setting={"data": "photos", "encoders": "CLIP, 9 epochs", "made with": "torch 2"})
+    found = compare([one, other], "report", tmp_path)
+    page = (tmp_path / "compare.html").read_text()
+    text = " ".join(page.split())
+    for part in ("BYOL, 2 epochs", "CLIP, 9 epochs", "<dt>defences, report/bb</dt>", "What differs"):
+        assert part in text
+    for same in ("photos", "torch"):
+        assert same not in page
+    assert "poisoned + CompRess" in found["text"]
+    assert "compress" not in found["text"]
+
+
 def test_models_along_an_axis_are_units_of_their_own(reports, tmp_path):
     compare(reports[0][1:], "report", tmp_path)
     lines = list(csv.DictReader((tmp_path / "compare.csv").read_text().splitlines()))

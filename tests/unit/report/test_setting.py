@@ -4,7 +4,7 @@ from report_fakes import run_spec
 from sweep_fakes import backdoor, backdoor_run
 
 from ssl_backdoor.poison.triggers.grid import GridTriggerSpec
-from ssl_backdoor.report.setting import describe_setting
+from ssl_backdoor.report.setting import data_label, describe_setting, title_of
 from ssl_backdoor.specs import (
     DatasetSpec,
     NoStickersSpec,
@@ -93,3 +93,13 @@ def test_what_made_the_encoders_is_what_their_artifacts_say():
 def test_every_method_has_a_name_for_people():
     assert set(METHOD_LABELS) == {one.model_fields["kind"].default for one in built_in("method")}
     assert method_label("mine") == "mine"
+
+
+def test_a_pages_title_says_what_was_attacked_and_on_what():
+    run = run_spec()
+    data = data_label(run.dataset, SUMMARY)
+    assert title_of([run, run], [data, data]) == f"BYOL under saha2022 targeted: {data}"
+    kinds = ("byol", "moco_v2", "simclr", "simsiam")
+    runs = [run.model_copy(update={"train": TrainSpec.model_validate({"method": kind})}) for kind in kinds]
+    assert title_of(runs[:2], []) == "BYOL and MoCo v2 under saha2022 targeted"
+    assert title_of(runs, []) == "4 methods under saha2022 targeted"

@@ -200,6 +200,15 @@ def test_a_recipes_own_name_is_clean_and_fits(lab, monkeypatch, recipe):
     assert tracking.find_recorded([recipe]) == {KEY}
 
 
+def test_a_report_of_a_plug_in_that_is_not_loaded_is_not_called_damaged(lab):
+    spec = SPEC.model_dump(mode="json")
+    spec["runs"][0]["attack"]["kind"] = "somebodys"
+    store = SimpleNamespace(manifest=lambda _: SimpleNamespace(spec=spec))
+    report = SimpleNamespace(stage="report", key=KEY)
+    with pytest.raises(StoreError, match=r"^report/a{12} was made with other specs .* --plugin that is to be given"):
+        tracking.write(report, store, lab.client)
+
+
 def test_an_experiment_opens_as_the_training_of_models_also_one_of_before(lab):
     kinds = []
     for _ in range(2):
