@@ -12,11 +12,13 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast, final
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error, RetriesExceededError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
@@ -32,6 +34,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from botocore.exceptions import ConnectionError as EndpointError
+from botocore.loaders import create_loader
 from typing_extensions import override  # of typing itself from Python 3.12 on
 
 from ssl_backdoor.errors import SpecError, StoreAwayError, StoreError, translate_os_errors
@@ -386,6 +389,12 @@ class S3Store(ArtifactStore):
         return f"{place} answered {code} ({status}); try again, or look at the object store's log"
 
 
+@cache
+def _loader(data_path: str | None) -> Any:
+    """What reads botocore's descriptions of S3 and its endpoints, megabytes of JSON: once for all clients."""
+    return create_loader(data_path)
+
+
 def _client(tries: int, **more: Any) -> Any:
     """A boto3 client from the standard AWS chain that makes each request up to ``tries`` times."""
     config = Config(
@@ -396,7 +405,9 @@ def _client(tries: int, **more: Any) -> Any:
         **more,
     )
     try:
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
+        session = boto3.session.Session(botocore_session=core)
         client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
         if "proxies" not in more and urlsplit(client.meta.endpoint_url).hostname in _LOOPBACK:
             return _client(tries, **more, proxies={})

@@ -113,7 +113,7 @@ def session() -> boto3.session.Session:
 @pytest.fixture
 def bucket(place, session, monkeypatch, tmp_path) -> type[_Bucket]:
     """A bucket of a server on loopback, for a shell behind a proxy that nobody runs."""
-    monkeypatch.setattr(boto3.session, "Session", lambda: session)
+    monkeypatch.setattr(boto3.session, "Session", lambda **_: session)
     settings = {"AWS_ENDPOINT_URL": place, "SSL_BACKDOOR_CACHE": str(tmp_path), "http_proxy": "http://127.0.0.1:9"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
