@@ -1,7 +1,6 @@
 """``--set path=value``: change one field of every run of a recipe that has it. ``--methods``: leave runs out."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ssl_backdoor.specs import (
     TableSpec,
     TrainSpec,
 )
-from ssl_backdoor.words import did_you_mean
+from ssl_backdoor.words import did_you_mean, explain
 
 
 def apply(report: ReportSpec, settings: Sequence[str]) -> ReportSpec:
@@ -277,19 +276,7 @@ def describe(error: ValidationError, document: Any = None, specs: fields.Specs =
 def _finding(item: Mapping[str, Any], document: Any, specs: fields.Specs) -> str:
     """Where, what, and what was found there; the last only where it is a value and no whole spec."""
     where, known = _locate(item["loc"], document, specs)
-    match item["type"]:
-        case "value_error":
-            what = str(item["ctx"]["error"]).rstrip(".")
-        case "union_tag_not_found":
-            what = f"a kind is missing (found {item['input']!r:.80})"
-        case "union_tag_invalid":
-            kinds = re.findall(r"'([^']+)'", item["ctx"]["expected_tags"])
-            near = did_you_mean(item["ctx"]["tag"], kinds)
-            what = f"there is no kind {item['ctx']['tag']!r:.80}{near or '; the kinds are ' + ', '.join(kinds)}"
-        case "extra_forbidden":
-            what = f"there is no such field (found {item['input']!r:.80}){did_you_mean(str(item['loc'][-1]), known)}"
-        case _:
-            what = f"{item['msg']} (found {item['input']!r:.80})"
+    what = explain(item, known)
     return f"{where}: {what}" if where else what
 
 

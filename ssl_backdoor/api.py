@@ -48,6 +48,7 @@ from ssl_backdoor.stages import (
     run_stage,
 )
 from ssl_backdoor.store import ArtifactRef, ArtifactStore, open_store
+from ssl_backdoor.words import explain
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -439,7 +440,7 @@ def _read(kind: Any, value: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise SpecError(f"{where + ': ' if where else ''}{first['msg']}, found {first['input']!r:.200}") from error
+        raise SpecError(f"{where + ': ' if where else ''}{explain(first)}") from error
 
 
 def _batch_of(images: Any) -> tuple[Any, bool]:

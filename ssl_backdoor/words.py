@@ -1,7 +1,9 @@
 """How lists, counts and methods are spelled, for people."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 METHOD_LABELS = {
     "moco_v2": "MoCo v2", "byol": "BYOL", "simclr": "SimCLR", "simsiam": "SimSiam", "msf": "MSF", "rotnet": "RotNet",
@@ -29,3 +31,25 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on a ``name`` that is none of ``known``: those that look like it, or nothing."""
     near = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def explain(item: Mapping[str, Any], known: Iterable[str] = ()) -> str:
+    """What was found, from one of pydantic's ``ValidationError.errors()``.
+
+    Args:
+        item: of a spec.
+        known: fields that its last step could have named.
+    """
+    match item["type"]:
+        case "value_error":
+            return str(item["ctx"]["error"]).rstrip(".")
+        case "union_tag_not_found":
+            return f"a kind is missing (found {item['input']!r:.80})"
+        case "union_tag_invalid":
+            kinds = re.findall(r"'([^']+)'", item["ctx"]["expected_tags"])
+            near = did_you_mean(item["ctx"]["tag"], kinds)
+            return f"there is no kind {item['ctx']['tag']!r:.80}{near or '; the kinds are ' + ', '.join(kinds)}"
+        case "extra_forbidden":
+            return f"there is no such field (found {item['input']!r:.80}){did_you_mean(str(item['loc'][-1]), known)}"
+        case _:
+            return f"{item['msg']} (found {item['input']!r:.80})"

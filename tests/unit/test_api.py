@@ -131,7 +131,12 @@ def test_what_is_no_image_is_refused(given, words):
 
 
 @pytest.mark.parametrize(
-    ("trigger", "words"), [("gird", "gird"), ({"kind": "grid"}, "size_px or size_frac"), ({"size_px": 3}, "kind")]
+    ("trigger", "words"),
+    [
+        ("gird", "there is no kind 'gird'; did you mean grid?"),
+        ({"kind": "grid"}, "size_px or size_frac"),
+        ({"size_px": 3}, "a kind is missing"),
+    ],
 )
 def test_a_spec_that_cannot_be_read_is_refused_in_a_sentence(trigger, words):
     with pytest.raises(SpecError, match=words) as refused:

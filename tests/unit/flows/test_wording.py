@@ -84,7 +84,7 @@ _OF_DEFENCES = ("saha2022_table2_defence", "defences_ssl")
         ("carlini2022_fig2_backdoor", ["defences=[]"], {}, ["How many added pairs"], ["CleanCLIP", "leave"]),
         ("demo", ["defence=none"], {}, ["BYOL learns, and do a few"], ["CompRess", "defence"]),
         *((name, ["defence=none"], {}, ["Over 2 "], ["remove", "filter"]) for name in _OF_DEFENCES),
-        ("defences_ssl", ["method=simclr"], {}, ["Which filter", "SimCLR"], ["BYOL"]),
+        ("defences_ssl", ["method=moco_v2"], {}, ["Which filter", "MoCo v2"], ["BYOL"]),
         ("carlini2022_fig_datasize", ["attack.num_poisons=7"], {}, ["7 poisons"], ["50"]),
     ],
 )
