@@ -6,6 +6,7 @@ UV := $(BIN)/uv
 
 .PHONY: setup demo quick test check audit bench clean up down status postgresql chromium iproute2
 .DELETE_ON_ERROR:
+unexport PYTHONDONTWRITEBYTECODE  # where it is set, each of a run's dozen processes would compile the project anew
 
 setup: $(STAMP)
 

@@ -1,17 +1,11 @@
 """Fixtures shared by all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU then; read once, when something imports Triton
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # the others have the rest of the cores
 
 if TYPE_CHECKING:
     from tests.support.seaweedfs import ObjectStore
@@ -35,11 +29,36 @@ def _together(nodeid: str) -> str:
     return next((fixture for fixture, names in _SHARED.items() if name in names), path)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """What has to be set before a test imports anything; not in the process that only hands out the tests."""
+    is_one_of_several = "PYTEST_XDIST_WORKER" in os.environ
+    if not is_one_of_several and config.getoption("numprocesses", None):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU then; read once, when something imports Triton
+    if is_one_of_several:
+        torch.set_num_threads(1)  # the others have the rest of the cores
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Longest groups first, so that the processes end together."""
     groups = {item: _together(item.nodeid) for item in items}
     first = [*_SHARED, *(f"tests/{folder}" for folder in _FOLDERS)]
     items.sort(key=lambda item: next(n for n, start in enumerate((*first, "")) if groups[item].startswith(start)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported, a million objects, out of every later garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000)  # as the command line does
+
+
+def pytest_sessionfinish() -> None:
+    """Let the last collections, in which libraries look for what leaks, see everything again."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(optionalhook=True)

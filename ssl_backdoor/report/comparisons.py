@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from ssl_backdoor.report.estimates import Estimate, Results, Unit, estimate_difference, units_of
@@ -61,12 +60,11 @@ def arm_of(row: TableRow, results: Results) -> Arm:
 
 def holm(rows: Sequence[Estimate | None]) -> list[float | None]:
     """The p of each of ``rows`` corrected after Holm over all that have one."""
-    tested = [position for position, row in enumerate(rows) if row is not None and row.p is not None]
+    tested = sorted((row.p, position) for position, row in enumerate(rows) if row is not None and row.p is not None)
     corrected: list[float | None] = [None] * len(rows)
-    if tested:
-        ps = [p for row in rows if row is not None and (p := row.p) is not None]
-        for position, p in zip(tested, multipletests(ps, alpha=ALPHA, method="holm")[1].tolist(), strict=True):
-            corrected[position] = p
+    highest = 0.0
+    for rank, (p, position) in enumerate(tested):
+        corrected[position] = highest = max(highest, min(1.0, p * (len(tested) - rank)))
     return corrected
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from boto3.exceptions import Boto3Error, RetriesExceededError
 from botocore.config import Config
 from botocore.exceptions import (
@@ -20,6 +22,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
 )
 from botocore.exceptions import ConnectionError as EndpointError
+from botocore.loaders import create_loader
 
 from ssl_backdoor.errors import StoreError, UserError
 
@@ -48,6 +51,12 @@ _BROKEN_BODY = (AlteredError, FlexibleChecksumError, IncompleteReadError, Respon
 T = TypeVar("T")
 
 
+@cache
+def _loader(data_path: str | None) -> Any:
+    """What reads botocore's descriptions of S3 and its endpoints, megabytes of JSON: once for all clients."""
+    return create_loader(data_path)
+
+
 def make_client(tries: int, **more: Any) -> Any:
     """A boto3 client from the standard AWS chain that makes each request up to ``tries`` times."""
     config = Config(
@@ -58,7 +67,9 @@ def make_client(tries: int, **more: Any) -> Any:
         **more,
     )
     try:
-        session = boto3.session.Session()
+        core = botocore.session.get_session()
+        core.register_component("data_loader", _loader(core.get_config_variable("data_path")))
+        session = boto3.session.Session(botocore_session=core)
         client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
         if "proxies" not in more and urlsplit(client.meta.endpoint_url).hostname in _LOOPBACK:
             return make_client(tries, **more, proxies={})

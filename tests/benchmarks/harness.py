@@ -106,7 +106,9 @@ def paired(contenders: Mapping[str, Callable[[], float]], repetitions: int) -> d
 
 def alone(work: Callable[..., Result], *given: object) -> Result:
     """``work`` in a process of its own, so that its memory is this work's; both must be picklable."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, work.__module__])  # not imported again by every one
+    with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(work, *given).result()
 
 

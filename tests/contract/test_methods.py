@@ -1,7 +1,8 @@
 """What holds for every method of the union and for the defence's objective; a new member is tested by being there."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.support.tiny_training import OBJECTIVES, FolderCheckpoints, Stop, obj
 torch.set_num_threads(1)
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "losses.json").read_text())
 each = pytest.mark.parametrize("name", OBJECTIVES)
+Whole = Callable[[str], tuple[dict[str, Any], Path]]
 
 
 def golden(name: str) -> list[float]:
@@ -136,30 +138,41 @@ def test_equal_seeds_give_equal_networks_whatever_the_global_generator(name: str
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Of a name, its training of twenty steps, done once for all: summary and folder."""
+
+    @cache
+    def once(name: str) -> tuple[dict[str, Any], Path]:
+        folder = tmp_path_factory.mktemp(name)
+        return train(name, folder, FolderCheckpoints(folder / "unused")), folder
+
+    return once
+
+
 @each
-def test_interrupted_and_resumed_is_bitwise_the_same(name: str, tmp_path: Path) -> None:
-    whole = train(name, tmp_path / "whole", FolderCheckpoints(tmp_path / "unused"))
+def test_interrupted_and_resumed_is_bitwise_the_same(name: str, whole: Whole, tmp_path: Path) -> None:
+    summary, folder = whole(name)
     with pytest.raises(Stop):
         train(name, tmp_path / "resumed", FolderCheckpoints(tmp_path / "states", dies=True))
     resumed = train(name, tmp_path / "resumed", FolderCheckpoints(tmp_path / "states"))
     assert FolderCheckpoints(tmp_path / "states").load() is not None
-    assert resumed["steps"] == whole["steps"] == 20
-    assert resumed["final_loss"] == whole["final_loss"]
-    files = sorted(file.name for file in (tmp_path / "whole").iterdir())
+    assert resumed["steps"] == summary["steps"] == 20
+    assert resumed["final_loss"] == summary["final_loss"]
+    files = sorted(file.name for file in folder.iterdir() if file.is_file())
     assert ("text.safetensors" in files) == ("text.json" in files) == (objective(name).text_tower is not None)
     for file in files:
-        assert (tmp_path / "resumed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    assert pq.read_table(tmp_path / "resumed/curves.parquet") == pq.read_table(tmp_path / "whole/curves.parquet")
+        assert (tmp_path / "resumed" / file).read_bytes() == (folder / file).read_bytes()
+    assert pq.read_table(tmp_path / "resumed/curves.parquet") == pq.read_table(folder / "curves.parquet")
 
 
 @each
-def test_twenty_losses_are_the_golden_ones(name: str, tmp_path: Path) -> None:
+def test_twenty_losses_are_the_golden_ones(name: str, whole: Whole) -> None:
     """A refactoring leaves them; a change of the science runs tests/golden/make_losses.py and says why.
 
     Processors round differently and every step widens the gap: the first ten losses agree closely, the others less.
     """
-    train(name, tmp_path)
-    losses = losses_in(tmp_path)
+    losses = losses_in(whole(name)[1])
     assert losses[:10] == pytest.approx(golden(name)[:10], rel=1e-3, abs=2e-4)
     assert losses[10:] == pytest.approx(golden(name)[10:], rel=1e-2, abs=2e-3)
 

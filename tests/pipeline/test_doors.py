@@ -15,6 +15,7 @@ import pytest
 from infra.stack import http
 from tests.support import open_ports
 from tests.support.command_server import TINY_SETTINGS
+from tests.support.prefect_home import give_database
 from tests.support.service_stack import needs
 
 pytestmark = [pytest.mark.services, pytest.mark.slow]
@@ -39,8 +40,10 @@ WAYS: Mapping[str, list[str]] = {
 
 @pytest.fixture(scope="module")
 def prefect_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for all: making it takes ten seconds."""
-    return tmp_path_factory.mktemp("prefect")
+    """One database for all."""
+    home = tmp_path_factory.mktemp("home")
+    give_database(home)
+    return home / "prefect"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -69,6 +72,7 @@ def test_a_flow_listens_on_loopback_alone_and_refuses_strangers(way, prefect_hom
 
 
 def test_the_pages_of_a_home_ask_for_the_password_that_was_told(tmp_path):
+    give_database(tmp_path / "home")
     env = {**os.environ, "SSL_BACKDOOR_HOME": str(tmp_path / "home")}
     command = [sys.executable, "-m", "flows.cli", "browse"]
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as shell:

@@ -1,8 +1,12 @@
 """Ideas of a user's own file, one of every family, end to end: nothing of the project is edited for them."""
 
 import json
+import platform
 import sqlite3
+import sys
+import time
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,9 @@ RUN = ("run", f"{FILE}:everything", *SETTINGS, "--json")
 @pytest.fixture(scope="module")
 def outcome(tmp_path_factory):
     folder = tmp_path_factory.mktemp("own")
+    (folder / "home").mkdir()
+    kept = {"machine": [platform.node(), sys.version, version("prefect")], "at": time.time(), "seconds": 10.0}
+    (folder / "home" / "startup.json").write_text(json.dumps(kept))  # test_estimate.py has one that is measured
     with shell(folder) as run:
         estimate = run("estimate", *RUN[1:], "--seconds", "1")
         assert estimate.code == 0, estimate.stderr

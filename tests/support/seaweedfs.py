@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import boto3
@@ -67,6 +68,10 @@ class ObjectStore:
 
     def client(self):
         """A plain boto3 client, to look behind the store's back."""
+        return self._client
+
+    @cached_property  # each new session reads two megabytes of JSON
+    def _client(self):
         session = boto3.session.Session(self.access_key, self.secret_key, region_name="us-east-1")
         return session.client("s3", endpoint_url=self.endpoint, config=Config(s3={"addressing_style": "path"}))
 

@@ -50,10 +50,19 @@ def run(dataset: Dataset, model: Path, out: Path, **changes: Any) -> dict[str, A
     return evaluate(arguments.pop("spec", SPEC), dataset, model, out=out, **arguments)
 
 
-def test_the_record_is_complete_and_the_numbers_follow_from_it(dataset: Dataset, model: Path, tmp_path: Path) -> None:
-    summary = run(dataset, model, tmp_path)
-    predictions = pq.read_table(tmp_path / "predictions.parquet")
-    measurements = pq.read_table(tmp_path / "measurements.parquet")
+@pytest.fixture(scope="module")
+def whole(dataset: Dataset, model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """One evaluation as above, for all who only read it: its summary and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(dataset, model, folder), folder
+
+
+def test_the_record_is_complete_and_the_numbers_follow_from_it(
+    dataset: Dataset, whole: tuple[dict[str, Any], Path]
+) -> None:
+    summary, folder = whole
+    predictions = pq.read_table(folder / "predictions.parquet")
+    measurements = pq.read_table(folder / "measurements.parquet")
     assert (predictions.schema, measurements.schema) == (PREDICTIONS, MEASUREMENTS)
     probes = ["knn", "linear_50", "linear_100", "linear_sgd_50", "linear_sgd_100"]
     assert predictions.num_rows == 18 * 4 * len(probes)
@@ -95,21 +104,21 @@ def test_few_labels_are_drawn_several_times_and_the_spread_is_told(
     assert "Mean over 3 draws of the labelled subset" in accuracy["definition"]
 
 
-def test_probes_find_what_is_there(dataset: Dataset, model: Path, tmp_path: Path) -> None:
-    values = run(dataset, model, tmp_path)["measurements"]
+def test_probes_find_what_is_there(whole: tuple[dict[str, Any], Path]) -> None:
+    values = whole[0]["measurements"]
     assert values["accuracy/clean/knn"] == values["accuracy/clean/linear_100"] == 1.0
 
 
-def test_a_second_evaluation_gives_the_same_bytes(dataset: Dataset, model: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        run(dataset, model, tmp_path / name)
-    for file in ("predictions.parquet", "measurements.parquet"):
-        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-def test_the_map_pairs_clean_with_triggered(dataset: Dataset, model: Path, tmp_path: Path) -> None:
+def test_a_second_evaluation_gives_the_same_bytes(
+    dataset: Dataset, model: Path, whole: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
     run(dataset, model, tmp_path)
-    with np.load(tmp_path / "map.npz") as archive:
+    for file in ("predictions.parquet", "measurements.parquet"):
+        assert (tmp_path / file).read_bytes() == (whole[1] / file).read_bytes()
+
+
+def test_the_map_pairs_clean_with_triggered(whole: tuple[dict[str, Any], Path]) -> None:
+    with np.load(whole[1] / "map.npz") as archive:
         parts = dict(archive)
     assert {name: (part.dtype, part.shape) for name, part in parts.items()} == {
         "features": (np.float32, (36, 16)),
@@ -119,7 +128,7 @@ def test_the_map_pairs_clean_with_triggered(dataset: Dataset, model: Path, tmp_p
     assert parts["triggered"].sum() == 18
     np.testing.assert_array_equal(parts["label"][:18], parts["label"][18:])
     z = {row.name: row.value for row in measure_features(parts["features"][:18], parts["features"][18:], "triggered")}
-    names, values = (pq.read_table(tmp_path / "measurements.parquet")[c].to_pylist() for c in ("name", "value"))
+    names, values = (pq.read_table(whole[1] / "measurements.parquet")[c].to_pylist() for c in ("name", "value"))
     assert values[names.index("z_score_sd")] == pytest.approx(z["z_score_sd"])
 
 
@@ -201,13 +210,15 @@ def test_features_keep_the_tables_order_across_chunks(dataset: Dataset, monkeypa
         assert torch.equal(whole.values[condition], pieces.values[condition])
 
 
-def test_an_image_trigger_is_read_from_the_kept_copy(dataset: Dataset, model: Path, tmp_path: Path) -> None:
+def test_an_image_trigger_is_read_from_the_kept_copy(
+    dataset: Dataset, model: Path, whole: tuple[dict[str, Any], Path], tmp_path: Path
+) -> None:
     from ssl_backdoor.data.images import encode_png
 
     (tmp_path / "trigger.png").write_bytes(encode_png(np.array(TRIGGER.render(5))))
     gone = ImageTriggerSpec(size_px=5, file=str(tmp_path / "gone.png"))
     values = run(dataset, model, tmp_path / "a", trigger=gone, trigger_file=tmp_path / "trigger.png")["measurements"]
-    other = run(dataset, model, tmp_path / "b")["measurements"]  # under unseen triggers of another style
+    other = whole[0]["measurements"]  # under unseen triggers of another style
     assert {name: value for name, value in values.items() if "unseen" not in name} == {
         name: value for name, value in other.items() if "unseen" not in name
     }

@@ -55,6 +55,7 @@ TOLD = {
 class _Bucket(BaseHTTPRequestHandler):
     """As much of S3 as ``check`` asks for, but for what ``lacks`` says."""
 
+    protocol_version = "HTTP/1.1"  # answers "Expect: 100-continue", for which a client waits a second
     lacks: ClassVar[dict[str, Answer | None]] = {}
     objects: ClassVar[dict[str, bytes]] = {}
 
@@ -112,7 +113,7 @@ def session() -> boto3.session.Session:
 @pytest.fixture
 def bucket(place, session, monkeypatch, tmp_path) -> type[_Bucket]:
     """A bucket of a server on loopback, for a shell behind a proxy that nobody runs."""
-    monkeypatch.setattr(boto3.session, "Session", lambda: session)
+    monkeypatch.setattr(boto3.session, "Session", lambda **_: session)
     settings = {"AWS_ENDPOINT_URL": place, "SSL_BACKDOOR_CACHE": str(tmp_path), "http_proxy": "http://127.0.0.1:9"}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
