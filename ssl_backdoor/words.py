@@ -7,7 +7,7 @@ from typing import Any
 
 METHOD_LABELS = {
     "moco_v2": "MoCo v2", "byol": "BYOL", "simclr": "SimCLR", "simsiam": "SimSiam", "msf": "MSF", "rotnet": "RotNet",
-    "jigsaw": "Jigsaw", "mae": "MAE", "clip": "CLIP",
+    "jigsaw": "Jigsaw", "mae": "MAE", "clip": "CLIP", "roclip": "RoCLIP", "safeclip": "SafeCLIP",
 }  # fmt: skip
 """Of the built-in methods, by kind."""
 
