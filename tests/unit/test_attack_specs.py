@@ -37,7 +37,8 @@ every = pytest.mark.parametrize("attack", EVERY, ids=lambda attack: attack.kind)
 
 def test_every_attack_is_examined() -> None:
     assert {type(one) for one in EVERY} == set(built_in("attack"))
-    assert {one.kind: type(one) for one in EVERY} == members("attack")
+    known = {one.kind: type(one) for one in EVERY}
+    assert known.items() <= members("attack").items()  # an audit's own attack may have been loaded before
 
 
 @every
