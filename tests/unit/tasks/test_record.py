@@ -140,7 +140,8 @@ def test_a_record_finished_between_the_first_look_and_the_own_run_stays(lab, mon
 
 
 def test_two_that_finish_at_once_keep_the_same(lab, monkeypatch):
-    both = Barrier(2, timeout=60)
+    filled, both = Barrier(2, timeout=60), Barrier(2, timeout=60)
+    lab.meanwhile = lambda own: filled.wait()  # neither finds the other's whole before it begins
 
     class Together(mlflow.MlflowClient):
         def set_terminated(self, *given: object) -> None:
