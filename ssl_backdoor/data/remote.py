@@ -320,12 +320,20 @@ def transport_of(address: str) -> Transport:
     settings = tuple(sorted(one for one in os.environ.items() if _SETTING.match(one[0])))
     if (is_s3, settings) not in _transports:
         with needs_extra("s3", "data on S3" if is_s3 else "data on https"):
-            if is_s3:
-                from ssl_backdoor.data.remote_s3 import S3Transport as Made
-            else:
-                from ssl_backdoor.data.remote_https import HttpsTransport as Made  # type: ignore[assignment]
-        _transports[is_s3, settings] = Made()
+            _transports[is_s3, settings] = _s3() if is_s3 else _https()
     return _transports[is_s3, settings]
+
+
+def _s3() -> Transport:
+    from ssl_backdoor.data.remote_s3 import S3Transport
+
+    return S3Transport()
+
+
+def _https() -> Transport:
+    from ssl_backdoor.data.remote_https import HttpsTransport
+
+    return HttpsTransport()
 
 
 def flatten(paths: Iterable[SourcePath]) -> Iterator[SourceFile]:
